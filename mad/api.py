@@ -1,0 +1,82 @@
+"""The black-box API: all that an adversary ever sees of a victim."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor, nn
+
+from mad import simplex
+from mad.defenses import Defense
+from mad.errors import BudgetExceededError, MadError, number
+
+BATCH = 256
+
+
+class BlackBox:
+    """A victim behind its defense, with a ledger. Safe to call from many threads.
+
+    Args:
+        model: the served classifier, images in [0, 1] to logits (B, K), in eval mode.
+        defense: prepared for that model.
+        shape: (C, H, W) of the images it takes.
+        budget: how many images may be asked about; None for the defender's own measurements.
+        device: where the model lies.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        defense: Defense,
+        shape: tuple[int, int, int],
+        budget: int | None,
+        device: torch.device,
+    ) -> None:
+        if model.training:
+            raise MadError("the served model is in train mode; call model.eval()")
+        if budget is not None:
+            number("attack.budget", budget, 1, whole=True)
+        self._model, self._defense, self._device = model, defense, device
+        self._lock = threading.Lock()
+        self._l1_total = 0.0
+        self.shape, self.budget = tuple(shape), budget
+        self.queries = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the defended posteriors, float32 (B, K) on the CPU, of images (B, C, H, W) in [0, 1].
+
+        The whole request is charged before it is answered; one that would pass the budget is refused whole.
+
+        Raises:
+            BudgetExceededError: if fewer queries are left than images were sent; nothing is charged.
+            MadError: if the images have another shape; nothing is charged.
+        """
+        if tuple(images.shape[1:]) != self.shape:
+            raise MadError(f"the API takes images of {self.shape}, got {tuple(images.shape[1:])}")
+        with self._lock:
+            if self.budget is not None and self.queries + len(images) > self.budget:
+                raise BudgetExceededError(
+                    f"{len(images)} queries asked for, {self.budget - self.queries} of {self.budget} left"
+                )
+            self.queries += len(images)
+        clean, defended = self.answer(images)
+        with self._lock:
+            self._l1_total += simplex.l1(clean, defended).sum().item()
+        return defended
+
+    @torch.no_grad()
+    def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the clean and the defended posteriors, charging nothing: the defender's own view."""
+        both = []
+        for batch in images.split(BATCH):
+            batch = batch.to(self._device)
+            clean = torch.softmax(self._model(batch), dim=1)
+            both.append((clean.cpu(), self._defense(batch, clean).cpu()))
+        clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
+        return clean, defended
+
+    @property
+    def l1_mean(self) -> float:
+        """The mean L1 distance, in [0, 2], between clean and defended answers to all queries so far."""
+        return self._l1_total / max(1, self.queries)

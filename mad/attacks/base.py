@@ -1,0 +1,74 @@
+"""The contract of an attack, and what it brings home."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mad.api import BlackBox
+from mad.datasets import unit
+from mad.errors import MadError, number
+from mad.progress import bar
+
+PAPER_BUDGET = 50_000
+REQUEST = 1024
+
+
+@dataclass(frozen=True)
+class TransferSet:
+    """Images and the API's answers to them.
+
+    Pool attacks keep ``rows`` into the pool and never a second copy of the images.
+    """
+
+    images: Tensor  # the pool, uint8 or float in [0, 1], (N, C, H, W)
+    rows: Tensor  # int64 (B,)
+    answers: Tensor  # float32 (B, K)
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """Spends a query budget on a black-box API.
+
+    Args:
+        budget: number of queries; None for the paper's 50,000, or the whole pool where that is smaller.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            number("attack.budget", self.budget, 1, whole=True)
+
+    def affordable(self, pool: Tensor, name: str) -> int:
+        """Return the number of queries to make.
+
+        Raises:
+            MadError: if the budget is above the pool's size.
+        """
+        if self.budget is not None and self.budget > len(pool):
+            raise MadError(
+                f"attack.budget={self.budget} is above the {len(pool)} images of pool {name}; "
+                "lower the budget or take a larger pool"
+            )
+        return self.budget or min(PAPER_BUDGET, len(pool))
+
+    @abstractmethod
+    def transfer_set(self, api: BlackBox, pool: Tensor, seed: int) -> TransferSet:
+        """Query the API, exactly ``api.budget`` times, with images of the pool, uint8 (N, C, H, W)."""
+
+
+def ask(api: BlackBox, pool: Tensor, rows: Tensor) -> Tensor:
+    """Query the API about rows (B,) of the pool; return its answers (B, K)."""
+    answers = []
+    with bar("queries", len(rows)) as progress:
+        for some in rows.split(REQUEST):
+            answers.append(api(unit(pool[some])))
+            progress(len(some), "", None)
+    return torch.cat(answers)

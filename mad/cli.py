@@ -1,0 +1,202 @@
+"""``mad-run`` and ``mad-figures``: the only module that knows Hydra."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException, MissingConfigException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mad.errors import MadError
+from mad.progress import err, out
+
+PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
+TRACEBACK = "MAD_TRACEBACK"  # tells the jobs of a sweep that HYDRA_FULL_ERROR was the user's wish
+
+
+def config_dir() -> Path:
+    """Return the folder of configs: inside an installed wheel, or at the top of a clone."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def register_aliases() -> None:
+    """Let every architecture be chosen for the knockoff too (``knockoff/architecture=``), with no second file."""
+    for file in sorted((config_dir() / "architecture").glob("*.yaml")):
+        node = {"defaults": [f"/architecture/{file.stem}@_here_"]}
+        ConfigStore.instance().store(group="knockoff/architecture", name=file.stem, node=node)
+
+
+def run() -> None:
+    """Enter ``mad-run``: any error is one line and exit code 1, or a traceback under HYDRA_FULL_ERROR=1."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        os.environ[TRACEBACK] = "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them its own way
+    # Plug-ins of the folder one stands in can be named in configs.
+    sys.path.append(os.getcwd())
+    register_aliases()
+    try:
+        hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(task)()
+    except KeyboardInterrupt:
+        err.print("stopped; what is finished is kept: give the same command again to go on")
+        sys.exit(130)
+    except Exception as error:
+        report(error)
+        sys.exit(1)
+
+
+def task(config: DictConfig) -> None:
+    """Run one cell; in a sweep, leave a note for the sweep's end instead of raising."""
+    if HydraConfig.get().mode == RunMode.RUN:
+        finish([cell_path(config)], Path(config.outputs), started=True)
+        return
+    note = Path(HydraConfig.get().sweep.dir) / f"{HydraConfig.get().job.num}.json"
+    overrides = list(HydraConfig.get().overrides.task)
+    try:
+        note.write_text(json.dumps({"overrides": overrides, "record": str(cell_path(config))}))
+    except Exception as error:
+        report(error)
+        note.write_text(json.dumps({"overrides": overrides, "error": one_line(error)}))
+
+
+def cell_path(config: DictConfig) -> Path:
+    """Run the config's cell, and its undefended reference; return its record's path below the outputs folder."""
+    from mad.device import choose  # torch is imported only once the config is known to be right
+    from mad.pipeline import Cell, run
+    from mad.store import Store
+
+    device = choose(config.device)
+    parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
+    cell = Cell(**parts, seed=config.seed)
+    store = Store(Path(config.outputs).expanduser())
+    for each in dict.fromkeys((cell.reference.path, cell.path)):
+        this = cell if each == cell.path else cell.reference
+        record, kept = run(this, store, device)
+        how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
+        epsilon = "" if record["epsilon"] is None else f" epsilon={record['epsilon']:g}"
+        err.print(
+            f"{record['victim']} {record['defense']}{epsilon}: defended {record['defended_accuracy']:.1%}, "
+            f"stolen {record['stolen_accuracy']:.1%} ({how})"
+        )
+    return cell.path
+
+
+class SweepEnd(Callback):
+    """After a sweep: its table, its failures, the figures; exit code 1 if a cell failed."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Read the notes that the sweep's jobs left."""
+        folder = Path(config.hydra.sweep.dir)
+        notes = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"), key=lambda f: int(f.stem))]
+        finish([Path(note["record"]) for note in notes if "record" in note], Path(config.outputs))
+        failed = [note for note in notes if "error" in note]
+        for note in failed:
+            err.print(f"failed: {' '.join(note['overrides'])}: {note['error']}", soft_wrap=True)
+        if failed:
+            err.print(f"{len(failed)} of {len(notes)} cells failed; the others are kept")
+            sys.exit(1)
+
+
+def finish(paths: list[Path], outputs: Path, started: bool = False) -> None:
+    """Print the table of some records; write ``records.csv`` and the figures of their scenes."""
+    from mad import records
+    from mad.figures import tradeoff
+    from mad.table import show
+
+    outputs = outputs.expanduser()
+    table = records.read(outputs)
+    if table.empty:
+        return
+    mine = table[table.fingerprint.isin([path.parent.name for path in paths])]
+    scenes = table[table.scene.isin(mine.scene)]
+    if mine.empty:
+        return
+    show(scenes[scenes.fingerprint.isin(mine.fingerprint) | (scenes.defense == "none") & scenes.seed.isin(mine.seed)])
+    out.print(str(records.write_csv(table, outputs)), soft_wrap=True)
+    for figure in tradeoff.write_all(scenes, outputs / "figures"):
+        out.print(str(figure), soft_wrap=True)
+
+
+def figures() -> None:
+    """Enter ``mad-figures``: records to ``records.csv`` and figures; nothing is trained."""
+    parser = argparse.ArgumentParser(
+        prog="mad-figures", description="Draw every trade-off curve from the records of earlier runs; trains nothing."
+    )
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
+    arguments = parser.parse_args()
+    from mad import records
+    from mad.figures import tradeoff
+
+    try:
+        table = records.read(arguments.outputs)
+        if table.empty:
+            raise MadError(f"no record below {arguments.outputs}/runs; run mad-run first, or say --outputs FOLDER")
+        out.print(str(records.write_csv(table, arguments.outputs)), soft_wrap=True)
+        for figure in tradeoff.write_all(table, arguments.outputs / "figures"):
+            out.print(str(figure), soft_wrap=True)
+    except (MadError, OSError) as error:
+        report(error)
+        sys.exit(1)
+
+
+def report(error: Exception) -> None:
+    """Print an error's line, or its traceback where that was asked for."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    err.print(f"mad: {one_line(error)}", soft_wrap=True, markup=False)
+
+
+def one_line(error: BaseException) -> str:
+    """Say in one line what was expected, what came and what to do."""
+    if isinstance(error, MadError):
+        return " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        choices = list(error.options or [])
+        return f"unknown {group or 'config'} {name!r}: choose from {', '.join(choices)}{near(name, choices)}"
+    if isinstance(error, InstantiationException) and error.__cause__:
+        return one_line(error.__cause__)
+    if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.full_key:
+        return unknown_key(str(error.__cause__.full_key), error.__cause__.parent_node) or plain(error)
+    return plain(error)
+
+
+def unknown_key(full_key: str, parent: Any) -> str | None:
+    """Say which key is unknown and which is near; None if the key exists and something else is wrong."""
+    above, _, key = full_key.rpartition(".")
+    if not isinstance(parent, DictConfig) or key in parent:
+        return None
+    known = [str(name) for name in parent if name != "hydra" and not str(name).startswith("_")]
+    where = f" in {above}" if above else ""
+    return f"unknown key {key!r}{where}: choose from {', '.join(known)}{near(key, known)}"
+
+
+def near(word: str, choices: list[str]) -> str:
+    """Suggest the choice that looks most like a word."""
+    found = difflib.get_close_matches(word, choices, n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def plain(error: BaseException) -> str:
+    """Return the first lines of any other error, joined."""
+    text = " ".join(str(error).split())[:300]
+    hint = "" if os.environ.get(TRACEBACK) else " (HYDRA_FULL_ERROR=1 shows where)"
+    return f"{text or type(error).__name__}{hint}" if isinstance(error, OmegaConfBaseException) or not text else (
+        f"{type(error).__name__}: {text}{hint}"
+    )
+
+
+__all__ = ["OmegaConf", "SweepEnd", "figures", "run"]

@@ -1,0 +1,113 @@
+"""The embedded default, real and offline: scikit-learn's handwritten digits, and letters from matplotlib's fonts."""
+
+from __future__ import annotations
+
+import math
+import string
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mad.datasets.base import Split
+from mad.errors import number
+from mad.seeds import generator
+
+TEST_IMAGES = 500
+GRID = 8  # both sets pass through the digits' own resolution, so that neither is sharper than the other
+FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmr10*", "cmss10*", "cmtt10*", "cmb10*", "cmmi10*")
+CANVAS = 32
+
+
+def enlarge(grid: Tensor) -> Tensor:
+    """Bring (N, 1, 8, 8) images in [0, 1] to LeNet's 28 x 28 as uint8."""
+    large = F.interpolate(grid, size=(28, 28), mode="bilinear", align_corners=False)
+    return large.clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """1,797 handwritten digits of 8 x 8 pixels, scaled to 28 x 28; a fixed 500 of them are the test split."""
+
+    name: str = "digits"
+    classes: int = 10
+    shape: tuple[int, int, int] = (1, 28, 28)
+
+    def train(self) -> Split:
+        """Return the 1,297 training images."""
+        return self._split(slice(TEST_IMAGES, None))
+
+    def test(self) -> Split:
+        """Return the 500 test images."""
+        return self._split(slice(TEST_IMAGES))
+
+    def images(self, shape: tuple[int, int, int]) -> Tensor:
+        """Return the training images, for use as a pool."""
+        return self.train().images
+
+    def _split(self, part: slice) -> Split:
+        from sklearn.datasets import load_digits  # a slow import
+
+        raw = load_digits()
+        # The split never moves with an experiment's seed.
+        chosen = torch.randperm(len(raw.target), generator=generator(0, "digits split"))[part]
+        images = torch.from_numpy(raw.images).float().unsqueeze(1) / 16
+        return Split(enlarge(images[chosen]), torch.from_numpy(raw.target).long()[chosen])
+
+
+@dataclass(frozen=True)
+class Letters:
+    """``size`` letters A-Z and a-z in random fonts, sizes, rotations and shears, on the digits' 8 x 8 grid.
+
+    Args:
+        size: number of images.
+        seed: draws font, letter and distortion; the same seed gives the same images.
+    """
+
+    name: str = "letters"
+    size: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        number("pool.size", self.size, 1, whole=True)
+
+    def images(self, shape: tuple[int, int, int]) -> Tensor:
+        """Return the letters, uint8 (size, 1, 28, 28)."""
+        draw = generator(self.seed, "letters")
+        glyphs = render_glyphs()
+        chosen = torch.randint(len(glyphs), (self.size,), generator=draw)
+        turn, shear, scale, right, down = torch.rand(5, self.size, generator=draw).mul(2).sub(1)
+        turn, shear, scale = turn * math.radians(15), shear * 0.25, 1.0 + scale * 0.15
+        cos, sin = torch.cos(turn) / scale, torch.sin(turn) / scale
+        affine = torch.stack([cos, shear * cos - sin, right * 0.1, sin, shear * sin + cos, down * 0.1], 1)
+        grid = F.affine_grid(affine.view(-1, 2, 3), [self.size, 1, CANVAS, CANVAS], align_corners=False)
+        bent = F.grid_sample(glyphs[chosen], grid, align_corners=False)
+        small = F.adaptive_avg_pool2d(bent, GRID)
+        # Thin fonts fade when they shrink; a digit's darkest pixel is always near full ink.
+        peak = small.amax(dim=(2, 3), keepdim=True).clamp(min=1e-3)
+        return enlarge(small / peak)
+
+
+def render_glyphs() -> Tensor:
+    """Draw every letter in every font, tightly cropped and centred: float (G, 1, CANVAS, CANVAS) in [0, 1]."""
+    import matplotlib
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    files = sorted({file for pattern in FONTS for file in folder.glob(pattern) if "Display" not in file.name})
+    glyphs = []
+    for file in files:
+        font = ImageFont.truetype(str(file), 48)
+        for letter in string.ascii_letters:
+            left, top, right, bottom = font.getbbox(letter)
+            ink = Image.new("L", (max(1, math.ceil(right - left)), max(1, math.ceil(bottom - top))))
+            ImageDraw.Draw(ink).text((-left, -top), letter, fill=255, font=font)
+            scale = 0.85 * CANVAS / max(ink.size)
+            ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX)
+            page = Image.new("L", (CANVAS, CANVAS))
+            page.paste(ink, ((CANVAS - ink.width) // 2, (CANVAS - ink.height) // 2))
+            glyphs.append(np.asarray(page, dtype=np.float32) / 255)
+    return torch.from_numpy(np.stack(glyphs)).unsqueeze(1)

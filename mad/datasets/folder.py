@@ -1,0 +1,56 @@
+"""A directory of images, as an adversary would gather them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mad.errors import MadError
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Every image below ``path``, converted to the victim's channels, resized and centre-cropped to its size."""
+
+    path: str | None = field(default=None, compare=False)
+    name: str = "image_folder"
+    content: Any = field(default=None)
+
+    def __post_init__(self) -> None:
+        if not self.path or not Path(self.path).is_dir():
+            raise MadError(f"pool.path must be a folder of images, got {self.path!r}; set pool.path=FOLDER")
+        if not self.files:
+            raise MadError(f"no image below pool.path={self.path}; looked for {' '.join(sorted(ENDINGS))}")
+        # The folder may lie anywhere: what is in it decides the numbers.
+        listing = [[file.relative_to(self.path).as_posix(), file.stat().st_size] for file in self.files]
+        object.__setattr__(self, "content", listing)
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The image files in a fixed order."""
+        return sorted(file for file in Path(str(self.path)).rglob("*") if file.suffix.lower() in ENDINGS)
+
+    def images(self, shape: tuple[int, int, int]) -> Tensor:
+        """Return the images as uint8 of (N, *shape)."""
+        import numpy as np
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        channels, height, width = shape
+        if channels not in (1, 3):
+            raise MadError(f"an image folder gives 1 or 3 channels, the victim takes {channels}")
+        out = torch.empty(len(self.files), *shape, dtype=torch.uint8)
+        for row, file in enumerate(self.files):
+            try:
+                with Image.open(file) as image:
+                    fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height))
+            except (UnidentifiedImageError, OSError) as error:
+                raise MadError(f"{file} cannot be read as an image; remove it from the pool") from error
+            out[row] = torch.from_numpy(np.array(fitted)).view(height, width, channels).permute(2, 0, 1)
+        return out

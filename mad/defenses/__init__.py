@@ -1,0 +1,5 @@
+"""What a victim does to its answers. One file and one YAML a defense."""
+
+from mad.defenses.base import Defense, Undefended
+
+__all__ = ["Defense", "Undefended"]

@@ -1,0 +1,86 @@
+"""The contract of a defense, and the one place that keeps its promises."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeVar, final
+
+import torch
+from torch import Tensor, nn
+
+from mad import simplex
+from mad.errors import MadError, number
+
+if TYPE_CHECKING:
+    from mad.victim import Victim
+
+Self = TypeVar("Self", bound="Defense")
+EPSILON_MAX = 2.0  # the L1 diameter of the simplex
+
+
+@dataclass
+class Defense(ABC):
+    """Perturbs posteriors. An author writes ``perturb``; calling the defense keeps the promises.
+
+    Args:
+        epsilon: L1 budget in [0, 2]; None for a baseline without one, whose L1 is then only measured.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    epsilon: float | None
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None:
+            number("defense.epsilon", self.epsilon, 0, EPSILON_MAX)
+
+    @final
+    def prepared(self: Self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> Self:
+        """Return a copy that is bound to a trained victim and ready to be called."""
+        ready = copy.copy(self)
+        ready.prepare(victim, model, seed, device)
+        return ready
+
+    def prepare(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> None:
+        """Build what ``perturb`` needs (a surrogate, a noise key); by default nothing."""
+
+    def serve(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> nn.Module:
+        """Return the model that is served; a defense that acts at training time returns another than ``model``."""
+        return model
+
+    @abstractmethod
+    def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Return what to answer, float (B, K); images (B, C, H, W) in [0, 1], clean posteriors (B, K)."""
+
+    @final
+    @torch.no_grad()
+    def __call__(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Answer with posteriors: finite, on the simplex, within ``epsilon`` of ``clean`` in L1.
+
+        Raises:
+            MadError: if a row of ``clean`` is no posterior; nothing wrong is passed on.
+        """
+        if not simplex.is_posterior(clean).all():
+            raise MadError("the victim answered with NaN, infinities or rows off the simplex; check the victim")
+        if self.epsilon == 0:
+            return clean
+        answer = simplex.repair(self.perturb(images, clean), clean)
+        return answer if self.epsilon is None else simplex.shrink(answer, clean, self.epsilon)
+
+
+@dataclass
+class Undefended(Defense):
+    """The API as it is: every answer is the clean posterior."""
+
+    name = "none"
+    epsilon: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        if self.epsilon != 0:
+            raise MadError(f"defense=none perturbs nothing and takes no epsilon but 0, got {self.epsilon!r}")
+
+    def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Return the clean posteriors."""
+        return clean

@@ -1,0 +1,28 @@
+"""The one error users see: a line that says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+class MadError(Exception):
+    """A mistake in what was asked for; its text is one line."""
+
+
+class BudgetExceededError(MadError):
+    """The black-box API refused a query because the budget is spent."""
+
+
+def number(name: str, value: Any, low: float, high: float = math.inf, *, whole: bool = False) -> Any:
+    """Return ``value`` if it is a finite number in [``low``, ``high``].
+
+    Raises:
+        MadError: if it is not a number, not whole where ``whole`` is asked for, or out of range.
+    """
+    kind = "a whole number" if whole else "a number"
+    bounds = f"in [{low:g}, {high:g}]" if high < math.inf else f"of at least {low:g}"
+    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not right or not math.isfinite(value) or not low <= value <= high:
+        raise MadError(f"{name} must be {kind} {bounds}, got {value!r}")
+    return value

@@ -1,0 +1,34 @@
+"""The scores of one cell, on the victim's own test split."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mad import simplex
+from mad.api import BlackBox
+from mad.datasets import Split, unit
+from mad.training import logits_of
+
+
+def utility(api: BlackBox, test: Split) -> dict[str, float]:
+    """Return what honest users get: accuracies in [0, 1], with and without the defense, and L1 in [0, 2]."""
+    clean, defended = api.answer(unit(test.images))
+    distance = simplex.l1(clean, defended)
+    return {
+        "victim_accuracy": accuracy(clean.argmax(dim=1), test.labels),
+        "defended_accuracy": accuracy(defended.argmax(dim=1), test.labels),
+        "l1_mean": distance.mean().item(),
+        "l1_max": distance.max().item(),
+    }
+
+
+def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device) -> dict[str, float]:
+    """Return what the adversary got: its accuracy, and how often it agrees with the undefended victim, in [0, 1]."""
+    theirs, ours = (logits_of(net, test.images, device).argmax(dim=1) for net in (stolen, model))
+    return {"stolen_accuracy": accuracy(theirs, test.labels), "agreement": accuracy(theirs, ours)}
+
+
+def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of equal entries of two (N,) tensors."""
+    return (predictions == labels).double().mean().item()

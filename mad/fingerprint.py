@@ -1,0 +1,61 @@
+"""What a thing is made of, and the name that follows from it.
+
+A part of an experiment is a dataclass: its fields are its whole description. Fields with ``compare=False`` (paths,
+devices) change no number and stay out. A class may bump ``version`` when its algorithm changes its numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe(thing: Any) -> Any:
+    """Return the JSON-able description of a dataclass, a partial, a callable or a plain value.
+
+    Raises:
+        TypeError: for anything else, whose identity could not be told from its text.
+    """
+    if thing is None or isinstance(thing, (bool, int, str)):
+        return thing
+    if isinstance(thing, float):
+        return int(thing) if thing.is_integer() else thing
+    if isinstance(thing, Mapping):
+        return {str(key): describe(value) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [describe(value) for value in thing]
+    if isinstance(thing, functools.partial):
+        return {"call": describe(thing.func), "args": describe(thing.args), **describe(thing.keywords)}
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = {f.name: describe(getattr(thing, f.name)) for f in dataclasses.fields(thing) if f.compare}
+        return {"class": describe(type(thing)), "version": getattr(thing, "version", 1), **fields}
+    if callable(thing) and hasattr(thing, "__qualname__"):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    raise TypeError(f"cannot fingerprint {thing!r}: make it a dataclass, a partial or a plain value")
+
+
+def digest(description: Any) -> str:
+    """Return the 16 hexadecimal digits that name a description."""
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def settings(thing: Any) -> str:
+    """Return the fields of a dataclass that differ from their defaults, as ``name=value``, epsilon apart.
+
+    Fields without a default are not shown; a nested dataclass shows its ``name`` and its own such fields.
+    """
+    changed = []
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        missing = field.default is dataclasses.MISSING
+        if field.name == "epsilon" or not field.compare or missing or describe(field.default) == describe(value):
+            continue
+        if dataclasses.is_dataclass(value):
+            value = " ".join(filter(None, [getattr(value, "name", type(value).__name__), settings(value)]))
+        changed.append(f"{field.name}={value}")
+    return " ".join(changed)

@@ -1,0 +1,143 @@
+"""One cell of an experiment, from the victim to the record.
+
+    victim -> defense -> black-box API -> attack (transfer set) -> recovery -> knockoff -> evaluation -> record
+
+Objects in, a record out: no config, no command line.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mad import __version__
+from mad.api import BlackBox
+from mad.attacks import Attack
+from mad.datasets import Pool
+from mad.defenses import Defense, Undefended
+from mad.errors import MadError, number
+from mad.evaluation import theft, utility
+from mad.fingerprint import describe, digest, settings
+from mad.knockoff import Knockoff
+from mad.recoveries import Recovery
+from mad.store import Record, Store
+from mad.victim import Victim
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything that determines a record's numbers."""
+
+    victim: Victim
+    pool: Pool
+    defense: Defense
+    attack: Attack
+    recovery: Recovery
+    knockoff: Knockoff
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        number("seed", self.seed, 0, 2**62, whole=True)
+        if self.defense.epsilon == 0:  # whatever the defense, its answers are the clean ones
+            object.__setattr__(self, "defense", Undefended())
+        if self.knockoff.architecture is None:
+            own = replace(self.knockoff, architecture=self.victim.architecture)
+            object.__setattr__(self, "knockoff", own)
+
+    @property
+    def reference(self) -> Cell:
+        """The same theft with no defense."""
+        return replace(self, defense=Undefended())
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of everything that determines this cell's numbers."""
+        return digest(describe(self))
+
+    @property
+    def scene(self) -> str:
+        """The name of everything but the defense and the seeds: cells of one scene belong in one figure."""
+        description = describe(self)
+        del description["defense"], description["seed"], description["victim"]["seed"]
+        return digest(description)
+
+    @property
+    def path(self) -> Path:
+        """Where this cell's record lies, below the outputs folder."""
+        parts = (self.victim.name, self.defense.name, self.attack.name, self.fingerprint)
+        return Path("runs", *parts, "record.json")
+
+
+def run(cell: Cell, store: Store, device: torch.device) -> tuple[Record, bool]:
+    """Return the cell's record, and whether it was kept from an earlier run."""
+    return store.record(cell.path, lambda: steal(cell, store, device))
+
+
+def steal(cell: Cell, store: Store, device: torch.device) -> Record:
+    """Train or load the victim, defend it, steal it within the budget, and score both sides."""
+    images = cell.pool.images(cell.victim.dataset.shape)
+    if tuple(images.shape[1:]) != tuple(cell.victim.dataset.shape):
+        raise MadError(
+            f"pool {cell.pool.name} gives images of {tuple(images.shape[1:])}, victim {cell.victim.name} takes "
+            f"{tuple(cell.victim.dataset.shape)}; choose another pool"
+        )
+    budget = cell.attack.affordable(images, cell.pool.name)
+    model, seconds_victim = store.victim(cell.victim, device)
+
+    served = cell.defense.serve(cell.victim, model, cell.seed, device)
+    defense = cell.defense.prepared(cell.victim, served, cell.seed, device)
+    api = BlackBox(served, defense, cell.victim.dataset.shape, budget, device)
+
+    start = time.perf_counter()
+    transfer = cell.attack.transfer_set(api, images, cell.seed)
+    targets = cell.recovery(transfer.answers)
+    queried = time.perf_counter()
+    stolen = cell.knockoff.train(transfer, targets, cell.victim, cell.seed, device)
+    trained = time.perf_counter()
+
+    test = cell.victim.dataset.test()
+    return {
+        **facts(cell),
+        "budget": budget,
+        "queries": api.queries,
+        **utility(api, test),
+        **theft(stolen, model, test, device),
+        "l1_mean_queries": api.l1_mean,
+        "chance": 1 / cell.victim.dataset.classes,
+        "seconds_victim": seconds_victim,
+        "seconds_queries": queried - start,
+        "seconds_knockoff": trained - queried,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def facts(cell: Cell) -> dict[str, Any]:
+    """Return the columns that say what a record is of."""
+    return {
+        "victim": cell.victim.name,
+        "dataset": cell.victim.dataset.name,
+        "architecture": name_of(cell.victim.architecture),
+        "pool": cell.pool.name,
+        "defense": cell.defense.name,
+        "defense_settings": settings(cell.defense),
+        "epsilon": cell.defense.epsilon,
+        "attack": cell.attack.name,
+        "recovery": cell.recovery.name,
+        "knockoff_architecture": name_of(cell.knockoff.architecture),
+        "knockoff_epochs": cell.knockoff.trainer.epochs,
+        "seed": cell.seed,
+        "scene": cell.scene,
+        "fingerprint": cell.fingerprint,
+        "version": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def name_of(factory: Any) -> str:
+    """Return the lower-case name of an architecture's factory."""
+    return getattr(factory, "func", factory).__name__.lower()

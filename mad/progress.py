@@ -1,0 +1,54 @@
+"""Terminal output: progress on stderr while something long runs, results on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+# A table keeps its columns where there is no terminal to fit.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+err = Console(stderr=True, highlight=False)
+REFRESHES_A_SECOND = 4
+
+
+@contextmanager
+def bar(task: str, total: int) -> Iterator[Callable[[int, str, Tensor | None], None]]:
+    """Show a bar over ``total`` images: stage, loss, images per second, time gone and left.
+
+    Yields a function of (images done, stage, loss). Nothing is drawn where stderr is no terminal.
+    """
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[stage]} {task.fields[loss]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=err, disable=not err.is_terminal, refresh_per_second=REFRESHES_A_SECOND
+    ) as progress:
+        row = progress.add_task(task, total=total, stage="", loss="", rate="")
+        shown = -1.0
+
+        def advance(images: int, stage: str, loss: Tensor | None = None) -> None:
+            nonlocal shown
+            now = progress.get_time()
+            progress.update(row, advance=images)
+            # Reading a loss waits for the device, so it is read only as often as it can be seen.
+            if err.is_terminal and now - shown > 1 / REFRESHES_A_SECOND:
+                shown = now
+                speed = progress.tasks[row].speed
+                progress.update(
+                    row,
+                    stage=stage,
+                    loss="" if loss is None else f"loss {loss.item():.3f}",
+                    rate=f"{speed:,.0f} images/s" if speed else "",
+                )
+
+        yield advance

@@ -1,0 +1,21 @@
+"""The label-only adversary (paper, fig. 5 and 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mad.recoveries.base import Recovery
+
+
+@dataclass(frozen=True)
+class Argmax(Recovery):
+    """Keep the top class of each answer and forget the rest; undoes every defense that leaves the top class."""
+
+    name = "argmax"
+
+    def __call__(self, answers: Tensor) -> Tensor:
+        """Return one-hot targets (B, K)."""
+        return F.one_hot(answers.argmax(dim=1), answers.shape[1]).to(answers.dtype)
