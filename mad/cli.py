@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mad.errors import MadError
@@ -133,7 +133,8 @@ def finish(paths: list[Path], outputs: Path, started: bool = False) -> None:
 def figures() -> None:
     """Enter ``mad-figures``: records to ``records.csv`` and figures; nothing is trained."""
     parser = argparse.ArgumentParser(
-        prog="mad-figures", description="Draw every trade-off curve from the records of earlier runs; trains nothing."
+        prog="mad-figures",
+        description="Draw every trade-off curve from the records of earlier runs; trains nothing.",
     )
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
     arguments = parser.parse_args()
@@ -194,9 +195,8 @@ def plain(error: BaseException) -> str:
     """Return the first lines of any other error, joined."""
     text = " ".join(str(error).split())[:300]
     hint = "" if os.environ.get(TRACEBACK) else " (HYDRA_FULL_ERROR=1 shows where)"
-    return f"{text or type(error).__name__}{hint}" if isinstance(error, OmegaConfBaseException) or not text else (
-        f"{type(error).__name__}: {text}{hint}"
+    return (
+        f"{text or type(error).__name__}{hint}"
+        if isinstance(error, OmegaConfBaseException) or not text
+        else (f"{type(error).__name__}: {text}{hint}")
     )
-
-
-__all__ = ["OmegaConf", "SweepEnd", "figures", "run"]

@@ -42,15 +42,17 @@ class Knockoff:
         for name in changes:
             object.__setattr__(self, name, None)
 
-    def train(self, transfer: TransferSet, targets: Tensor, victim: Victim, seed: int, device: torch.device) -> nn.Module:
+    def train(
+        self, transfer: TransferSet, targets: Tensor, victim: Victim, seed: int, device: torch.device
+    ) -> nn.Module:
         """Return the knockoff after its last epoch; targets are posteriors (B, K)."""
         with seeded(seed, "knockoff"):
-            model = (self.architecture or victim.architecture)(shape=victim.dataset.shape, classes=victim.dataset.classes)
+            model = (self.architecture or victim.architecture)(
+                shape=victim.dataset.shape, classes=victim.dataset.classes
+            )
         if self.initial_weights:
             self._start(model)
-        self.trainer.fit(
-            model, transfer.images[transfer.rows], targets, seed=seed, device=device, task="knockoff"
-        )
+        self.trainer.fit(model, transfer.images[transfer.rows], targets, seed=seed, device=device, task="knockoff")
         return model
 
     def _start(self, model: nn.Module) -> None:

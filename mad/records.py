@@ -11,7 +11,17 @@ import pandas as pd
 from mad.progress import err
 from mad.store import Record, write
 
-REQUIRED = ("victim", "pool", "defense", "epsilon", "attack", "scene", "seed", "fingerprint", "stolen_accuracy")
+REQUIRED = (
+    "victim",
+    "pool",
+    "defense",
+    "epsilon",
+    "attack",
+    "scene",
+    "seed",
+    "fingerprint",
+    "stolen_accuracy",
+)
 ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "epsilon", "seed"]
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from mad.errors import MadError
 from mad.fingerprint import describe, digest
 from mad.progress import err
+from mad.training import place
 from mad.victim import Victim
 
 Record = dict[str, Any]
@@ -99,7 +100,7 @@ class Store:
                 return None
             model = victim.untrained(seed=victim.seed, purpose="victim")
             model.load_state_dict(load(content))
-            return model.to(device, memory_format=torch.channels_last).eval(), found["seconds"]
+            return place(model, device).eval(), found["seconds"]
 
         def make() -> tuple[nn.Module, float]:
             start = time.perf_counter()

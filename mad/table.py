@@ -16,8 +16,16 @@ def show(rows: pd.DataFrame) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("defense", "epsilon", "seed"):
         table.add_column(heading)
-    for heading in ("victim\n%", "defended\n%", "mean\nL1", "stolen\n%", "undefended\nstolen %", "agreement\n%",
-                    "queries", "seconds"):
+    for heading in (
+        "victim\n%",
+        "defended\n%",
+        "mean\nL1",
+        "stolen\n%",
+        "undefended\nstolen %",
+        "agreement\n%",
+        "queries",
+        "seconds",
+    ):
         table.add_column(heading, justify="right")
     rows = pd.concat([rows[rows.defense == "none"], rows[rows.defense != "none"]])
     for _, row in rows.iterrows():

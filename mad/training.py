@@ -64,7 +64,9 @@ class Trainer:
     def but(self, **changes: Any) -> Trainer:
         """Return this recipe with the changes that are not None; epochs asked for by name are final."""
         given = {name: value for name, value in changes.items() if value is not None}
-        return replace(self, **given, **({"min_steps": 0} if "epochs" in given else {}))
+        if "epochs" in given:
+            given["min_steps"] = 0
+        return replace(self, **given)
 
     def fit(
         self, model: nn.Module, images: Tensor, targets: Tensor, *, seed: int, device: torch.device, task: str
@@ -80,8 +82,7 @@ class Trainer:
             device: where to train.
             task: what the progress bar calls this.
         """
-        # Small convolutions on channels-last tensors run at two to three times the speed on CPUs.
-        model.to(device, memory_format=torch.channels_last).train()
+        place(model, device).train()
         images, targets = images.to(device), targets.to(device)
         order = generator(seed, f"order of {task}")
         steps = -(-len(images) // self.batch_size)
@@ -106,9 +107,7 @@ class Trainer:
             return Adam(model.parameters(), **common)
         if self.optimizer == "adagrad":
             return Adagrad(model.parameters(), **common)
-        return SGD(
-            model.parameters(), **common, momentum=self.momentum if self.optimizer == "momentum" else 0.0
-        )
+        return SGD(model.parameters(), **common, momentum=self.momentum if self.optimizer == "momentum" else 0.0)
 
     def _scheduler(self, optimizer: Optimizer, steps: int, epochs: int) -> lr_scheduler.LRScheduler:
         """Return a scheduler that is stepped once a batch."""
@@ -119,6 +118,11 @@ class Trainer:
         return lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warm, max(0.0, (total - step) / max(1, total - warm)))
         )
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to a device, channels last: small convolutions run two to three times as fast so on CPUs."""
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

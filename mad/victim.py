@@ -51,7 +51,5 @@ class Victim:
         """Train on the labelled training split."""
         split = self.dataset.train()
         model = self.untrained(seed=self.seed, purpose="victim")
-        self.trainer.fit(
-            model, split.images, split.labels, seed=self.seed, device=device, task=f"victim {self.name}"
-        )
+        self.trainer.fit(model, split.images, split.labels, seed=self.seed, device=device, task=f"victim {self.name}")
         return model

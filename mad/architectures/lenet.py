@@ -17,9 +17,7 @@ class LeNet(nn.Module):
         std: pixels are divided by it.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], classes: int, mean: float = 0.1307, std: float = 0.3081
-    ) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, mean: float = 0.1307, std: float = 0.3081) -> None:
         super().__init__()
         channels, height, width = shape
         rows, columns = ((height - 4) // 2 - 4) // 2, ((width - 4) // 2 - 4) // 2

@@ -106,7 +106,9 @@ def render_glyphs() -> Tensor:
             ink = Image.new("L", (max(1, math.ceil(right - left)), max(1, math.ceil(bottom - top))))
             ImageDraw.Draw(ink).text((-left, -top), letter, fill=255, font=font)
             scale = 0.85 * CANVAS / max(ink.size)
-            ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX)
+            ink = ink.resize(
+                (max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX
+            )
             page = Image.new("L", (CANVAS, CANVAS))
             page.paste(ink, ((CANVAS - ink.width) // 2, (CANVAS - ink.height) // 2))
             glyphs.append(np.asarray(page, dtype=np.float32) / 255)

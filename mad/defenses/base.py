@@ -43,7 +43,7 @@ class Defense(ABC):
         ready.prepare(victim, model, seed, device)
         return ready
 
-    def prepare(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> None:
+    def prepare(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> None:  # noqa: B027
         """Build what ``perturb`` needs (a surrogate, a noise key); by default nothing."""
 
     def serve(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> nn.Module:

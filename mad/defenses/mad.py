@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Mad(Defense):
 
     name = "mad"
     epsilon: float | None
-    surrogate: Surrogate = RandomSurrogate()
+    surrogate: Surrogate = field(default=RandomSurrogate())
 
     def prepare(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> None:
         """Build the surrogate."""

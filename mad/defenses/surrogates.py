@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import nn
 
+from mad.training import place
 from mad.victim import Architecture, Victim
 
 
@@ -34,4 +35,4 @@ class RandomSurrogate:
     def build(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> nn.Module:
         """Draw the weights from ``seed``."""
         surrogate = victim.untrained(self.architecture, seed=seed, purpose="surrogate")
-        return surrogate.to(device, memory_format=torch.channels_last).requires_grad_(False)
+        return place(surrogate, device).requires_grad_(False)

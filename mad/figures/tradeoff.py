@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -43,44 +44,104 @@ def curves(scene: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def draw(scene: pd.DataFrame) -> Figure:
     """Draw one scene: stolen accuracy against defended accuracy, and against the mean L1 on the test split."""
-    first = scene.iloc[0]
-    victim, chance = 100 * scene.victim_accuracy.mean(), 100 * first.chance
-    figure = Figure(figsize=(9.0, 3.9), layout="constrained")
+    victim, chance = 100 * scene.victim_accuracy.mean(), 100 * scene.chance.iloc[0]
+    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for (label, points), style in zip(curves(scene).items(), STYLES * 9, strict=False):
-        line(left, points, "defended_accuracy", label, style)
-        line(right, points, "l1_mean", label, style)
-    for axes, best in ((left, victim), (right, 0.0)):
-        axes.axhline(chance, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-        axes.plot([best], [chance], marker="*", markersize=15, color="#F0E442", markeredgecolor="black", zorder=5,
-                  linestyle="none", clip_on=False, label="ideal: no cost, chance for the thief")
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    right.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8,
-                   color=INK, xytext=(0, 2), textcoords="offset points")
+    found = curves(scene)
+    for axes, x, best in ((left, "defended_accuracy", victim), (right, "l1_mean", 0.0)):
+        for (label, points), style in zip(found.items(), itertools.cycle(STYLES)):
+            line(axes, points, x, label, style)
+        landmarks(axes, scene, x, (best, chance))
+    right.annotate(
+        "chance",
+        (1, chance),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color=INK,
+        xytext=(0, 2),
+        textcoords="offset points",
+    )
     lowest = 100 * scene.defended_accuracy.min()
-    margin = max(0.6, 0.06 * (victim - lowest))
-    left.set(xlabel="accuracy of the defended API, %  (right is better)",
-             ylabel="accuracy of the stolen model, %\n(down is better)", xlim=(lowest - margin, victim + margin))
-    right.set(xlabel="mean L1 distance of the answers on test images  (left is better)", xlim=(-0.03, None))
-    left.set_ylim(0, 103)
-    stars = left.get_legend_handles_labels()
-    figure.legend(*stars, loc="outside lower center", ncols=min(3, len(stars[1])), frameon=False, fontsize=9)
+    margin = max(0.6, 0.1 * (victim - lowest))
+    left.set(
+        xlabel="accuracy of the defended API, % (right is better)",
+        ylabel="accuracy of the stolen model, % (down is better)",
+        xlim=(lowest - margin, victim + margin),
+    )
+    right.set(
+        xlabel="mean L1 distance of answers, test images (left is better)",
+        xlim=(-0.05, max(0.25, 1.12 * scene.l1_mean.max())),
+    )
+    left.set_ylim(0, 104)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title(scene), fontsize=10)
     return figure
 
 
+def landmarks(axes: Axes, scene: pd.DataFrame, x: str, ideal: tuple[float, float]) -> None:
+    """Mark chance level, the ideal corner and the undefended point."""
+    axes.axhline(ideal[1], color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.plot(
+        *([value] for value in ideal),
+        marker="*",
+        markersize=15,
+        color="#F0E442",
+        markeredgecolor="black",
+        zorder=5,
+        linestyle="none",
+        label="ideal: no cost, chance for the thief",
+    )
+    origin = scene[scene.defense == "none"]
+    if len(origin):
+        at = 100 * origin[x].mean() if x != "l1_mean" else 0.0
+        axes.plot(
+            [at],
+            [100 * origin.stolen_accuracy.mean()],
+            marker="o",
+            markersize=9,
+            color="white",
+            markeredgecolor="black",
+            zorder=4,
+            linestyle="none",
+            label="undefended",
+        )
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def line(axes: Axes, points: pd.DataFrame, x: str, label: str, style: tuple[str, str, str]) -> None:
-    """Draw one defense's curve, each point labelled with its epsilon."""
+    """Draw one defense's curve, each point but the undefended one labelled with its epsilon."""
     color, marker, dashes = style
     xs, ys = points[x]["mean"], points["stolen_accuracy"]["mean"]
-    axes.errorbar(xs, ys, xerr=points[x]["std"].fillna(0), yerr=points["stolen_accuracy"]["std"].fillna(0),
-                  color=color, marker=marker, linestyle=dashes, markersize=5, linewidth=1.4, capsize=2, label=label)
-    for place, (epsilon, at_x, at_y) in enumerate(zip(points.index, xs, ys, strict=True)):
-        text = "undefended" if epsilon == 0 else "" if pd.isna(epsilon) else f"ε={epsilon:g}"
-        below = place % 2 and x == "defended_accuracy"
-        axes.annotate(text, (at_x, at_y), xytext=(-6, -4 if below else 3), textcoords="offset points", fontsize=7,
-                      color=color if epsilon else INK, ha="right", va="top" if below else "bottom")
+    spread = {"xerr": points[x]["std"], "yerr": points["stolen_accuracy"]["std"]}
+    known = {name: std.fillna(0) for name, std in spread.items() if std.notna().any()}
+    axes.errorbar(
+        xs,
+        ys,
+        **known,
+        color=color,
+        marker=marker,
+        linestyle=dashes,
+        markersize=5,
+        linewidth=1.4,
+        capsize=2,
+        label=label,
+    )
+    for epsilon, at_x, at_y in zip(points.index, xs, ys, strict=True):
+        if epsilon and not pd.isna(epsilon):
+            above = x == "defended_accuracy"
+            axes.annotate(
+                f"{epsilon:g}",
+                (at_x, at_y),
+                xytext=(-4, 4) if above else (5, 3),
+                fontsize=7.5,
+                textcoords="offset points",
+                color=color,
+                ha="right" if above else "left",
+            )
 
 
 def title(scene: pd.DataFrame) -> str:
@@ -90,7 +151,7 @@ def title(scene: pd.DataFrame) -> str:
     recovery = "" if first.recovery == "none" else f", {first.recovery} of the answers"
     return (
         f"victim {first.victim} ({first.architecture}) - attack {first.attack} with {first.budget:,} queries "
-        f"from {first['pool']}{recovery} - {seeds} seed{'s' * (seeds > 1)}"
+        f"from {first['pool']}{recovery} - {seeds} seed{'s' * (seeds > 1)}, points labelled with epsilon"
     )
 
 
