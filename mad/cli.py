@@ -61,7 +61,11 @@ def run() -> None:
 def task(config: DictConfig) -> None:
     """Run one cell; in a sweep, leave a note for the sweep's end instead of raising."""
     if HydraConfig.get().mode == RunMode.RUN:
-        finish([cell_path(config)], Path(config.outputs), started=True)
+        try:
+            finish([cell_path(config)], Path(config.outputs))
+        except Exception as error:  # raised, it would pass through Hydra, which adds lines of its own
+            report(error)
+            sys.exit(1)
         return
     note = Path(HydraConfig.get().sweep.dir) / f"{HydraConfig.get().job.num}.json"
     overrides = list(HydraConfig.get().overrides.task)
@@ -81,7 +85,7 @@ def cell_path(config: DictConfig) -> Path:
     device = choose(config.device)
     parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
     cell = Cell(**parts, seed=config.seed)
-    store = Store(Path(config.outputs).expanduser())
+    store = Store(config.outputs)
     for each in dict.fromkeys((cell.reference.path, cell.path)):
         this = cell if each == cell.path else cell.reference
         record, kept = run(this, store, device)
@@ -110,13 +114,12 @@ class SweepEnd(Callback):
             sys.exit(1)
 
 
-def finish(paths: list[Path], outputs: Path, started: bool = False) -> None:
+def finish(paths: list[Path], outputs: Path) -> None:
     """Print the table of some records; write ``records.csv`` and the figures of their scenes."""
     from mad import records
     from mad.figures import tradeoff
     from mad.table import show
 
-    outputs = outputs.expanduser()
     table = records.read(outputs)
     if table.empty:
         return
@@ -170,6 +173,8 @@ def one_line(error: BaseException) -> str:
         return f"unknown {group or 'config'} {name!r}: choose from {', '.join(choices)}{near(name, choices)}"
     if isinstance(error, InstantiationException) and error.__cause__:
         return one_line(error.__cause__)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; set outputs= to a folder you may write"
     if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.full_key:
         return unknown_key(str(error.__cause__.full_key), error.__cause__.parent_node) or plain(error)
     return plain(error)

@@ -74,18 +74,31 @@ class Cell:
 
 def run(cell: Cell, store: Store, device: torch.device) -> tuple[Record, bool]:
     """Return the cell's record, and whether it was kept from an earlier run."""
-    return store.record(cell.path, lambda: steal(cell, store, device))
+    kept = store.find(cell.path)
+    if kept is not None:
+        return kept, True
+    images, budget = gather(cell)  # refuses what cannot be run before anything is trained or written
+    return store.record(cell.path, lambda: steal(cell, images, budget, store, device))
 
 
-def steal(cell: Cell, store: Store, device: torch.device) -> Record:
-    """Train or load the victim, defend it, steal it within the budget, and score both sides."""
+def gather(cell: Cell) -> tuple[torch.Tensor, int]:
+    """Return the adversary's images, uint8 (N, C, H, W), and how many queries it makes.
+
+    Raises:
+        MadError: if the victim cannot take the images, or the budget is above their number.
+    """
+    taken = tuple(cell.victim.dataset.shape)
     images = cell.pool.images(cell.victim.dataset.shape)
-    if tuple(images.shape[1:]) != tuple(cell.victim.dataset.shape):
+    if tuple(images.shape[1:]) != taken:
         raise MadError(
-            f"pool {cell.pool.name} gives images of {tuple(images.shape[1:])}, victim {cell.victim.name} takes "
-            f"{tuple(cell.victim.dataset.shape)}; choose another pool"
+            f"pool {cell.pool.name} gives {tuple(images.shape[1:])}, victim {cell.victim.name} takes {taken}: "
+            "choose another pool"
         )
-    budget = cell.attack.affordable(images, cell.pool.name)
+    return images, cell.attack.affordable(images, cell.pool.name)
+
+
+def steal(cell: Cell, images: torch.Tensor, budget: int, store: Store, device: torch.device) -> Record:
+    """Train or load the victim, defend it, steal it within the budget, and score both sides."""
     model, seconds_victim = store.victim(cell.victim, device)
 
     served = cell.defense.serve(cell.victim, model, cell.seed, device)

@@ -119,6 +119,10 @@ class Store:
 
         return keep_or_make(folder, read, make)[0]
 
+    def find(self, path: Path) -> Record | None:
+        """Return the record kept below ``outputs`` at ``path``, if there is one."""
+        return read_json(self.outputs / path)
+
     def record(self, path: Path, make: Callable[[], Record]) -> tuple[Record, bool]:
         """Return the record kept below ``outputs`` at ``path``, or make and keep it; and whether it was kept."""
         full = self.outputs / path
@@ -128,4 +132,4 @@ class Store:
             write(full, json.dumps(record, indent=2).encode())
             return record
 
-        return keep_or_make(full, lambda: read_json(full), make_and_write)
+        return keep_or_make(full, lambda: self.find(path), make_and_write)

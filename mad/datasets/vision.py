@@ -67,7 +67,7 @@ class Vision:
         from torchvision import datasets  # a slow import that the embedded default never pays
 
         loader = getattr(datasets, self.loader)
-        root = Path(self.root)
+        root = Path(self.root).expanduser()
         with contextlib.suppress(RuntimeError):
             return loader(str(root), train=train, download=False, **self.options)
         try:

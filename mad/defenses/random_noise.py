@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mad.defenses.base import Defense
+from mad.errors import number
 from mad.seeds import derive
 from mad.victim import Victim
 
@@ -29,6 +30,10 @@ class RandomNoise(Defense):
     name = "random_noise"
     epsilon: float | None
     scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("defense.scale", self.scale, 0)
 
     def prepare(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> None:
         """Draw the secret key."""
