@@ -21,7 +21,7 @@ def number(name: str, value: Any, low: float, high: float = math.inf, *, whole: 
         MadError: if it is not a number, not whole where ``whole`` is asked for, or out of range.
     """
     kind = "a whole number" if whole else "a number"
-    bounds = f"in [{low:g}, {high:g}]" if high < math.inf else f"of at least {low:g}"
+    bounds = f"in [{low:g}, {high:g}]" if high < 1e9 else f"of at least {low:g}"
     right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not right or not math.isfinite(value) or not low <= value <= high:
         raise MadError(f"{name} must be {kind} {bounds}, got {value!r}")

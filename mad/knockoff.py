@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +36,16 @@ class Knockoff:
     optimizer: str | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
-    initial_weights: str | None = None
+    initial_weights: str | None = field(default=None, compare=False)
+    initial_sha256: str | None = None  # which weights those are, wherever the file lies
 
     def __post_init__(self) -> None:
+        if self.initial_weights:
+            try:
+                content = Path(self.initial_weights).read_bytes()
+            except OSError as error:
+                raise MadError(f"knockoff.initial_weights={self.initial_weights}: {error.strerror}") from error
+            object.__setattr__(self, "initial_sha256", sha256(content).hexdigest())
         changes = ("epochs", "optimizer", "learning_rate", "weight_decay")
         object.__setattr__(self, "trainer", self.trainer.but(**{name: getattr(self, name) for name in changes}))
         for name in changes:

@@ -17,7 +17,7 @@ import torch
 from mad import __version__
 from mad.api import BlackBox
 from mad.attacks import Attack
-from mad.datasets import Pool
+from mad.datasets import Pool, Split
 from mad.defenses import Defense, Undefended
 from mad.errors import MadError, number
 from mad.evaluation import theft, utility
@@ -77,12 +77,12 @@ def run(cell: Cell, store: Store, device: torch.device) -> tuple[Record, bool]:
     kept = store.find(cell.path)
     if kept is not None:
         return kept, True
-    images, budget = gather(cell)  # refuses what cannot be run before anything is trained or written
-    return store.record(cell.path, lambda: steal(cell, images, budget, store, device))
+    images, budget, test = gather(cell)  # refuses what cannot be run before anything is trained or written
+    return store.record(cell.path, lambda: steal(cell, images, budget, test, store, device))
 
 
-def gather(cell: Cell) -> tuple[torch.Tensor, int]:
-    """Return the adversary's images, uint8 (N, C, H, W), and how many queries it makes.
+def gather(cell: Cell) -> tuple[torch.Tensor, int, Split]:
+    """Return the adversary's images, uint8 (N, C, H, W), how many queries it makes, and the victim's test split.
 
     Raises:
         MadError: if the victim cannot take the images, or the budget is above their number.
@@ -94,10 +94,10 @@ def gather(cell: Cell) -> tuple[torch.Tensor, int]:
             f"pool {cell.pool.name} gives {tuple(images.shape[1:])}, victim {cell.victim.name} takes {taken}: "
             "choose another pool"
         )
-    return images, cell.attack.affordable(images, cell.pool.name)
+    return images, cell.attack.affordable(images, cell.pool.name), cell.victim.dataset.test()
 
 
-def steal(cell: Cell, images: torch.Tensor, budget: int, store: Store, device: torch.device) -> Record:
+def steal(cell: Cell, images: torch.Tensor, budget: int, test: Split, store: Store, device: torch.device) -> Record:
     """Train or load the victim, defend it, steal it within the budget, and score both sides."""
     model, seconds_victim = store.victim(cell.victim, device)
 
@@ -112,7 +112,6 @@ def steal(cell: Cell, images: torch.Tensor, budget: int, store: Store, device: t
     stolen = cell.knockoff.train(transfer, targets, cell.victim, cell.seed, device)
     trained = time.perf_counter()
 
-    test = cell.victim.dataset.test()
     return {
         **facts(cell),
         "budget": budget,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 TINY = 1e-12
+NO_DIRECTION = 1e-6
 
 
 def objective(q: Tensor, y: Tensor, p: Tensor) -> Tensor:
@@ -34,9 +35,11 @@ def vertex(y: Tensor, p: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         The defended posteriors (B, K), and the chosen classes (B,).
     """
     u = p - y
+    # At p = y there is no direction to turn away from; rounding must not choose one.
+    u = torch.where(u.norm(dim=1, keepdim=True) > NO_DIRECTION, u, 0.0)
     dot = (u * p).sum(dim=1, keepdim=True) - u
     norm = ((p * p).sum(dim=1, keepdim=True) - 2 * p + 1).clamp(min=TINY).sqrt()
-    # ||p - y|| is common to all classes and changes no argmin; at p = y every class scores alike.
+    # ||p - y|| is common to all classes and changes no argmin.
     target = (dot / norm).argmin(dim=1)
     room = (1 - y.gather(1, target.unsqueeze(1))).clamp(min=TINY)
     step = (epsilon / (2 * room)).clamp(max=1)

@@ -45,9 +45,11 @@ def read_json(path: Path) -> Record | None:
     """Return a JSON object, or None if there is none; a damaged file is set aside with a line that says so."""
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, OSError):
+    except OSError as error:
+        raise MadError(f"cannot read {path} ({error.strerror}); check its permissions") from error
+    except ValueError:
         found = None
     if not isinstance(found, dict):
         set_aside(path)
@@ -58,7 +60,8 @@ def read_json(path: Path) -> Record | None:
 def set_aside(path: Path) -> None:
     """Rename a damaged file, so that it can be looked at and is never read again."""
     err.print(f"{path} is damaged: set aside as {path.name}.damaged and made again")
-    path.replace(path.with_name(path.name + ".damaged"))
+    with contextlib.suppress(FileNotFoundError):  # another process may have been faster
+        path.replace(path.with_name(path.name + ".damaged"))
 
 
 def keep_or_make(path: Path, read: Callable[[], Any], make: Callable[[], Any]) -> tuple[Any, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ class ImageFolder:
         if not self.files:
             raise MadError(f"no image below pool.path={self.path}; looked for {' '.join(sorted(ENDINGS))}")
         # The folder may lie anywhere: what is in it decides the numbers.
-        listing = [[file.relative_to(self.path).as_posix(), file.stat().st_size] for file in self.files]
+        listing = [
+            [file.relative_to(self.path).as_posix(), sha256(file.read_bytes()).hexdigest()] for file in self.files
+        ]
         object.__setattr__(self, "content", listing)
 
     @cached_property

@@ -1,0 +1,131 @@
+"""Toy parts, small enough to train in milliseconds, and a way to compose the shipped configs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
+from torch import nn
+
+from mad import cli
+from mad.attacks.knockoff import KnockoffRandom
+from mad.datasets import Split
+from mad.defenses.mad import Mad
+from mad.knockoff import Knockoff
+from mad.pipeline import Cell
+from mad.recoveries import AsAnswered
+from mad.seeds import generator
+from mad.training import Trainer
+from mad.victim import Victim
+
+CPU = torch.device("cpu")
+settings.register_profile("plain", deadline=None, database=None, max_examples=60)
+settings.load_profile("plain")
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Noisy copies of one random image a class; as a pool, the same in other noise."""
+
+    classes: int = 4
+    shape: tuple[int, int, int] = (1, 8, 8)
+    size: int = 200
+    name: str = "blobs"
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+    def train(self) -> Split:
+        return self._split("train")
+
+    def test(self) -> Split:
+        return self._split("test")
+
+    def images(self, shape):
+        return self._split("pool").images
+
+    def _split(self, part: str) -> Split:
+        centres = torch.randint(0, 200, (self.classes, *self.shape), generator=generator(0, "centres"))
+        labels = torch.arange(self.size) % self.classes
+        noise = torch.randint(0, 56, (self.size, *self.shape), generator=generator(0, part))
+        return Split((centres[labels] + noise).to(torch.uint8), labels)
+
+
+class Tiny(nn.Module):
+    """One linear layer."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.head = nn.Linear(torch.Size(shape).numel(), classes)
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+
+def trainer(**changes) -> Trainer:
+    recipe = {
+        "epochs": 8,
+        "batch_size": 20,
+        "optimizer": "momentum",
+        "learning_rate": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "schedule": "one_cycle",
+    }
+    return Trainer(**{**recipe, **changes})
+
+
+def victim(classes: int = 4, shape=(1, 8, 8), architecture=Tiny, **changes) -> Victim:
+    parts = {"name": "toy", "dataset": Blobs(classes, shape), "trainer": trainer()}
+    return Victim(architecture=architecture, **{**parts, **changes})
+
+
+def cell(epsilon: float = 0.5, budget: int | None = 50, **changes) -> Cell:
+    parts = {
+        "victim": victim(),
+        "pool": Blobs(),
+        "defense": Mad(epsilon),
+        "attack": KnockoffRandom(budget),
+        "recovery": AsAnswered(),
+        "knockoff": Knockoff(trainer()),
+    }
+    return Cell(**{**parts, **changes})
+
+
+def compose(*overrides: str):
+    """Return the config that mad-run would compose from a command line."""
+    GlobalHydra.instance().clear()
+    cli.register_aliases()
+    with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+        return hydra.compose("config", overrides=list(overrides))
+
+
+def build(node, **changes):
+    return hydra.utils.instantiate(node, _convert_="all", **changes)
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (cli.config_dir() / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """The names of the trainings that happen."""
+    happened = []
+    fit = Trainer.fit
+
+    def counting(self, *arguments, **named):
+        happened.append(named["task"])
+        return fit(self, *arguments, **named)
+
+    monkeypatch.setattr(Trainer, "fit", counting)
+    return happened

@@ -1,0 +1,128 @@
+"""The ledger of the black-box API."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import CPU, victim
+
+from mad import simplex
+from mad.api import BATCH, BlackBox
+from mad.defenses import Undefended
+from mad.defenses.mad import Mad
+from mad.errors import BudgetExceededError, MadError
+
+TOY = victim()
+
+
+def model_of():
+    return TOY.untrained(seed=0, purpose="victim")
+
+
+def api_of(budget, defense=None):
+    model = model_of()
+    return BlackBox(model, (defense or Undefended()).prepared(TOY, model, 0, CPU), (1, 8, 8), budget, CPU)
+
+
+def images(count):
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(count))
+
+
+def test_counts_every_image():
+    api = api_of(20)
+    for count, total in ((3, 3), (1, 4), (16, 20)):
+        assert api(images(count)).shape == (count, 4)
+        assert api.queries == total
+
+
+def test_a_request_past_the_budget_is_refused_whole():
+    api = api_of(10)
+    api(images(7))
+    with pytest.raises(BudgetExceededError, match="3 of 10 left"):
+        api(images(4))
+    assert api.queries == 7
+    api(images(3))
+    with pytest.raises(BudgetExceededError):
+        api(images(1))
+    assert api.queries == 10
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 8, 9), (5, 3, 8, 8), (5, 64), (1, 8, 8)])
+def test_a_wrong_shape_charges_nothing(shape):
+    api = api_of(10)
+    with pytest.raises(MadError, match=r"\(1, 8, 8\)"):
+        api(torch.rand(shape))
+    assert api.queries == 0
+
+
+def test_the_defenders_own_view_is_free():
+    api = api_of(10, Mad(0.5))
+    clean, defended = api.answer(images(50))
+    assert api.queries == 0
+    assert api.l1_mean == 0
+    assert torch.allclose(clean, torch.softmax(model_of()(images(50)), dim=1).detach(), atol=1e-6)
+    assert not torch.allclose(clean, defended, atol=1e-2)
+
+
+def test_no_budget_is_no_limit():
+    api = api_of(None)
+    api(images(BATCH + 1))
+    assert api.queries == BATCH + 1
+
+
+def test_answers_do_not_depend_on_the_request():
+    many = images(BATCH + 9)
+    whole, api = api_of(None, Mad(0.5))(many), api_of(None, Mad(0.5))
+    assert torch.allclose(torch.cat([api(part) for part in many.split(100)]), whole, atol=1e-5)
+
+
+def test_mean_l1_is_that_of_the_answers():
+    api = api_of(None, Mad(0.5))
+    seen = torch.cat([api(images(count)) for count in (5, 20)])
+    clean = api_of(None)(torch.cat([images(5), images(20)]))
+    assert api.l1_mean == pytest.approx(simplex.l1(seen, clean).mean().item(), abs=1e-6)
+    assert 0 < api.l1_mean <= 0.5 + 1e-6
+
+
+def test_many_threads_share_one_budget():
+    class Slippery(torch.Tensor):
+        """Lets the other threads run whenever its length is asked for."""
+
+        def __len__(self):
+            for _ in range(200):
+                pass
+            return self.shape[0]
+
+    budget, api = 150, api_of(150)
+    request = images(1).as_subclass(Slippery)
+
+    def ask(_):
+        answered = 0
+        for _ in range(20):
+            try:
+                api(request)
+                answered += 1
+            except BudgetExceededError:
+                assert api.queries == budget
+        return answered
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(16) as threads:
+            answered = sum(threads.map(ask, range(16)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert answered == api.queries == budget
+
+
+def test_a_model_in_train_mode_is_refused():
+    with pytest.raises(MadError, match="train mode"):
+        BlackBox(model_of().train(), Undefended(), (1, 8, 8), 5, CPU)
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1.5, True, "7"])
+def test_a_budget_that_is_none_is_refused(budget):
+    with pytest.raises(MadError, match=r"attack\.budget"):
+        api_of(budget)

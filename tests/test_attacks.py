@@ -1,0 +1,65 @@
+"""What an attack asks, and what a recovery keeps."""
+
+import pytest
+import torch
+from conftest import CPU, victim
+
+from mad.api import BlackBox
+from mad.attacks.knockoff import KnockoffRandom
+from mad.defenses import Undefended
+from mad.errors import MadError
+from mad.recoveries import AsAnswered
+from mad.recoveries.argmax import Argmax
+
+POOL = torch.randint(0, 256, (300, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def steal(budget, seed=0):
+    model = victim().untrained(seed=0, purpose="victim")
+    api = BlackBox(model, Undefended(), (1, 8, 8), budget, CPU)
+    return KnockoffRandom(budget).transfer_set(api, POOL, seed), api, model
+
+
+@pytest.mark.parametrize("budget", [1, 40, 300])
+def test_spends_exactly_the_budget_on_distinct_images(budget):
+    transfer, api, model = steal(budget)
+    assert api.queries == budget == len(transfer.rows.unique()) == len(transfer.answers)
+    expected = torch.softmax(model(POOL[transfer.rows] / 255), dim=1)
+    assert torch.allclose(transfer.answers, expected, atol=1e-6)
+    assert transfer.images is POOL
+
+
+def test_a_smaller_budget_is_a_prefix():
+    small, large = steal(40)[0], steal(120)[0]
+    assert torch.equal(small.rows, large.rows[:40])
+    assert torch.allclose(small.answers, large.answers[:40], atol=1e-6)
+
+
+def test_the_seed_draws_the_images():
+    assert torch.equal(steal(40)[0].rows, steal(40)[0].rows)
+    assert not torch.equal(steal(40)[0].rows, steal(40, seed=1)[0].rows)
+
+
+def test_a_budget_above_the_pool_names_both():
+    with pytest.raises(MadError, match=r"301.* 300 .*mine"):
+        KnockoffRandom(301).affordable(POOL, "mine")
+    assert KnockoffRandom(300).affordable(POOL, "mine") == 300
+
+
+@pytest.mark.parametrize(("size", "expected"), [(300, 300), (50_000, 50_000), (60_000, 50_000)])
+def test_no_budget_is_the_papers_or_the_pool(size, expected):
+    assert KnockoffRandom().affordable(torch.empty(size, 0), "mine") == expected
+
+
+@pytest.mark.parametrize("budget", [0, -5, 2.5, True, "many"])
+def test_a_budget_that_is_no_count_is_refused(budget):
+    with pytest.raises(MadError, match=r"attack\.budget"):
+        KnockoffRandom(budget)
+
+
+def test_recoveries():
+    answers = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]])
+    assert torch.equal(AsAnswered()(answers), answers)
+    kept = Argmax()(answers)
+    assert torch.equal(kept, torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
+    assert kept.dtype == answers.dtype

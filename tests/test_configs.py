@@ -1,0 +1,97 @@
+"""Every YAML below conf/ composes, builds its part, and is named like it."""
+
+import pytest
+from conftest import build, choices, compose
+from omegaconf import OmegaConf
+from PIL import Image
+
+from mad import cli
+from mad.architectures.lenet import LeNet
+from mad.pipeline import Cell
+
+FILES = sorted(
+    (file.parent.relative_to(cli.config_dir()).as_posix(), file.stem)
+    for file in cli.config_dir().rglob("*.yaml")
+    if file.parent != cli.config_dir()
+)
+NAMED = [(group, name) for group, name in FILES if group in ("defense", "attack", "recovery", "victim", "pool")]
+
+
+@pytest.fixture
+def part(tmp_path):
+    def make(group, name):
+        overrides = [f"{group}={name}"]
+        if name == "image_folder":
+            Image.new("L", (9, 9), 50).save(tmp_path / "one.png")
+            overrides.append(f"pool.path={tmp_path}")
+        return build(OmegaConf.select(compose(*overrides), group.replace("/", ".")))
+
+    return make
+
+
+def test_the_walk_finds_every_group():
+    groups = {group for group, _ in FILES}
+    assert groups >= {*cli.PARTS, "trainer", "architecture", "experiment", "defense/surrogate"}
+
+
+@pytest.mark.parametrize(("group", "name"), [pair for pair in FILES if pair[0] != "experiment"])
+def test_choice_composes_and_builds(part, group, name):
+    assert part(group, name) is not None
+
+
+@pytest.mark.parametrize(("group", "name"), NAMED)
+def test_part_is_named_like_its_file(part, group, name):
+    assert part(group, name).name == name
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_experiment_is_a_cell(name):
+    config = compose(f"experiment={name}")
+    made = Cell(**{part: build(config[part]) for part in cli.PARTS}, seed=config.seed)
+    assert made.fingerprint == Cell(**{part: build(config[part]) for part in cli.PARTS}).fingerprint
+
+
+@pytest.mark.parametrize("name", choices("architecture"))
+def test_every_architecture_can_be_the_knockoffs(name):
+    knockoff = build(compose(f"knockoff/architecture={name}").knockoff)
+    own = build(compose(f"architecture={name}").architecture)
+    assert knockoff.architecture.func is own.func
+
+
+@pytest.mark.parametrize("name", choices("architecture"))
+def test_architecture_takes_shape_and_classes(name):
+    model = build(compose(f"architecture={name}").architecture)(shape=(1, 28, 28), classes=7)
+    assert model(next(iter(model.parameters())).new_zeros(2, 1, 28, 28)).shape == (2, 7)
+
+
+def test_knockoff_recipe_reaches_its_trainer():
+    knockoff = build(compose("knockoff.epochs=3", "knockoff.optimizer=adam").knockoff)
+    assert (knockoff.trainer.epochs, knockoff.trainer.optimizer, knockoff.trainer.min_steps) == (3, "adam", 0)
+    assert knockoff.trainer.weight_decay == 0
+
+
+def test_knockoff_architecture_is_none_by_default():
+    assert build(compose().knockoff).architecture is None
+    assert build(compose("knockoff/architecture=lenet").knockoff).architecture.func is LeNet
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pool"),
+    [
+        (["victim=mnist", "pool=fashion_mnist"], "fashion_mnist"),
+        (["pool=fashion_mnist", "victim=mnist"], "fashion_mnist"),
+        (["victim=mnist"], "emnist_letters"),
+        (["victim=fashion_mnist"], "kmnist"),
+        ([], "letters"),
+        (["experiment=mnist"], "fashion_mnist"),
+        (["experiment=mnist", "pool=kmnist"], "kmnist"),
+    ],
+)
+def test_the_pool_asked_for_wins(overrides, pool):
+    assert build(compose(*overrides).pool).name == pool
+
+
+def test_data_root_is_the_environments(monkeypatch):
+    monkeypatch.setenv("MAD_DATA", "elsewhere")
+    assert compose("victim=mnist").victim.dataset.root == "elsewhere"
+    assert compose("victim=mnist", "data_root=here").victim.dataset.root == "here"

@@ -1,0 +1,204 @@
+"""Images in, uint8 tensors out; what is missing is one line."""
+
+import struct
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from mad.datasets import unit
+from mad.datasets.digits import Digits, Letters
+from mad.datasets.folder import ImageFolder
+from mad.datasets.vision import Vision
+from mad.errors import MadError
+from mad.fingerprint import describe
+
+
+def rows(images):
+    return {image.numpy().tobytes() for image in images}
+
+
+def test_digits_are_split_once_and_for_all():
+    train, test = Digits().train(), Digits().test()
+    assert train.images.shape == (1297, 1, 28, 28)
+    assert test.images.shape == (500, 1, 28, 28)
+    assert train.images.dtype == torch.uint8
+    assert train.labels.dtype == torch.int64
+    assert not rows(train.images) & rows(test.images)
+    assert test.labels.bincount(minlength=10).min() >= 30
+    torch.manual_seed(1)
+    again = Digits().test()
+    assert torch.equal(again.images, test.images)
+    assert torch.equal(again.labels, test.labels)
+    assert test.labels[:8].tolist() == [5, 3, 1, 3, 2, 9, 6, 2]
+
+
+def test_letters_follow_their_seed():
+    one, again, other = (Letters(size=300, seed=seed).images((1, 28, 28)) for seed in (0, 0, 1))
+    assert one.shape == (300, 1, 28, 28)
+    assert one.dtype == torch.uint8
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert len(rows(one)) > 290
+
+
+def test_letters_hold_ink():
+    ink = unit(Letters(size=300).images((1, 28, 28))).mean(dim=(1, 2, 3))
+    assert 0.1 < ink.mean() < 0.4
+    assert ink.min() > 0.02
+    assert ink.max() < 0.7
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_letters_need_a_size(size):
+    with pytest.raises(MadError, match=r"pool\.size"):
+        Letters(size=size)
+
+
+def test_unit():
+    assert torch.equal(unit(torch.tensor([0, 255], dtype=torch.uint8)), torch.tensor([0.0, 1.0]))
+    floats = torch.tensor([0.25])
+    assert unit(floats) is floats
+
+
+def save(folder, name, pixels):
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(file)
+    return file
+
+
+def test_folder_resizes_and_greys(tmp_path):
+    save(tmp_path, "b/wide.png", np.full((20, 60, 3), (200, 100, 50)))
+    save(tmp_path, "a.PNG", np.full((5, 5), 7))
+    (tmp_path / "notes.txt").write_text("not an image")
+    pool = ImageFolder(str(tmp_path))
+    grey, color = pool.images((1, 28, 28)), pool.images((3, 16, 24))
+    assert grey.shape == (2, 1, 28, 28)
+    assert color.shape == (2, 3, 16, 24)
+    assert grey.dtype == torch.uint8
+    assert (grey[0] == 7).all()
+    assert (color[0] == 7).all()
+    assert (color[1].amax(dim=(1, 2)) == torch.tensor([200, 100, 50])).all()
+    luma = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+    assert (grey[1].float() - luma).abs().max() <= 1
+    with pytest.raises(MadError, match="channels"):
+        pool.images((2, 28, 28))
+
+
+def test_folder_keeps_rows_and_columns(tmp_path):
+    pixels = np.arange(28 * 28).reshape(28, 28) % 251
+    save(tmp_path, "one.png", pixels)
+    assert torch.equal(ImageFolder(str(tmp_path)).images((1, 28, 28))[0, 0].long(), torch.tensor(pixels))
+
+
+def test_folder_is_what_it_holds(tmp_path):
+    for folder in ("here", "there", "other"):
+        save(tmp_path / folder, "one.png", np.full((9, 9), 7))
+    here, there = (describe(ImageFolder(str(tmp_path / folder))) for folder in ("here", "there"))
+    assert here == there
+    save(tmp_path / "other", "two.png", np.full((9, 9), 8))
+    assert describe(ImageFolder(str(tmp_path / "other"))) != here
+
+
+def test_folder_with_the_same_names_and_sizes_but_other_pixels_is_another(tmp_path):
+    for folder, grey in (("here", 7), ("there", 8)):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (9, 9), grey).save(tmp_path / folder / "one.bmp")
+    here, there = (describe(ImageFolder(str(tmp_path / folder))) for folder in ("here", "there"))
+    assert here != there
+
+
+def test_folder_with_a_broken_image_names_it(tmp_path):
+    save(tmp_path, "good.png", np.full((9, 9), 7))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(MadError, match=r"broken\.png"):
+        ImageFolder(str(tmp_path)).images((1, 28, 28))
+
+
+def test_folder_needs_an_image(tmp_path):
+    for path in (None, "", str(tmp_path), str(tmp_path / "absent")):
+        with pytest.raises(MadError, match=r"pool\.path"):
+            ImageFolder(path)
+
+
+def write_idx(root, sizes=(("train", 5), ("t10k", 3))):
+    """Write MNIST's four raw files with random pixels; return the pixels."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = {}
+    for part, count in sizes:
+        pixels[part] = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        header = struct.pack(">IIII", 2051, count, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels[part].tobytes())
+        labels = bytes(range(count))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels)
+    return pixels
+
+
+def test_vision_reads_mnists_files(tmp_path):
+    pixels = write_idx(tmp_path)
+    mnist = Vision("mnist", "MNIST", str(tmp_path))
+    assert torch.equal(mnist.train().images[:, 0], torch.from_numpy(pixels["train"]))
+    assert torch.equal(mnist.test().images[:, 0], torch.from_numpy(pixels["t10k"]))
+    assert mnist.train().labels.tolist() == [0, 1, 2, 3, 4]
+    assert mnist.train().labels.dtype == torch.int64
+    assert torch.equal(mnist.images((1, 28, 28)), mnist.train().images)
+
+
+def test_vision_checks_its_shape(tmp_path):
+    write_idx(tmp_path)
+    with pytest.raises(MadError, match=r"\(1, 28, 28\).*\(1, 32, 32\)"):
+        Vision("mnist", "MNIST", str(tmp_path), shape=[1, 32, 32]).train()
+
+
+def test_vision_without_data_or_network_is_one_line(tmp_path, monkeypatch):
+    def offline(*arguments, **named):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
+    with pytest.raises(MadError, match=r"MNIST is not under .*data_root") as caught:
+        Vision("mnist", "MNIST", str(tmp_path / "data")).train()
+    assert "\n" not in str(caught.value)
+
+
+def test_vision_downloads_only_what_is_missing(tmp_path, monkeypatch):
+    asked = []
+
+    class Loader:
+        data, targets = torch.zeros(2, 28, 28, dtype=torch.uint8), [0, 1]
+
+        def __init__(self, root, train, download):
+            asked.append(download)
+            if not download and len(asked) == 1:
+                raise RuntimeError("not found")
+
+    monkeypatch.setattr(datasets, "MNIST", Loader)
+    mnist = Vision("mnist", "MNIST", str(tmp_path))
+    assert mnist.train().images.shape == (2, 1, 28, 28)
+    mnist.test()
+    assert asked == [False, True, False]
+
+
+def test_emnist_is_turned_upright(tmp_path, monkeypatch):
+    stored = torch.randint(0, 256, (3, 28, 28)).to(torch.uint8)
+
+    def fake(root, train, download, split):
+        assert split == "letters"
+        return SimpleNamespace(data=stored, targets=torch.tensor([1, 2, 3]))
+
+    monkeypatch.setattr(datasets, "EMNIST", fake)
+    images = Vision("emnist", "EMNIST", str(tmp_path), options={"split": "letters"}).images((1, 28, 28))
+    assert torch.equal(images[:, 0], stored.transpose(1, 2))
+
+
+def test_color_images_become_channels_first(tmp_path, monkeypatch):
+    stored = np.random.default_rng(0).integers(0, 256, (3, 32, 30, 3), dtype=np.uint8)
+    fake = SimpleNamespace(data=stored, targets=[1, 2, 3])
+    monkeypatch.setattr(datasets, "CIFAR10", lambda *_, **__: fake)
+    images = Vision("cifar10", "CIFAR10", str(tmp_path), shape=(3, 32, 30)).images((3, 32, 30))
+    assert torch.equal(images, torch.from_numpy(stored).permute(0, 3, 1, 2))

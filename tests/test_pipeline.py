@@ -1,0 +1,206 @@
+"""A whole cell, tiny: from the victim to its record."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CPU, Blobs, Tiny, build, cell, compose, trainer, victim
+
+from mad.attacks import TransferSet
+from mad.attacks.knockoff import KnockoffRandom
+from mad.cli import PARTS
+from mad.defenses import Undefended
+from mad.defenses.mad import Mad
+from mad.defenses.random_noise import RandomNoise
+from mad.errors import MadError
+from mad.knockoff import Knockoff
+from mad.pipeline import Cell, run
+from mad.recoveries.argmax import Argmax
+from mad.store import Store
+
+KEYS = (
+    "victim",
+    "dataset",
+    "architecture",
+    "defense",
+    "epsilon",
+    "attack",
+    "recovery",
+    "pool",
+    "budget",
+    "queries",
+    "seed",
+    "victim_accuracy",
+    "defended_accuracy",
+    "stolen_accuracy",
+    "agreement",
+    "l1_mean",
+    "l1_max",
+    "l1_mean_queries",
+    "seconds_victim",
+    "seconds_queries",
+    "seconds_knockoff",
+    "fingerprint",
+    "version",
+    "torch",
+    "device",
+)
+FRACTIONS = ("victim_accuracy", "defended_accuracy", "stolen_accuracy", "agreement")
+
+
+def numbers(record):
+    return {key: value for key, value in record.items() if not key.startswith("seconds")}
+
+
+def test_a_record(tmp_path):
+    record, kept = run(cell(), Store(tmp_path), CPU)
+    assert not kept
+    assert set(KEYS) <= set(record)
+    assert all(0 <= record[name] <= 1 for name in FRACTIONS)
+    assert 0 < record["l1_mean"] <= record["l1_max"] <= 0.5 + 1e-5
+    assert 0 < record["l1_mean_queries"] <= 0.5 + 1e-5
+    assert record["budget"] == record["queries"] == 50
+    assert record["victim_accuracy"] > 0.9
+    assert (record["victim"], record["dataset"], record["architecture"]) == ("toy", "blobs", "tiny")
+    assert (record["defense"], record["epsilon"], record["attack"]) == ("mad", 0.5, "knockoff")
+    assert (record["device"], record["torch"]) == ("cpu", torch.__version__)
+    assert json.loads((tmp_path / cell().path).read_text()) == record
+
+
+def test_a_second_run_is_kept(tmp_path, fits):
+    first = run(cell(), Store(tmp_path), CPU)[0]
+    assert run(cell(), Store(tmp_path), CPU) == (first, True)
+    assert fits == ["victim toy", "knockoff"]
+
+
+def test_undefended_theft_works_and_costs_nothing(tmp_path):
+    record = run(cell(budget=None).reference, Store(tmp_path), CPU)[0]
+    assert record["queries"] == 200
+    assert record["l1_max"] == record["l1_mean_queries"] == 0
+    assert record["victim_accuracy"] == record["defended_accuracy"]
+    assert record["stolen_accuracy"] > 0.9
+    assert record["agreement"] > 0.9
+
+
+def test_a_large_budget_ruins_the_answers(tmp_path):
+    record = run(cell(2), Store(tmp_path), CPU)[0]
+    assert record["defended_accuracy"] < 0.5
+    assert record["stolen_accuracy"] < 0.5
+    assert record["victim_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("defense", [Mad(0), Mad(0.0), RandomNoise(0), RandomNoise(0, scale=3), Undefended()])
+def test_no_budget_is_no_defense(defense):
+    assert cell(defense=defense).path == cell().reference.path
+    assert cell().reference.reference == cell().reference
+
+
+def test_two_stores_same_numbers(tmp_path):
+    first, again, other = (
+        run(cell(2, seed=seed), Store(tmp_path / name), CPU)[0] for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert numbers(first) == numbers(again)
+    assert first["l1_mean_queries"] != other["l1_mean_queries"]
+
+
+CHANGES = {
+    "seed": {"seed": 1},
+    "epsilon": {"defense": Mad(0.6)},
+    "defense": {"defense": RandomNoise(0.5)},
+    "noise": {"defense": RandomNoise(0.5, scale=3)},
+    "budget": {"attack": KnockoffRandom(51)},
+    "recovery": {"recovery": Argmax()},
+    "pool": {"pool": Blobs(size=300)},
+    "epochs": {"knockoff": Knockoff(trainer(), epochs=9)},
+    "weight_decay": {"knockoff": Knockoff(trainer(), weight_decay=0.1)},
+    "victim_seed": {"victim": victim(seed=1)},
+    "victim_epochs": {"victim": victim(epochs=9)},
+    "classes": {"victim": victim(5)},
+}
+
+
+def test_every_change_of_numbers_changes_the_name():
+    names = [cell().fingerprint, *(cell(**change).fingerprint for change in CHANGES.values())]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"defense": Mad(epsilon=0.5)},
+        {"knockoff": Knockoff(trainer(), architecture=Tiny)},
+        {"knockoff": Knockoff(trainer(epochs=3), epochs=8)},
+        {"victim": victim(trainer=trainer(epochs=3), epochs=8)},
+        {"pool": Blobs(shape=[1, 8, 8])},
+    ],
+)
+def test_the_same_numbers_have_the_same_name(same):
+    assert cell(**same).fingerprint == cell().fingerprint
+
+
+def test_scenes_differ_in_defense_and_seeds_alone():
+    same = ("seed", "epsilon", "defense", "noise", "victim_seed")
+    for name, change in CHANGES.items():
+        assert (cell(**change).scene == cell().scene) == (name in same), name
+
+
+def composed(*overrides):
+    config = compose(*overrides)
+    return Cell(**{part: build(config[part]) for part in PARTS}, seed=config.seed)
+
+
+def test_places_stay_out_of_the_name():
+    plain = composed("victim=mnist", "pool=fashion_mnist")
+    moved = composed("victim=mnist", "pool=fashion_mnist", "data_root=/else", "outputs=there", "device=cpu")
+    assert moved.fingerprint == plain.fingerprint
+    assert composed("victim=mnist", "pool=kmnist").fingerprint != plain.fingerprint
+
+
+def test_a_pool_of_another_shape_is_refused_before_training(tmp_path, fits):
+    odd = replace(cell(), pool=Blobs(shape=(1, 9, 9)))
+    with pytest.raises(MadError, match=r"\(1, 9, 9\).*\(1, 8, 8\)"):
+        run(odd, Store(tmp_path), CPU)
+    assert fits == []
+
+
+def test_a_budget_above_the_pool_is_refused_before_training(tmp_path, fits):
+    with pytest.raises(MadError, match=r"201.*200"):
+        run(cell(budget=201), Store(tmp_path), CPU)
+    assert fits == []
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, True, "1"])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(MadError, match="seed"):
+        cell(seed=seed)
+
+
+def test_every_purpose_draws_its_own_weights():
+    toy = victim()
+    drawn = [toy.untrained(seed=0, purpose=purpose).head.weight for purpose in ("victim", "surrogate", "knockoff")]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+
+
+def test_knockoff_starts_from_given_weights(tmp_path):
+    from safetensors.torch import save_file
+
+    toy, start = victim(), victim().untrained(seed=9, purpose="start")
+    save_file({"head.weight": start.head.weight.detach() * 50}, tmp_path / "start.safetensors")
+    slow = trainer(epochs=1, optimizer="sgd", learning_rate=1e-6)
+    given = replace(Knockoff(slow), initial_weights=str(tmp_path / "start.safetensors"))
+    transfer = transfer_set(toy)
+    trained = given.train(transfer, transfer.answers, toy, 0, CPU)
+    assert torch.allclose(trained.head.weight, start.head.weight * 50, atol=1e-3)
+    with pytest.raises(MadError, match="initial_weights"):
+        Knockoff(slow, initial_weights=str(tmp_path / "absent")).train(transfer, transfer.answers, toy, 0, CPU)
+    with pytest.raises(MadError, match="fits"):
+        Knockoff(slow, initial_weights=str(tmp_path / "start.safetensors")).train(
+            transfer, transfer.answers, victim(5), 0, CPU
+        )
+
+
+def transfer_set(toy):
+    images = Blobs().images((1, 8, 8))
+    return TransferSet(images, torch.arange(20), torch.full((20, toy.dataset.classes), 0.25))

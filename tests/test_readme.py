@@ -1,0 +1,53 @@
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import compose
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^    (mad-run .*)$", README, re.M)]
+
+
+def test_every_sweep_and_run_of_the_readme_composes():
+    assert len(COMMANDS) >= 4
+    for _, *words in COMMANDS:
+        overrides = [word for word in words if word != "-m" and not word.startswith("--") and "=" in word]
+        if "--config-dir" in words:
+            continue
+        for override in overrides:
+            key, _, values = override.partition("=")
+            for value in values.split(","):
+                compose(f"{key}={value}")
+
+
+def test_every_file_the_readme_names_is_there():
+    for link in re.findall(r"\]\((docs/[^)]+)\)", README):
+        assert (Path(__file__).parent.parent / link).exists(), link
+    assert "DEMO_TABLE" not in README
+    assert len(README.splitlines()) < 150
+
+
+@pytest.mark.slow
+def test_the_readmes_own_defense_runs(tmp_path):
+    python, yaml = (re.search(rf"```{kind}\n(.*?)```", README, re.S).group(1) for kind in ("python", "yaml"))
+    (tmp_path / "flatten.py").write_text(python)
+    (tmp_path / "my_conf" / "defense").mkdir(parents=True)
+    (tmp_path / "my_conf" / "defense" / "flatten.yaml").write_text(yaml)
+    command = [
+        sys.executable,
+        "-c",
+        "from mad.cli import run; run()",
+        "--config-dir",
+        "my_conf",
+        "defense=flatten",
+    ]
+    small = ["pool.size=200", "victim.epochs=2", "knockoff.epochs=1", "device=cpu"]
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    done = subprocess.run(command + small, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "flatten" in done.stdout
+    assert len(list((tmp_path / "outputs" / "runs" / "digits" / "flatten").glob("*/*/record.json"))) == 1

@@ -1,0 +1,116 @@
+"""MAD's solver against its definition, one backward pass a class."""
+
+import pytest
+import torch
+from torch import nn
+
+from mad import simplex, solvers
+from mad.architectures.lenet import LeNet
+
+CLASSES, IMAGES = 10, 4
+
+
+def gradients(model: nn.Module, image):
+    """Return G (K, D): of each class's log-likelihood with respect to the last layer's weights."""
+    scores = torch.log_softmax(model(image.unsqueeze(0)), dim=1)[0]
+    rows = [torch.autograd.grad(score, model.head.weight, retain_graph=True)[0].flatten() for score in scores]
+    return torch.stack(rows)
+
+
+def deviation(rows, q, y):
+    ours, clean = rows.T @ q, rows.T @ y
+    return (ours / ours.norm() - clean / clean.norm()).square().sum()
+
+
+def slow_vertex(rows, y, epsilon):
+    corners = torch.eye(len(y), dtype=y.dtype)
+    scores = torch.stack([deviation(rows, corner, y) for corner in corners])
+    best = corners[scores.argmax()]
+    step = (epsilon / (y - best).abs().sum()).clamp(max=1)
+    return (1 - step) * y + step * best
+
+
+@pytest.fixture(scope="module", params=[1.0, 40.0], ids=["fresh", "confident"])
+def scene(request):
+    """The gradients (B, K, D) and posteriors p (B, K) of a surrogate."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = LeNet((1, 28, 28), CLASSES).double().eval()
+        model.head.weight.data *= request.param
+        images = torch.rand(IMAGES, 1, 28, 28).double()
+        rows = torch.stack([gradients(model, image) for image in images])
+        return rows, torch.softmax(model(images), dim=1).detach()
+
+
+def draw(sharpness, batch=IMAGES, classes=CLASSES, seed=5):
+    noise = torch.randn(batch, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return torch.softmax(sharpness * noise, dim=1)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.5, 0.95, 1.3, 2.0])
+@pytest.mark.parametrize("sharpness", [0.5, 3.0, 12.0])
+def test_vertex_is_its_definition(scene, sharpness, epsilon):
+    rows, p = scene
+    y = draw(sharpness)
+    slow = torch.stack([slow_vertex(*each, epsilon) for each in zip(rows, y, strict=True)])
+    fast, target = solvers.vertex(y, p, epsilon)
+    assert torch.allclose(fast, slow, atol=1e-6)
+    assert torch.equal((fast - y).argmax(dim=1), target)
+
+
+def test_objective_is_its_definition(scene):
+    rows, p = scene
+    y, q = draw(3.0), draw(1.0, seed=6)
+    slow = torch.stack([deviation(*each) for each in zip(rows, q, y, strict=True)])
+    assert torch.allclose(solvers.objective(q, y, p), slow, atol=1e-6)
+
+
+def test_no_corner_scores_higher():
+    y, p = draw(3.0, 50), draw(1.0, 50, seed=6)
+    corners = torch.eye(CLASSES, dtype=torch.double)
+    scores = torch.stack([solvers.objective(corner.expand_as(y), y, p) for corner in corners], dim=1)
+    assert torch.equal(solvers.vertex(y, p, 1.0)[1], scores.argmax(dim=1))
+
+
+def test_objective_bounds():
+    y, p = draw(3.0, 200), draw(1.0, 200, seed=6)
+    values = solvers.objective(draw(2.0, 200, seed=8), y, p)
+    assert values.min() >= 0
+    assert values.max() <= 4
+    assert torch.allclose(solvers.objective(y, y, p), torch.zeros(200).double(), atol=1e-9)
+    opposite = p - 0.01 * (y - p)
+    assert torch.allclose(solvers.objective(opposite, y, p), torch.full((200,), 4.0).double(), atol=1e-9)
+
+
+def test_solving_raises_the_objective():
+    y, p = draw(3.0, 50), draw(1.0, 50, seed=6)
+    values = [solvers.objective(solvers.vertex(y, p, epsilon)[0], y, p).mean() for epsilon in (0.1, 0.5, 1.0)]
+    assert 0 < values[0] < values[1] < values[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("case", ["one_hot", "same", "both_one_hot", "same_one_hot", "uniform"])
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0, 2.0])
+def test_edges(case, classes, epsilon, dtype):
+    y, p = draw(3.0, 8, classes), draw(1.0, 8, classes, seed=6)
+    corners = torch.eye(classes, dtype=torch.double)
+    if case == "one_hot":
+        y = corners[torch.arange(8) % classes]
+    elif case == "same":
+        p = y
+    elif case == "both_one_hot":
+        y, p = corners[torch.arange(8) % classes], corners[torch.arange(1, 9) % classes]
+    elif case == "same_one_hot":
+        y = p = corners[torch.arange(8) % classes]
+    else:
+        y = torch.full_like(y, 1 / classes)
+    y, p = y.to(dtype), p.to(dtype)
+    q, target = solvers.vertex(y, p, epsilon)
+    assert q.isfinite().all()
+    assert (q >= 0).all()
+    assert torch.allclose(q.sum(dim=1), torch.ones(8, dtype=dtype), atol=1e-5)
+    assert simplex.l1(q, y).max() <= epsilon + 1e-5
+    assert ((target >= 0) & (target < classes)).all()
+    values = solvers.objective(q, y, p)
+    assert ((values >= -1e-5) & (values <= 4 + 1e-5)).all()

@@ -1,0 +1,141 @@
+"""The training loop, on blobs that a linear layer can tell apart."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CPU, Blobs, Tiny, trainer, victim
+
+from mad import training
+from mad.errors import MadError
+
+SPLIT = Blobs().train()
+
+
+def fitted(recipe, targets=SPLIT.labels, seed=0, images=SPLIT.images):
+    model = victim().untrained(seed=0, purpose="victim")
+    recipe.fit(model, images, targets, seed=seed, device=CPU, task="test")
+    return model
+
+
+def weights(model):
+    return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """The learning rate of every step."""
+    seen = []
+
+    class Watched(training.SGD):
+        def step(self, closure=None):
+            seen.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(training, "SGD", Watched)
+    return seen
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_labels_and_one_hot_posteriors_are_the_same(optimizer):
+    recipe = trainer(epochs=2, optimizer=optimizer, learning_rate=0.01)
+    soft = F.one_hot(SPLIT.labels, 4).float()
+    assert torch.allclose(weights(fitted(recipe)), weights(fitted(recipe, soft)), atol=1e-5)
+
+
+def test_soft_targets_are_learned_as_soft():
+    recipe = trainer(epochs=60, schedule="step", learning_rate=0.05)
+    targets = torch.tensor([0.7, 0.3, 0.0, 0.0]).expand(len(SPLIT.labels), 4)
+    answers = torch.softmax(fitted(recipe, targets)(SPLIT.images / 255), dim=1)
+    assert torch.allclose(answers.mean(dim=0), targets[0], atol=0.03)
+
+
+def test_same_seed_same_weights():
+    first, again, other = (weights(fitted(trainer(), seed=seed)) for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_victims_follow_their_seed_alone():
+    first = weights(victim(seed=3).train(CPU))
+    torch.rand(7)
+    assert torch.equal(first, weights(victim(seed=3).train(CPU)))
+    assert not torch.equal(first, weights(victim(seed=4).train(CPU)))
+
+
+def test_training_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    victim().train(CPU)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_eval_mode_afterwards():
+    model = Tiny((1, 8, 8), 4).train()
+    trainer(epochs=1).fit(model, SPLIT.images, SPLIT.labels, seed=0, device=CPU, task="test")
+    assert not model.training
+    assert not victim().train(CPU).training
+
+
+def test_learns_blobs():
+    test = Blobs().test()
+    found = training.logits_of(victim().train(CPU), test.images, CPU).argmax(dim=1)
+    assert (found == test.labels).float().mean() > 0.9
+
+
+def test_images_and_their_floats_train_alike():
+    floats = fitted(trainer(), images=SPLIT.images / 255)
+    assert torch.equal(weights(fitted(trainer())), weights(floats))
+
+
+def test_min_steps_means_more_epochs(rates):
+    few = fitted(trainer(epochs=2, min_steps=45))  # 10 steps an epoch
+    assert len(rates) == 50
+    assert torch.equal(weights(few), weights(fitted(trainer(epochs=5))))
+
+
+def test_epochs_asked_for_by_name_are_final():
+    recipe = trainer(min_steps=1000).but(epochs=3)
+    assert (recipe.epochs, recipe.min_steps) == (3, 0)
+    assert trainer(min_steps=1000).but(epochs=None, optimizer="adam").min_steps == 1000
+    assert victim(trainer=trainer(min_steps=1000), epochs=3).trainer == recipe
+
+
+def test_step_schedule_divides_by_ten(rates):
+    fitted(trainer(epochs=5, schedule="step", step_epochs=2, learning_rate=0.1))
+    assert rates == pytest.approx([0.1] * 20 + [0.01] * 20 + [0.001] * 10)
+
+
+def test_one_cycle_rises_and_falls(rates):
+    fitted(trainer(epochs=4, learning_rate=0.08))
+    top = rates.index(max(rates))
+    assert max(rates) == pytest.approx(0.08)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert 0 < rates[-1] < 0.01
+    assert 0 < rates[0] < 0.02
+
+
+def test_momentum_is_that_of_momentum_alone():
+    recipe = {"epochs": 2, "schedule": "step"}
+    plain = weights(fitted(trainer(optimizer="sgd", momentum=0.9, **recipe)))
+    assert torch.equal(plain, weights(fitted(trainer(optimizer="sgd", momentum=0.1, **recipe))))
+    assert not torch.equal(plain, weights(fitted(trainer(optimizer="momentum", momentum=0.9, **recipe))))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer", "adan"),
+        ("schedule", "cosine"),
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("batch_size", 0),
+        ("learning_rate", -1),
+        ("learning_rate", "fast"),
+        ("momentum", 2),
+        ("weight_decay", float("nan")),
+        ("min_steps", -1),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_name(name, value):
+    with pytest.raises(MadError, match=name):
+        trainer(**{name: value})
