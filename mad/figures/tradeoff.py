@@ -67,7 +67,7 @@ def draw(scene: pd.DataFrame) -> Figure:
     margin = max(0.6, 0.1 * (victim - lowest))
     left.set(
         xlabel="accuracy of the defended API, % (right is better)",
-        ylabel="accuracy of the stolen model, % (down is better)",
+        ylabel="accuracy of the stolen model, %\n(down is better)",
         xlim=(lowest - margin, victim + margin),
     )
     right.set(
@@ -130,17 +130,19 @@ def line(axes: Axes, points: pd.DataFrame, x: str, label: str, style: tuple[str,
         capsize=2,
         label=label,
     )
-    for epsilon, at_x, at_y in zip(points.index, xs, ys, strict=True):
+    for place, (epsilon, at_x, at_y) in enumerate(zip(points.index, xs, ys, strict=True)):
         if epsilon and not pd.isna(epsilon):
-            above = x == "defended_accuracy"
+            # On the right points crowd toward epsilon 1: every other label goes below.
+            below = x == "l1_mean" and place % 2 == 0
             axes.annotate(
                 f"{epsilon:g}",
                 (at_x, at_y),
-                xytext=(-4, 4) if above else (5, 3),
-                fontsize=7.5,
+                xytext=(-5, -4) if below else (-4, 4) if x != "l1_mean" else (4, 4),
                 textcoords="offset points",
+                fontsize=7.5,
                 color=color,
-                ha="right" if above else "left",
+                ha="right" if below or x != "l1_mean" else "left",
+                va="top" if below else "bottom",
             )
 
 
