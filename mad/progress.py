@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-# A table keeps its columns where there is no terminal to fit.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+# A narrow terminal or a file wraps lines itself: folding numbers inside their columns is unreadable.
+out = Console(highlight=False, width=max(108, shutil.get_terminal_size().columns))
 err = Console(stderr=True, highlight=False)
 REFRESHES_A_SECOND = 4
 
