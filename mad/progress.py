@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 # A narrow terminal or a file wraps lines itself: folding numbers inside their columns is unreadable.
-out = Console(highlight=False, width=max(108, shutil.get_terminal_size().columns))
+out = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))
 err = Console(stderr=True, highlight=False)
 REFRESHES_A_SECOND = 4
 

@@ -24,12 +24,13 @@ class RandomNoise(Defense):
 
     Args:
         epsilon: L1 budget in [0, 2].
-        scale: noise is uniform in [-scale, scale], in logits; large enough that the budget decides.
+        scale: noise is uniform in [-scale, scale], in logits. A sure answer's top logit is near 14, so 50 lets
+            the budget decide how much changes; at 10 most test answers would hardly move.
     """
 
     name = "random_noise"
     epsilon: float | None
-    scale: float = 10.0
+    scale: float = 50.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
