@@ -36,4 +36,4 @@ class Mad(Defense):
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Mix each answer with the one-hot posterior of the largest angular deviation."""
         p = torch.softmax(self._surrogate(images), dim=1)
-        return solvers.vertex(clean, p, self.epsilon or 0.0)[0]
+        return solvers.vertex(clean, p, self.epsilon or 0.0)

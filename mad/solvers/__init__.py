@@ -1,0 +1,7 @@
+"""Maximizing Angular Deviation over (simplex intersected with the L1 ball): the published solvers, and the exact one."""
+
+from mad.solvers.exact import exact
+from mad.solvers.metric import objective
+from mad.solvers.vertex import vertex
+
+__all__ = ["exact", "objective", "vertex"]

@@ -1,0 +1,228 @@
+"""What a batch of defended queries may be answered with, and linear programs and projections over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mad.solvers.metric import TINY, dot, times
+
+
+@dataclass(frozen=True)
+class Problem:
+    """B queries: minimise cos(q - p, u) over C = {q on the simplex, ||q - y||_1 <= 2 tau, q_j <= q_top}.
+
+    Args:
+        y: clean posteriors (B, K).
+        p: the surrogate's posteriors (B, K).
+        tau: the mass that may move, half the L1 budget, (B,).
+        theta: inner products (B, K, K), None for the identity.
+        top: the class that must stay on top (B,), or None.
+    """
+
+    y: Tensor
+    p: Tensor
+    tau: Tensor
+    theta: Tensor | None = None
+    top: Tensor | None = None
+
+    @property
+    def u(self) -> Tensor:
+        """The clean direction y - p, (B, K)."""
+        return self.y - self.p
+
+    def rows(self, index: Tensor) -> Problem:
+        """Return the queries of a mask or of indices (n,)."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Problem(**{name: None if part is None else part[index] for name, part in parts.items()})
+
+    def project(self, points: Tensor, rounds: int = 200) -> Tensor:
+        """Return the point of C nearest to each of ``points`` in the Euclidean metric, (B, K)."""
+        if self.top is None:
+            return project(points, self.y, self.tau)
+        # Dykstra's alternating projections onto two convex sets whose intersection is C.
+        q, ball, wedge = points, torch.zeros_like(points), torch.zeros_like(points)
+        for _ in range(rounds):
+            inside = project(q + ball, self.y, self.tau)
+            ball = q + ball - inside
+            before, q = q, lift_top(inside + wedge, self.top)
+            wedge = inside + wedge - q
+            if (q - before).abs().max() < 1e-7:
+                break
+        return self.feasible(project(q, self.y, self.tau))
+
+    def feasible(self, q: Tensor) -> Tensor:
+        """Move points of the ball straight toward y until the top class is on top, (B, K)."""
+        if self.top is None:
+            return q
+        place = self.top.unsqueeze(1)
+        lead, wanted = self.y.gather(1, place) - self.y, q.gather(1, place) - q
+        step = torch.where(wanted < 0, lead / (lead - wanted).clamp(min=TINY), 1.0).amin(dim=1, keepdim=True)
+        return torch.lerp(self.y, q, step.clamp(0, 1))
+
+    def lowest(self, cost: Tensor) -> Tensor:
+        """Return a point of C where <cost, q> is lowest, (B, K)."""
+        up = self.tau.unsqueeze(1).expand_as(self.y)
+        if self.top is None:
+            moved = fill(-cost, cost, Box.of(self.y, self.tau), self.tau)
+            return self.y + moved.up - moved.down
+        # With the top class held at level h the rest is a linear program; its value is convex in h.
+        place = self.top.unsqueeze(1)
+        peak = self.y.gather(1, place)
+        low, high = (peak - up[:, :1]).clamp(min=1 / self.y.shape[1]), (peak + up[:, :1]).clamp(max=1)
+        for _ in range(40):
+            left, right = torch.lerp(low, high, 1 / 3), torch.lerp(low, high, 2 / 3)
+            worse = self._at_level(cost, left)[1] > self._at_level(cost, right)[1]
+            low, high = torch.where(worse.unsqueeze(1), left, low), torch.where(worse.unsqueeze(1), high, right)
+        return self.feasible(self._at_level(cost, (low + high) / 2)[0])
+
+    def _at_level(self, cost: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the lowest point whose top class is at ``level`` (B, 1), and its cost; infinite if there is none."""
+        box = Box.of(self.y, self.tau).below(self, level, level)
+        moved = fill(-cost, cost, box, self.tau)
+        q = self.y + moved.up - moved.down
+        return q, torch.where(moved.possible, dot(cost, q), torch.inf)
+
+
+class Box(NamedTuple):
+    """Bounds on the mass given to (up) and taken from (down) each class, all (n, K)."""
+
+    up_low: Tensor
+    up_high: Tensor
+    down_low: Tensor
+    down_high: Tensor
+
+    @classmethod
+    def of(cls, y: Tensor, tau: Tensor) -> Box:
+        """Return the whole ball's bounds."""
+        zero, most = torch.zeros_like(y), tau.unsqueeze(1)
+        return cls(zero, torch.minimum(most, 1 - y), zero, torch.minimum(most, y))
+
+    def below(self, problem: Problem, low: Tensor, high: Tensor) -> Box:
+        """Hold the top class between two levels (n, 1), and every class below the higher one."""
+        assert problem.top is not None
+        y, place = problem.y, problem.top.unsqueeze(1)
+        peak = y.gather(1, place)
+        room = (high - y).clamp(min=0)
+        excess = (y - high).clamp(min=0)
+        up_high, down_low = torch.minimum(self.up_high, room), torch.maximum(self.down_low, excess)
+        return Box(
+            self.up_low.scatter(1, place, torch.maximum(self.up_low.gather(1, place), low - peak)),
+            up_high,
+            down_low,
+            self.down_high.scatter(1, place, torch.minimum(self.down_high.gather(1, place), (peak - low).clamp(min=0))),
+        )
+
+
+    def rows(self, index: Tensor | slice) -> Box:
+        """Return some rows' bounds."""
+        return Box(*(side[index] for side in self))
+
+    @property
+    def lows(self) -> Tensor:
+        """The lower bounds side by side, (n, 2 K)."""
+        return torch.cat([self.up_low, self.down_low], dim=1)
+
+    @property
+    def highs(self) -> Tensor:
+        """The upper bounds side by side, (n, 2 K)."""
+        return torch.cat([self.up_high, self.down_high], dim=1)
+
+    @classmethod
+    def joined(cls, lows: Tensor, highs: Tensor) -> Box:
+        """Undo ``lows`` and ``highs``."""
+        (up_low, down_low), (up_high, down_high) = lows.chunk(2, dim=1), highs.chunk(2, dim=1)
+        return cls(up_low, up_high, down_low, down_high)
+
+    def narrowed(self, tau: Tensor) -> Box:
+        """Shrink each bound to what the other classes leave; an empty box stays empty."""
+        up_low, up_high, down_low, down_high = self
+        spare_up, spare_down = (tau - up_low.sum(dim=1)).unsqueeze(1), (tau - down_low.sum(dim=1)).unsqueeze(1)
+        up_high = torch.minimum(up_high, up_low + spare_up.clamp(min=0))
+        down_high = torch.minimum(down_high, down_low + spare_down.clamp(min=0))
+        return Box(up_low, up_high, down_low, down_high)
+
+
+class Moved(NamedTuple):
+    """How much mass goes up and down in each class (n, K), and whether the bounds allow any move at all (n,)."""
+
+    up: Tensor
+    down: Tensor
+    possible: Tensor
+
+
+def fill(gain_up: Tensor, gain_down: Tensor, box: Box, tau: Tensor) -> Moved:
+    """Maximise <gain_up, up> + <gain_down, down> with as much going up as down, at most tau, within the box.
+
+    Greedy: the best classes first. What the last unit of mass M gains falls as M grows, so the best M is where it
+    turns negative.
+    """
+    forced_up, forced_down = box.up_low.sum(dim=1, keepdim=True), box.down_low.sum(dim=1, keepdim=True)
+    up, up_rank = gain_up.sort(dim=1, descending=True)
+    down, down_rank = gain_down.sort(dim=1, descending=True)
+    up_room = (box.up_high - box.up_low).clamp(min=0).gather(1, up_rank)
+    down_room = (box.down_high - box.down_low).clamp(min=0).gather(1, down_rank)
+    up_end, down_end = forced_up + up_room.cumsum(dim=1), forced_down + down_room.cumsum(dim=1)
+    least = torch.maximum(forced_up, forced_down)
+    most = torch.minimum(tau.unsqueeze(1), torch.minimum(up_end[:, -1:], down_end[:, -1:]))
+    # The two marginal gains at the end of each step of either staircase; M is the last end that still gains.
+    ends = torch.minimum(torch.cat([up_end, down_end], dim=1), most)
+    at_up = up.gather(1, torch.searchsorted(up_end, ends).clamp(max=up.shape[1] - 1))
+    at_down = down.gather(1, torch.searchsorted(down_end, ends).clamp(max=down.shape[1] - 1))
+    mass = torch.maximum(torch.where(at_up + at_down > 0, ends, least).amax(dim=1, keepdim=True), least)
+    return Moved(
+        box.up_low.scatter_add(1, up_rank, poured(mass - forced_up, up_room)),
+        box.down_low.scatter_add(1, down_rank, poured(mass - forced_down, down_room)),
+        (least <= most + 1e-6).squeeze(1),
+    )
+
+
+def poured(mass: Tensor, room: Tensor) -> Tensor:
+    """Fill rooms (n, K) from left to right with a mass (n, 1)."""
+    end = room.cumsum(dim=1)
+    return torch.minimum((mass - end + room).clamp(min=0), room)
+
+
+def project(points: Tensor, y: Tensor, tau: Tensor) -> Tensor:
+    """Return the nearest posteriors within 2 tau of y in L1, (B, K), in the Euclidean metric.
+
+    Where the budget binds, classes are raised to points - a or lowered to points - b, a > b, each until tau has moved:
+    two separate waterfillings. Where a <= b it does not bind, and the nearest posterior is that of the simplex alone.
+    """
+    d, mass = points - y, tau.unsqueeze(1)
+    a = _level_above(d, mass)
+    raised = (d - a).clamp(min=0)
+    b = _level_below(d, y, mass)
+    lowered = torch.minimum((b - d).clamp(min=0), y)
+    free = (points - _level_above(points, torch.ones_like(mass))).clamp(min=0)
+    return torch.where(a > b, y + raised - lowered, free)
+
+
+def _level_above(values: Tensor, mass: Tensor) -> Tensor:
+    """Return c with sum (values - c)^+ = mass, (B, 1)."""
+    ordered = values.sort(dim=1, descending=True).values
+    count = torch.arange(1, values.shape[1] + 1, device=values.device, dtype=values.dtype)
+    return ((ordered.cumsum(dim=1) - mass) / count).amax(dim=1, keepdim=True)
+
+
+def _level_below(d: Tensor, y: Tensor, mass: Tensor) -> Tensor:
+    """Return b with sum min(y, (b - d)^+) = mass, (B, 1); the sum grows linearly between its 2 K corners."""
+    corners, rank = torch.cat([d, d + y], dim=1).sort(dim=1)
+    slope = torch.where(rank < d.shape[1], 1.0, -1.0).to(d.dtype).cumsum(dim=1)
+    value = torch.zeros_like(corners)
+    value[:, 1:] = (corners.diff(dim=1) * slope[:, :-1]).cumsum(dim=1)
+    at = (torch.searchsorted(value, mass) - 1).clamp(0, corners.shape[1] - 1)
+    return corners.gather(1, at) + (mass - value.gather(1, at)) / slope.gather(1, at).clamp(min=1)
+
+
+def lift_top(points: Tensor, top: Tensor) -> Tensor:
+    """Return the nearest points (B, K) whose class ``top`` is on top: it and those above it meet at their mean."""
+    place = top.unsqueeze(1)
+    others = points.scatter(1, place, -torch.inf).sort(dim=1, descending=True).values[:, :-1]
+    count = torch.arange(2, points.shape[1] + 1, device=points.device, dtype=points.dtype)
+    peak = points.gather(1, place)
+    level = torch.maximum(peak, ((peak + others.cumsum(dim=1)) / count).amax(dim=1, keepdim=True))
+    return torch.minimum(points, level).scatter(1, place, level)

@@ -1,0 +1,34 @@
+"""The published solver (paper, section 4): the best corner of the simplex, as far as the budget allows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mad.solvers.metric import TINY, dot, times
+
+NO_DIRECTION = 1e-6
+
+
+def vertex(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None) -> Tensor:
+    """Mix y with the one-hot posterior e_k of the largest H, as far as the L1 budget allows; return (B, K).
+
+    With u = p - y, <u, p - e_k> = <u, p> - (Theta u)_k and ||p - e_k||^2 = <p, p> - 2 (Theta p)_k + Theta_kk, so all
+    K scores take O(K) where Theta is the identity and O(K^2) elsewhere. ||y - e_k||_1 = 2 (1 - y_k) gives the step.
+    """
+    u = p - y
+    # At p = y there is no direction to turn away from; rounding must not choose one.
+    u = torch.where(u.norm(dim=1, keepdim=True) > NO_DIRECTION, u, 0.0)
+    along, toward = times(theta, u), times(theta, p)
+    own = 1.0 if theta is None else theta.diagonal(dim1=1, dim2=2)
+    square = dot(p, toward).unsqueeze(1) - 2 * toward + own
+    # ||p - y|| is common to all classes and changes no argmin.
+    score = (dot(u, p if theta is None else toward).unsqueeze(1) - along) / square.clamp(min=TINY).sqrt()
+    return mix(y, score.argmin(dim=1), epsilon)
+
+
+def mix(y: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    """Move each y (B, K) straight toward the one-hot posterior of class ``target`` (B,), at most ``epsilon`` in L1."""
+    target = target.unsqueeze(1)
+    step = (epsilon / (2 * (1 - y.gather(1, target)).clamp(min=TINY))).clamp(max=1)
+    return (y * (1 - step)).scatter_add_(1, target, step)
