@@ -1,7 +1,8 @@
 """Maximizing Angular Deviation over (simplex intersected with the L1 ball): the published solvers, and the exact one."""
 
+from mad.solvers.argmax import argmax_vertex
 from mad.solvers.exact import exact
 from mad.solvers.metric import objective
 from mad.solvers.vertex import vertex
 
-__all__ = ["exact", "objective", "vertex"]
+__all__ = ["argmax_vertex", "exact", "objective", "vertex"]

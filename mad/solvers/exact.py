@@ -8,7 +8,7 @@ H = 2 - 2 cos(q - p, u), so the angle between q - p and u = y - p is to be as wi
    its lowest value is reached by descent: the problem is to find the point of the convex cone spanned by the allowed
    q - p that is nearest to -u.
 3. **Acute.** No allowed q has. Then {cos >= c} is a convex cone, cos is quasi-concave, and its lowest value is at an
-   extreme point. There are too many to list; ``branch`` finds the best one and proves that it is.
+   extreme point. There are too many to list; ``search`` finds the best one and proves that it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mad.solvers.argmax import TIE, argmax_vertex
+from mad.solvers.level import TopStays
 from mad.solvers.metric import TINY, cosine, dot, times
 from mad.solvers.problem import Problem
 from mad.solvers.receiver import OneReceiver
@@ -24,9 +26,7 @@ from mad.solvers.vertex import NO_DIRECTION, vertex
 ROUNDS = 300  # of the descent; it stops earlier once nothing moves
 
 
-def exact(
-    y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None, *, keep_top: bool = False
-) -> Tensor:
+def exact(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None, *, keep_top: bool = False) -> Tensor:
     """Return defended posteriors (B, K) with the largest H that the L1 budget allows.
 
     Args:
@@ -34,45 +34,49 @@ def exact(
         p: the surrogate's posteriors (B, K).
         epsilon: L1 budget in [0, 2].
         theta: inner products of the surrogate's gradients (B, K, K); None for its last linear layer.
-        keep_top: only answers whose top class is that of y.
+        keep_top: allow only answers whose top class is that of y.
     """
     if epsilon == 0 or not len(y):
         return y
     tau = torch.full_like(y[:, 0], epsilon / 2)
-    problem = Problem(y, p, tau, theta, y.argmax(dim=1) if keep_top else None)
-    best = problem.feasible(vertex(y, p, epsilon, theta))
+    best = solve(Problem(y, p, tau, theta), vertex(y, p, epsilon, theta))
+    if not keep_top:
+        return best
+    problem = Problem(y, p, tau, theta, y.argmax(dim=1))
+    place = y.argmax(dim=1, keepdim=True)
+    lost = (best.gather(1, place) < best.amax(dim=1, keepdim=True)).squeeze(1).nonzero().squeeze(1)
+    if len(lost):
+        published = argmax_vertex(y, p, epsilon, theta)[lost]
+        best = best.index_copy(0, lost, solve(problem.rows(lost), published))
+    lead = best.gather(1, place) - best.scatter(1, place, 0.0).amax(dim=1, keepdim=True)
+    level = torch.where(lead < TIE / 2, TIE, 0.0).to(y.dtype)
+    return best.scatter_add(1, place, level) / (1 + level)
 
+
+def solve(problem: Problem, start: Tensor) -> Tensor:
+    """Return the best allowed points (B, K), none worse than ``start`` (B, K)."""
     turned, found = mirror(problem)
-    undecided = ~found & (length(problem) > NO_DIRECTION)
-    best = torch.where(found.unsqueeze(1), turned, best)
-    rows = undecided.nonzero().squeeze(1)
+    best = torch.where(found.unsqueeze(1), turned, start)
+    directed = problem.u.norm(dim=1) > NO_DIRECTION
+    rows = (~found & directed).nonzero().squeeze(1)
     if not len(rows):
         return best
-    rest = problem.rows(rows)
-    start = rest.lowest(times(rest.theta, rest.u))
-    obtuse = cosine(start - rest.p, rest.u, rest.theta) < 0
-    answer = best[rows]
-    if obtuse.any():
-        answer[obtuse] = descend(rest.rows(obtuse), start[obtuse])
-    if not obtuse.all():
-        answer[~obtuse] = OneReceiver(rest.rows(~obtuse), answer[~obtuse]).run()
-    return best.index_copy(0, rows, keep_better(rest, answer, best[rows]))
-
-
-def length(problem: Problem) -> Tensor:
-    """Return ||u||, (B,), in the Euclidean metric."""
-    return problem.u.norm(dim=1)
-
-
-def keep_better(problem: Problem, q: Tensor, other: Tensor) -> Tensor:
-    """Return, row by row, the posterior at the wider angle."""
-    angles = [cosine(each - problem.p, problem.u, problem.theta) for each in (q, other)]
-    return torch.where((angles[0] <= angles[1]).unsqueeze(1), q, other)
+    rest, answer = problem.rows(rows), best[rows]
+    lowest = rest.lowest(times(rest.theta, rest.u))
+    obtuse = cosine(lowest - rest.p, rest.u, rest.theta) < 0
+    blunt, sharp = obtuse.nonzero().squeeze(1), (~obtuse).nonzero().squeeze(1)
+    if len(blunt):
+        answer[blunt] = descend(rest.rows(blunt), lowest[blunt])
+    if len(sharp) and problem.y.shape[1] > 2:  # of two classes every such point lies straight along u
+        search = OneReceiver if problem.top is None else TopStays
+        answer[sharp] = search(rest.rows(sharp), answer[sharp]).run()
+    wide, before = (cosine(q - rest.p, rest.u, rest.theta) for q in (answer, best[rows]))
+    return best.index_copy(0, rows, torch.where((wide <= before).unsqueeze(1), answer, best[rows]))
 
 
 def mirror(problem: Problem) -> tuple[Tensor, Tensor]:
     """Return p + t (p - y) with the largest t allowed (B, K), and whether there is one (B,)."""
-    y, p, u = problem.y, problem.p, problem.u
+    p, u = problem.p, problem.u
     least = torch.zeros_like(problem.tau)
     most = 2 * problem.tau / u.abs().sum(dim=1).clamp(min=TINY) - 1
     most = torch.minimum(most, torch.where(u > 0, p / u.clamp(min=TINY), torch.inf).amin(dim=1))
@@ -86,41 +90,41 @@ def mirror(problem: Problem) -> tuple[Tensor, Tensor]:
     # A gradient that has all but vanished has no direction: t must leave one.
     found = (most * u.norm(dim=1) > NO_DIRECTION) & (most >= least)
     q = (p - most.clamp(0, 1e6).unsqueeze(1) * u).clamp(min=0)
-    return q / q.sum(dim=1, keepdim=True), found & (u.norm(dim=1) > NO_DIRECTION)
+    return q / q.sum(dim=1, keepdim=True), found
 
 
 def descend(problem: Problem, start: Tensor) -> Tensor:
     """Return the point q of C with the lowest cos(q - p, u), (B, K), from a start where it is negative.
 
     Minimises ||scale (q - p) + u||^2, jointly convex in (scale, scale q): the scale in closed form, q by a projected
-    gradient step, each undone where the angle does not widen. With Theta the identity that step lands on the exact
-    minimum for its scale.
+    gradient step with momentum, taken back where the angle does not widen. With Theta the identity the step lands on
+    the exact minimum for its scale.
     """
     steep = 1.0 if problem.theta is None else torch.linalg.matrix_norm(problem.theta, ord=2).unsqueeze(1)
-    q, previous = start, start
+    q, previous, pulls = start, start, None
     lowest = cosine(q - problem.p, problem.u, problem.theta)
     speed = torch.ones_like(problem.tau).unsqueeze(1)
     for _ in range(ROUNDS):
         faster = (1 + (1 + 4 * speed**2).sqrt()) / 2
-        ahead = q + (speed - 1) / faster * (q - previous)
-        moved = _step(problem, ahead, steep)
+        moved, pulls = problem.project(target(problem, q + (speed - 1) / faster * (q - previous), steep), pulls)
         value = cosine(moved - problem.p, problem.u, problem.theta)
-        worse = value > lowest
+        worse = (value > lowest).unsqueeze(1)
         if worse.any():  # momentum overshot: step from where it stands, and start the momentum anew
-            plain = _step(problem, q, steep)
-            moved = torch.where(worse.unsqueeze(1), plain, moved)
+            again, pulls = problem.project(target(problem, q, steep), pulls)
+            moved = torch.where(worse, again, moved)
             value = cosine(moved - problem.p, problem.u, problem.theta)
-            faster = torch.where(worse.unsqueeze(1), 1.0, faster)
-        gain = (lowest - value).clamp(min=0)
-        previous, q, speed = q, torch.where((value <= lowest).unsqueeze(1), moved, q), faster
+            faster = torch.where(worse, 1.0, faster)
+        gain = lowest - value
+        previous, q, speed = q, torch.where((gain >= 0).unsqueeze(1), moved, q), faster
         lowest = torch.minimum(lowest, value)
         if gain.max() <= torch.finfo(q.dtype).eps:
             break
     return q
 
 
-def _step(problem: Problem, q: Tensor, steep: Tensor | float) -> Tensor:
+def target(problem: Problem, q: Tensor, steep: Tensor | float) -> Tensor:
+    """Return where the gradient step leads from points (B, K) at their best scale, before it is projected."""
     v, u = q - problem.p, problem.u
     along, across = times(problem.theta, u), times(problem.theta, v)
     scale = (-dot(v, along) / dot(v, across).clamp(min=TINY)).clamp(min=1e-6).unsqueeze(1)
-    return problem.project(q - (across + along / scale) / steep, rounds=100)
+    return q - (across + along / scale) / steep

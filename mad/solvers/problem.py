@@ -11,6 +11,10 @@ from torch import Tensor
 from mad.solvers.metric import TINY, dot, times
 
 
+ROUNDS = 30
+Pulls = tuple[Tensor, Tensor]  # how far either of two sets has pulled the points, (B, K)
+
+
 @dataclass(frozen=True)
 class Problem:
     """B queries: minimise cos(q - p, u) over C = {q on the simplex, ||q - y||_1 <= 2 tau, q_j <= q_top}.
@@ -39,20 +43,25 @@ class Problem:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return Problem(**{name: None if part is None else part[index] for name, part in parts.items()})
 
-    def project(self, points: Tensor, rounds: int = 200) -> Tensor:
-        """Return the point of C nearest to each of ``points`` in the Euclidean metric, (B, K)."""
+    def project(self, points: Tensor, pulls: Pulls | None = None) -> tuple[Tensor, Pulls | None]:
+        """Return the point of C nearest to each of ``points`` in the Euclidean metric, (B, K).
+
+        With a top class: Dykstra's alternating projections, ``ROUNDS`` of them, onto the ball and onto the wedge of
+        points with that class on top. They converge from any ``pulls``; those of a nearby call save most rounds.
+        """
         if self.top is None:
-            return project(points, self.y, self.tau)
-        # Dykstra's alternating projections onto two convex sets whose intersection is C.
-        q, ball, wedge = points, torch.zeros_like(points), torch.zeros_like(points)
-        for _ in range(rounds):
+            return project(points, self.y, self.tau), None
+        ball, wedge = pulls or (torch.zeros_like(points), torch.zeros_like(points))
+        q = points - ball - wedge
+        for _ in range(ROUNDS):
             inside = project(q + ball, self.y, self.tau)
             ball = q + ball - inside
-            before, q = q, lift_top(inside + wedge, self.top)
-            wedge = inside + wedge - q
-            if (q - before).abs().max() < 1e-7:
+            lifted = lift_top(inside + wedge, self.top)
+            wedge = inside + wedge - lifted
+            moved, q = (lifted - inside).abs().max(), lifted
+            if moved < 1e-6:
                 break
-        return self.feasible(project(q, self.y, self.tau))
+        return self.feasible(inside), (ball, wedge)
 
     def feasible(self, q: Tensor) -> Tensor:
         """Move points of the ball straight toward y until the top class is on top, (B, K)."""
@@ -65,14 +74,15 @@ class Problem:
 
     def lowest(self, cost: Tensor) -> Tensor:
         """Return a point of C where <cost, q> is lowest, (B, K)."""
-        up = self.tau.unsqueeze(1).expand_as(self.y)
-        if self.top is None:
-            moved = fill(-cost, cost, Box.of(self.y, self.tau), self.tau)
-            return self.y + moved.up - moved.down
+        tau = self.tau.unsqueeze(1)
+        if self.top is None:  # all to the cheapest class, from the dearest ones; from itself last, which is no move
+            rank = cost.argsort(dim=1, descending=True)
+            given = torch.zeros_like(self.y).scatter_(1, rank, poured(tau, self.y.gather(1, rank)))
+            return (self.y - given).scatter_add_(1, rank[:, -1:], tau)
         # With the top class held at level h the rest is a linear program; its value is convex in h.
         place = self.top.unsqueeze(1)
         peak = self.y.gather(1, place)
-        low, high = (peak - up[:, :1]).clamp(min=1 / self.y.shape[1]), (peak + up[:, :1]).clamp(max=1)
+        low, high = (peak - tau).clamp(min=1 / self.y.shape[1]), (peak + tau).clamp(max=1)
         for _ in range(40):
             left, right = torch.lerp(low, high, 1 / 3), torch.lerp(low, high, 2 / 3)
             worse = self._at_level(cost, left)[1] > self._at_level(cost, right)[1]
@@ -115,35 +125,6 @@ class Box(NamedTuple):
             down_low,
             self.down_high.scatter(1, place, torch.minimum(self.down_high.gather(1, place), (peak - low).clamp(min=0))),
         )
-
-
-    def rows(self, index: Tensor | slice) -> Box:
-        """Return some rows' bounds."""
-        return Box(*(side[index] for side in self))
-
-    @property
-    def lows(self) -> Tensor:
-        """The lower bounds side by side, (n, 2 K)."""
-        return torch.cat([self.up_low, self.down_low], dim=1)
-
-    @property
-    def highs(self) -> Tensor:
-        """The upper bounds side by side, (n, 2 K)."""
-        return torch.cat([self.up_high, self.down_high], dim=1)
-
-    @classmethod
-    def joined(cls, lows: Tensor, highs: Tensor) -> Box:
-        """Undo ``lows`` and ``highs``."""
-        (up_low, down_low), (up_high, down_high) = lows.chunk(2, dim=1), highs.chunk(2, dim=1)
-        return cls(up_low, up_high, down_low, down_high)
-
-    def narrowed(self, tau: Tensor) -> Box:
-        """Shrink each bound to what the other classes leave; an empty box stays empty."""
-        up_low, up_high, down_low, down_high = self
-        spare_up, spare_down = (tau - up_low.sum(dim=1)).unsqueeze(1), (tau - down_low.sum(dim=1)).unsqueeze(1)
-        up_high = torch.minimum(up_high, up_low + spare_up.clamp(min=0))
-        down_high = torch.minimum(down_high, down_low + spare_down.clamp(min=0))
-        return Box(up_low, up_high, down_low, down_high)
 
 
 class Moved(NamedTuple):

@@ -13,10 +13,7 @@ from torch import Tensor
 
 from mad.solvers.metric import TINY, dot, times
 from mad.solvers.problem import poured
-from mad.solvers.search import APEX, SLOPES, Cut, Search, next_slope
-
-
-SLOP = 1e-6  # mass that rounding may lose
+from mad.solvers.search import APEX, SLOP, SLOPES, Cut, Search, next_slope
 
 
 class Donors(NamedTuple):

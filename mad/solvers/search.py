@@ -27,6 +27,7 @@ from mad.solvers.problem import Problem
 SLOPES = 4  # values of k tried for a bound
 AT_ONCE = 2**20  # numbers in the tensors of one round
 ROUNDS = 300
+SLOP = 1e-6  # mass that rounding may lose
 APEX = 1e-8  # a box whose squares are known this well is not cut further: near q = p no bound is relatively tight
 
 
@@ -77,7 +78,7 @@ class Search(ABC, Generic[B]):
         every = torch.arange(len(problem.y), device=problem.y.device)
         self.lowest, self.slope = self.score(every, self.best)
         # Relative to ||u||^2, the value at q = y.
-        self.tolerance = self.square * (1e-6 if start.dtype == torch.float32 else 1e-9)
+        self.tolerance = self.square * (1e-6 if start.dtype == torch.float32 else 1e-8)
 
     @abstractmethod
     def roots(self) -> B:

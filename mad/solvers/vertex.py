@@ -17,13 +17,14 @@ def vertex(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None) ->
     K scores take O(K) where Theta is the identity and O(K^2) elsewhere. ||y - e_k||_1 = 2 (1 - y_k) gives the step.
     """
     u = p - y
-    # At p = y there is no direction to turn away from; rounding must not choose one.
-    u = torch.where(u.norm(dim=1, keepdim=True) > NO_DIRECTION, u, 0.0)
     along, toward = times(theta, u), times(theta, p)
     own = 1.0 if theta is None else theta.diagonal(dim1=1, dim2=2)
     square = dot(p, toward).unsqueeze(1) - 2 * toward + own
     # ||p - y|| is common to all classes and changes no argmin.
     score = (dot(u, p if theta is None else toward).unsqueeze(1) - along) / square.clamp(min=TINY).sqrt()
+    # At p = y there is no direction to turn away from, and rounding must not choose one: the un-normalised objective
+    # ||Theta^(1/2) (e_k - y)||^2 of the last layer still ranks the classes, the least likely first.
+    score = torch.where(u.norm(dim=1, keepdim=True) > NO_DIRECTION, score, y)
     return mix(y, score.argmin(dim=1), epsilon)
 
 
