@@ -9,7 +9,7 @@ from conftest import CPU, victim
 
 from mad import simplex
 from mad.api import BATCH, BlackBox
-from mad.defenses import Undefended
+from mad.defenses import Setting, Undefended
 from mad.defenses.mad import Mad
 from mad.errors import BudgetExceededError, MadError
 
@@ -22,7 +22,7 @@ def model_of():
 
 def api_of(budget, defense=None):
     model = model_of()
-    return BlackBox(model, (defense or Undefended()).prepared(TOY, model, 0, CPU), (1, 8, 8), budget, CPU)
+    return BlackBox(model, (defense or Undefended()).prepared(Setting(TOY, model, 0, CPU)), (1, 8, 8), budget, CPU)
 
 
 def images(count):
