@@ -101,4 +101,4 @@ class Remembered(nn.Module):
 
 def pixels(values: Tensor) -> memoryview:
     """Return a tensor's bytes, in order; copied only where it is not contiguous."""
-    return memoryview(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
