@@ -47,6 +47,7 @@ class Cell:
         number("seed", self.seed, 0, 2**62, whole=True)
         if self.defense.epsilon == 0:  # whatever the defense, its answers are the clean ones
             object.__setattr__(self, "defense", Undefended())
+        self.defense.check(self.victim)
         if self.knockoff.architecture is None:
             own = replace(self.knockoff, architecture=self.victim.architecture)
             object.__setattr__(self, "knockoff", own)
@@ -88,10 +89,9 @@ def gather(cell: Cell) -> tuple[torch.Tensor, int, Split]:
     """Return the adversary's images, uint8 (N, C, H, W), how many queries it makes, and the victim's test split.
 
     Raises:
-        MadError: if the victim cannot take the images, the budget is above their number, or the defense refuses.
+        MadError: if the victim cannot take the images, or the budget is above their number.
     """
     pool, dataset = cell.pool, cell.victim.dataset
-    cell.defense.check(cell.victim)
     taken = tuple(dataset.shape)
     images = SHARED.get(("images", identity(pool), taken), lambda: pool.images(dataset.shape))
     if tuple(images.shape[1:]) != taken:

@@ -13,7 +13,7 @@ def show(rows: pd.DataFrame) -> None:
     """Print one line a record: what the defense cost honest users, what the thief got, and the price in time."""
     first = rows.iloc[0]
     title = f"{first.victim} stolen by {first.attack} from {first['pool']}, {first.queries:,} queries"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("defense", "epsilon", "seed"):
         table.add_column(heading)
     for heading in (

@@ -77,6 +77,12 @@ def test_the_least_used_is_dropped_first():
     assert made[-1] == "large"
 
 
+def test_what_two_make_at_once_counts_once():
+    memo = Memo()
+    memo.get("a", lambda: memo.get("a", lambda: torch.zeros(10)))
+    assert memo.bytes == 40
+
+
 def test_a_failure_is_not_kept():
     memo = Memo()
     with pytest.raises(ZeroDivisionError):

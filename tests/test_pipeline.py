@@ -237,14 +237,14 @@ def test_the_model_that_is_served_is_kept_too(tmp_path, fits):
     assert records[0]["target_entropy"] is None
 
 
-def test_a_defense_that_refuses_leaves_nothing(tmp_path, fits):
+def test_a_defense_may_refuse_a_victim():
     class Refusing(Swapped):
         def check(self, victim):
             raise MadError(f"not for {victim.name}")
 
     with pytest.raises(MadError, match="not for toy"):
-        run(cell(defense=Refusing()), Store(tmp_path), CPU)
-    assert (fits, list(tmp_path.iterdir())) == ([], [])
+        cell(defense=Refusing())
+    assert cell(defense=Refusing(0)).defense == Undefended()
 
 
 def test_without_a_store_everything_is_trained_anew(fits):
