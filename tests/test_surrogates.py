@@ -69,6 +69,12 @@ def test_the_seed_decides_and_never_gives_the_victim(kind):
     assert not torch.equal(drawn[0], weights(victim().train(CPU)))
 
 
+def test_a_trained_surrogate_starts_from_weights_of_its_own():
+    still = TrainedSurrogate(trainer(optimizer="sgd", learning_rate=1e-9, epochs=1))
+    started = weights(victim().untrained(seed=0, purpose="victim"))
+    assert not torch.allclose(weights(still.ready(setting(seed=0))), started, atol=1e-2)
+
+
 def test_a_trained_surrogate_has_learned():
     split = Blobs().test()
     network = KINDS["trained"].ready(setting())
