@@ -12,6 +12,7 @@ from mad.defenses import Defense
 from mad.errors import BudgetExceededError, MadError, number
 
 BATCH = 256
+UNCHANGED = 1e-6  # an L1 distance that rescaling in float32 leaves
 
 
 class BlackBox:
@@ -40,6 +41,7 @@ class BlackBox:
         self._model, self._defense, self._device = model, defense, device
         self._lock = threading.Lock()
         self._l1_total = 0.0
+        self._targets = torch.zeros(0, dtype=torch.int64)  # answers by the class whose probability was raised most
         self.shape, self.budget = tuple(shape), budget
         self.queries = 0
 
@@ -61,8 +63,14 @@ class BlackBox:
                 )
             self.queries += len(images)
         clean, defended = self.answer(images)
+        distance = simplex.l1(clean, defended)
+        classes = clean.shape[1]
+        # Counting the unchanged answers apart and cutting them off is faster than selecting rows.
+        target = (defended - clean).argmax(dim=1).masked_fill_(distance <= UNCHANGED, classes)
+        counts = torch.bincount(target, minlength=classes + 1)[:classes]
         with self._lock:
-            self._l1_total += simplex.l1(clean, defended).sum().item()
+            self._l1_total += distance.sum().item()
+            self._targets = counts + self._targets if len(self._targets) else counts
         return defended
 
     @torch.no_grad()
@@ -80,3 +88,15 @@ class BlackBox:
     def l1_mean(self) -> float:
         """The mean L1 distance, in [0, 2], between clean and defended answers to all queries so far."""
         return self._l1_total / max(1, self.queries)
+
+    @property
+    def target_entropy(self) -> float | None:
+        """The entropy, in bits, of the class that each changed answer so far was pushed to; None without any.
+
+        0 is one class for all queries, log2 K every class alike.
+        """
+        counts = self._targets[self._targets > 0].double()
+        if not len(counts):
+            return None
+        share = counts / counts.sum()
+        return abs(-(share * share.log2()).sum().item())

@@ -24,6 +24,11 @@ from mad.errors import MadError
 from mad.progress import err, out
 
 PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
+ALIASES = {
+    "knockoff/architecture": "architecture",
+    "defense/surrogate/architecture": "architecture",
+    "defense/surrogate/dataset": "dataset",
+}
 TRACEBACK = "MAD_TRACEBACK"  # tells the jobs of a sweep that HYDRA_FULL_ERROR was the user's wish
 
 
@@ -34,10 +39,11 @@ def config_dir() -> Path:
 
 
 def register_aliases() -> None:
-    """Let every architecture be chosen for the knockoff too (``knockoff/architecture=``), with no second file."""
-    for file in sorted((config_dir() / "architecture").glob("*.yaml")):
-        node = {"defaults": [f"/architecture/{file.stem}@_here_"]}
-        ConfigStore.instance().store(group="knockoff/architecture", name=file.stem, node=node)
+    """Let every choice of ``ALIASES`` be made in further places, with no second file."""
+    for group, source in ALIASES.items():
+        for file in sorted((config_dir() / source).glob("*.yaml")):
+            node = {"defaults": [f"/{source}/{file.stem}@_here_"]}
+            ConfigStore.instance().store(group=group, name=file.stem, node=node)
 
 
 def run() -> None:

@@ -57,5 +57,7 @@ def settings(thing: Any) -> str:
             continue
         if dataclasses.is_dataclass(value):
             value = " ".join(filter(None, [getattr(value, "name", type(value).__name__), settings(value)]))
+        elif callable(value):
+            value = getattr(value, "func", value).__name__.lower()
         changed.append(f"{field.name}={value}")
     return " ".join(changed)

@@ -18,14 +18,17 @@ from mad import __version__
 from mad.api import BlackBox
 from mad.attacks import Attack
 from mad.datasets import Pool, Split
-from mad.defenses import Defense, Undefended
+from mad.defenses import Defense, Setting, Undefended
 from mad.errors import MadError, number
 from mad.evaluation import theft, utility
 from mad.fingerprint import describe, digest, settings
 from mad.knockoff import Knockoff
+from mad.memo import Memo, identity
 from mad.recoveries import Recovery
 from mad.store import Record, Store
 from mad.victim import Victim
+
+SHARED = Memo()
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Cell:
         number("seed", self.seed, 0, 2**62, whole=True)
         if self.defense.epsilon == 0:  # whatever the defense, its answers are the clean ones
             object.__setattr__(self, "defense", Undefended())
+        self.defense.check(self.victim)
         if self.knockoff.architecture is None:
             own = replace(self.knockoff, architecture=self.victim.architecture)
             object.__setattr__(self, "knockoff", own)
@@ -87,23 +91,28 @@ def gather(cell: Cell) -> tuple[torch.Tensor, int, Split]:
     Raises:
         MadError: if the victim cannot take the images, or the budget is above their number.
     """
-    taken = tuple(cell.victim.dataset.shape)
-    images = cell.pool.images(cell.victim.dataset.shape)
+    pool, dataset = cell.pool, cell.victim.dataset
+    taken = tuple(dataset.shape)
+    images = SHARED.get(("images", identity(pool), taken), lambda: pool.images(dataset.shape))
     if tuple(images.shape[1:]) != taken:
         raise MadError(
-            f"pool {cell.pool.name} gives {tuple(images.shape[1:])}, victim {cell.victim.name} takes {taken}: "
+            f"pool {pool.name} gives {tuple(images.shape[1:])}, victim {cell.victim.name} takes {taken}: "
             "choose another pool"
         )
-    return images, cell.attack.affordable(images, cell.pool.name), cell.victim.dataset.test()
+    return images, cell.attack.affordable(images, pool.name), SHARED.get(("test", identity(dataset)), dataset.test)
 
 
 def steal(cell: Cell, images: torch.Tensor, budget: int, test: Split, store: Store, device: torch.device) -> Record:
-    """Train or load the victim, defend it, steal it within the budget, and score both sides."""
-    model, seconds_victim = store.victim(cell.victim, device)
+    """Train or load the victim, defend it, steal it within the budget, and score both sides.
 
-    served = cell.defense.serve(cell.victim, model, cell.seed, device)
-    defense = cell.defense.prepared(cell.victim, served, cell.seed, device)
-    api = BlackBox(served, defense, cell.victim.dataset.shape, budget, device)
+    What an earlier cell of this process asked the same networks is remembered: ``seconds_queries`` is then smaller.
+    """
+    model, seconds_victim = store.victim(cell.victim, device)
+    setting = Setting(cell.victim, model, cell.seed, device, store, SHARED)
+    served = cell.defense.serve(setting)
+    defense = cell.defense.prepared(replace(setting, model=served))
+    victim = setting.remembered(model, cell.victim.architecture)
+    api = BlackBox(victim if served is model else served, defense, cell.victim.dataset.shape, budget, device)
 
     start = time.perf_counter()
     transfer = cell.attack.transfer_set(api, images, cell.seed)
@@ -117,8 +126,9 @@ def steal(cell: Cell, images: torch.Tensor, budget: int, test: Split, store: Sto
         "budget": budget,
         "queries": api.queries,
         **utility(api, test),
-        **theft(stolen, model, test, device),
+        **theft(stolen, victim, test, device),
         "l1_mean_queries": api.l1_mean,
+        "target_entropy": api.target_entropy,
         "chance": 1 / cell.victim.dataset.classes,
         "seconds_victim": seconds_victim,
         "seconds_queries": queried - start,
@@ -138,6 +148,7 @@ def facts(cell: Cell) -> dict[str, Any]:
         "defense": cell.defense.name,
         "defense_settings": settings(cell.defense),
         "epsilon": cell.defense.epsilon,
+        "surrogate": getattr(getattr(cell.defense, "surrogate", None), "name", None),
         "attack": cell.attack.name,
         "recovery": cell.recovery.name,
         "knockoff_architecture": name_of(cell.knockoff.architecture),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a mistake on the command line needs none of it
+    from torch import Tensor
 
 # A narrow terminal or a file wraps lines itself: folding numbers inside their columns is unreadable.
 out = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))

@@ -1,7 +1,10 @@
 """The ledger of the black-box API."""
 
+import math
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,8 +12,9 @@ from conftest import CPU, victim
 
 from mad import simplex
 from mad.api import BATCH, BlackBox
-from mad.defenses import Undefended
+from mad.defenses import Defense, Setting, Undefended
 from mad.defenses.mad import Mad
+from mad.defenses.random_noise import RandomNoise
 from mad.errors import BudgetExceededError, MadError
 
 TOY = victim()
@@ -22,7 +26,7 @@ def model_of():
 
 def api_of(budget, defense=None):
     model = model_of()
-    return BlackBox(model, (defense or Undefended()).prepared(TOY, model, 0, CPU), (1, 8, 8), budget, CPU)
+    return BlackBox(model, (defense or Undefended()).prepared(Setting(TOY, model, 0, CPU)), (1, 8, 8), budget, CPU)
 
 
 def images(count):
@@ -83,6 +87,87 @@ def test_mean_l1_is_that_of_the_answers():
     clean = api_of(None)(torch.cat([images(5), images(20)]))
     assert api.l1_mean == pytest.approx(simplex.l1(seen, clean).mean().item(), abs=1e-6)
     assert 0 < api.l1_mean <= 0.5 + 1e-6
+
+
+def entropy_of(api_answers, clean_answers):
+    """The slow twin: count the class that each changed answer gained most in, in float64."""
+    counts = Counter()
+    for answer, clean in zip(api_answers.double().tolist(), clean_answers.double().tolist(), strict=True):
+        gains = [after - before for after, before in zip(answer, clean, strict=True)]
+        if sum(map(abs, gains)) > 1e-6:
+            counts[gains.index(max(gains))] += 1
+    total = sum(counts.values())
+    return -sum(count / total * math.log2(count / total) for count in counts.values()) if total else None
+
+
+@dataclass
+class Scripted(Defense):
+    """Move mass to the class that the first pixel names; leave every third class alone."""
+
+    name = "scripted"
+    epsilon: float | None = 0.4
+
+    def perturb(self, images, clean):
+        target = (images[:, 0, 0, 0] * 40).long() % 4
+        moved = 0.5 * clean + 0.5 * torch.nn.functional.one_hot(target, 4)
+        return torch.where((target == 2).unsqueeze(1), clean, moved)
+
+
+@pytest.mark.parametrize("defense", [Scripted(), Scripted(2.0), Mad(0.5), Mad(2), RandomNoise(0.3)])
+def test_target_entropy_is_the_slow_twins(defense):
+    api, parts = api_of(None, defense), [images(count) for count in (1, 40, BATCH + 3)]
+    seen = torch.cat([api(part) for part in parts])
+    clean = torch.cat([api.answer(part)[0] for part in parts])
+    assert api.target_entropy == pytest.approx(entropy_of(seen, clean), abs=1e-9)
+    if isinstance(defense, Scripted):
+        assert 1.4 < api.target_entropy <= math.log2(3)
+
+
+def test_one_class_for_all_has_no_entropy():
+    class Constant(Scripted):
+        def perturb(self, images, clean):
+            return clean.roll(1, 1) * 0 + torch.eye(4)[1]
+
+    api = api_of(None, Constant())
+    api(images(30))
+    assert api.target_entropy == 0
+    assert math.copysign(1, api.target_entropy) == 1
+
+
+def test_what_is_not_changed_has_no_target():
+    class Rescaled(Scripted):
+        def perturb(self, images, clean):
+            return clean * 3.7
+
+    for defense in (Undefended(), Mad(0), Rescaled()):
+        api = api_of(None, defense)
+        assert api.target_entropy is None
+        api(images(30))
+        assert api.target_entropy is None
+    api = api_of(None, Mad(0.5))
+    api.answer(images(30))
+    assert api.target_entropy is None
+
+
+class Watched(BlackBox):
+    """Lets nobody write into the ledger who does not hold its lock."""
+
+    def __setattr__(self, name, value):
+        assert self._lock.locked(), name
+        super().__setattr__(name, value)
+
+
+def test_many_threads_share_one_ledger():
+    parts = [images(count) for count in range(1, 40)]
+    alone, shared = api_of(None, Scripted()), api_of(None, Scripted())
+    shared.__class__ = Watched
+    for part in parts:
+        alone(part)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(shared, parts))
+    assert torch.equal(shared._targets, alone._targets)
+    assert shared.target_entropy == alone.target_entropy
+    assert shared.l1_mean == pytest.approx(alone.l1_mean)
 
 
 def test_many_threads_share_one_budget():

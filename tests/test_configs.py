@@ -14,12 +14,15 @@ FILES = sorted(
     for file in cli.config_dir().rglob("*.yaml")
     if file.parent != cli.config_dir()
 )
-NAMED = [(group, name) for group, name in FILES if group in ("defense", "attack", "recovery", "victim", "pool")]
+KINDS = ("defense", "attack", "recovery", "victim", "pool", "dataset", "defense/surrogate")
+NAMED = [(group, name) for group, name in FILES if group in KINDS]
 
 
 @pytest.fixture
 def part(tmp_path):
     def make(group, name):
+        if group == "dataset":  # is no part of its own: others take it in
+            return build(compose(f"+dataset@data={name}").data)
         overrides = [f"{group}={name}"]
         if name == "image_folder":
             Image.new("L", (9, 9), 50).save(tmp_path / "one.png")
@@ -31,7 +34,7 @@ def part(tmp_path):
 
 def test_the_walk_finds_every_group():
     groups = {group for group, _ in FILES}
-    assert groups >= {*cli.PARTS, "trainer", "architecture", "experiment", "defense/surrogate"}
+    assert groups >= {*cli.PARTS, "trainer", "architecture", "experiment", "dataset", "defense/surrogate"}
 
 
 @pytest.mark.parametrize(("group", "name"), [pair for pair in FILES if pair[0] != "experiment"])
@@ -62,6 +65,31 @@ def test_every_architecture_can_be_the_knockoffs(name):
 def test_architecture_takes_shape_and_classes(name):
     model = build(compose(f"architecture={name}").architecture)(shape=(1, 28, 28), classes=7)
     assert model(next(iter(model.parameters())).new_zeros(2, 1, 28, 28)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", choices("dataset"))
+def test_every_dataset_is_described_once(part, name):
+    described = part("dataset", name)
+    assert build(compose(f"pool={name}").pool) == described
+    if name in choices("victim"):
+        assert build(compose(f"victim={name}").victim).dataset == described
+    trained = build(compose("defense/surrogate=trained", f"defense/surrogate/dataset={name}").defense).surrogate
+    assert trained.dataset == described
+
+
+@pytest.mark.parametrize("name", choices("architecture"))
+@pytest.mark.parametrize("kind", ["random", "trained"])
+def test_every_architecture_can_be_the_surrogates(kind, name):
+    plain, other = [f"defense/surrogate={kind}"], f"defense/surrogate/architecture={name}"
+    assert build(compose(*plain).defense).surrogate.architecture is None
+    own = build(compose(f"architecture={name}").architecture)
+    assert build(compose(*plain, other).defense).surrogate.architecture.func is own.func
+
+
+def test_the_surrogate_is_trained_as_the_trainer_says():
+    surrogate = build(compose("defense/surrogate=trained", "trainer.epochs=3").defense).surrogate
+    assert (surrogate.trainer.epochs, surrogate.dataset) == (3, None)
+    assert build(compose("defense/surrogate=trained", "defense.surrogate.epochs=2").defense).surrogate.epochs == 2
 
 
 def test_knockoff_recipe_reaches_its_trainer():

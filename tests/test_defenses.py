@@ -7,10 +7,10 @@ import torch
 from conftest import CPU, build, choices, compose, victim
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from mad import simplex
-from mad.defenses import Defense, Undefended
+from mad.defenses import Defense, Setting, Undefended
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
 from mad.errors import MadError
@@ -25,7 +25,7 @@ ROWS = 12
 def ready(name, epsilon, classes, seed=0):
     toy = victim(classes)
     model = toy.untrained(seed=0, purpose="victim")
-    return build(NODES[name], epsilon=epsilon).prepared(toy, model, seed, CPU)
+    return build(NODES[name], epsilon=epsilon).prepared(Setting(toy, model, seed, CPU))
 
 
 def images_of(classes):
@@ -91,7 +91,8 @@ def test_a_budget_is_used(name):
 def test_preparing_leaves_the_recipe_alone(name):
     defense = build(NODES[name])
     before = dict(vars(defense))
-    assert defense.prepared(victim(), victim().untrained(seed=0, purpose="victim"), 0, CPU) is not defense
+    model = victim().untrained(seed=0, purpose="victim")
+    assert defense.prepared(Setting(victim(), model, 0, CPU)) is not defense
     assert vars(defense) == before
 
 
@@ -115,7 +116,7 @@ def test_noise_depends_on_the_image_and_repeats():
 
 def test_noise_is_uniform():
     defense = RandomNoise(2.0, scale=1.0)
-    defense.prepare(victim(), None, 0, CPU)
+    defense.prepare(Setting(victim(), nn.Identity(), 0, CPU))
     half = torch.full((400, 100), 0.5)
     noise = torch.logit(defense.perturb(torch.rand(400, 1, 8, 8), half)).double()
     assert noise.abs().max() <= 1 + 1e-5

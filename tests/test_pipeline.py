@@ -1,7 +1,7 @@
 """A whole cell, tiny: from the victim to its record."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from conftest import CPU, Blobs, Tiny, build, cell, compose, trainer, victim
 from mad.attacks import TransferSet
 from mad.attacks.knockoff import KnockoffRandom
 from mad.cli import PARTS
-from mad.defenses import Undefended
+from mad.defenses import Defense, Setting, Undefended
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
 from mad.errors import MadError
@@ -25,6 +25,7 @@ KEYS = (
     "architecture",
     "defense",
     "epsilon",
+    "surrogate",
     "attack",
     "recovery",
     "pool",
@@ -38,6 +39,7 @@ KEYS = (
     "l1_mean",
     "l1_max",
     "l1_mean_queries",
+    "target_entropy",
     "seconds_victim",
     "seconds_queries",
     "seconds_knockoff",
@@ -64,6 +66,8 @@ def test_a_record(tmp_path):
     assert record["victim_accuracy"] > 0.9
     assert (record["victim"], record["dataset"], record["architecture"]) == ("toy", "blobs", "tiny")
     assert (record["defense"], record["epsilon"], record["attack"]) == ("mad", 0.5, "knockoff")
+    assert record["surrogate"] == "random"
+    assert 0 <= record["target_entropy"] <= 2
     assert (record["device"], record["torch"]) == ("cpu", torch.__version__)
     assert json.loads((tmp_path / cell().path).read_text()) == record
 
@@ -78,6 +82,7 @@ def test_undefended_theft_works_and_costs_nothing(tmp_path):
     record = run(cell(budget=None).reference, Store(tmp_path), CPU)[0]
     assert record["queries"] == 200
     assert record["l1_max"] == record["l1_mean_queries"] == 0
+    assert record["target_entropy"] is record["surrogate"] is None
     assert record["victim_accuracy"] == record["defended_accuracy"]
     assert record["stolen_accuracy"] > 0.9
     assert record["agreement"] > 0.9
@@ -204,3 +209,47 @@ def test_knockoff_starts_from_given_weights(tmp_path):
 def transfer_set(toy):
     images = Blobs().images((1, 8, 8))
     return TransferSet(images, torch.arange(20), torch.full((20, toy.dataset.classes), 0.25))
+
+
+@dataclass
+class Swapped(Defense):
+    """Serves a network of its own, trained once, and shows what it was given."""
+
+    name = "swapped"
+    epsilon: float | None = 0.5
+
+    def serve(self, setting):
+        return setting.trained(replace(setting.victim, name="swap", seed=setting.seed + 7))
+
+    def prepare(self, setting):
+        self._model = setting.model
+
+    def perturb(self, images, clean):
+        assert torch.allclose(torch.softmax(self._model(images), dim=1), clean)
+        return clean
+
+
+def test_the_model_that_is_served_is_kept_too(tmp_path, fits):
+    records = [run(cell(defense=Swapped(epsilon)), Store(tmp_path), CPU)[0] for epsilon in (0.5, 0.6)]
+    assert fits == ["victim toy", "victim swap", "knockoff", "knockoff"]
+    assert len(list(tmp_path.glob("victims/swap/*/weights.safetensors"))) == 1
+    assert records[0]["l1_max"] < 1e-6
+    assert records[0]["target_entropy"] is None
+
+
+def test_a_defense_may_refuse_a_victim():
+    class Refusing(Swapped):
+        def check(self, victim):
+            raise MadError(f"not for {victim.name}")
+
+    with pytest.raises(MadError, match="not for toy"):
+        cell(defense=Refusing())
+    assert cell(defense=Refusing(0)).defense == Undefended()
+
+
+def test_without_a_store_everything_is_trained_anew(fits):
+    setting = Setting(victim(), victim().untrained(seed=0, purpose="victim"), 0, CPU)
+    for _ in range(2):
+        assert not setting.trained(victim(seed=3)).training
+    assert fits == ["victim toy"] * 2
+    assert setting.remembered(setting.model, "toy") is setting.model

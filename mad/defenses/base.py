@@ -5,19 +5,50 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
 from mad import simplex
 from mad.errors import MadError, number
+from mad.memo import Memo, Remembered
 
 if TYPE_CHECKING:
+    from mad.store import Store
     from mad.victim import Victim
 
 Self = TypeVar("Self", bound="Defense")
 EPSILON_MAX = 2.0  # the L1 diameter of the simplex
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a defense is given when it is prepared or served.
+
+    Args:
+        victim: the recipe of the victim it guards.
+        model: that victim, trained, in eval mode on ``device``; in ``prepare``, the model that is served.
+        seed: the cell's; derive one per purpose from it (``mad.seeds``).
+        device: where to compute.
+        store: keeps what is trained; None trains anew each time.
+        memo: what cells of one process share; None shares nothing.
+    """
+
+    victim: Victim
+    model: nn.Module
+    seed: int
+    device: torch.device
+    store: Store | None = None
+    memo: Memo | None = None
+
+    def trained(self, recipe: Victim) -> nn.Module:
+        """Return the network of a recipe, in eval mode: trained once, and kept as victims are."""
+        return recipe.train(self.device) if self.store is None else self.store.victim(recipe, self.device)[0]
+
+    def remembered(self, network: nn.Module, about: Any) -> nn.Module:
+        """Return a network in eval mode that no longer changes, run once over each batch where cells share."""
+        return network if self.memo is None else Remembered(network, about, self.memo)
 
 
 @dataclass
@@ -36,19 +67,22 @@ class Defense(ABC):
         if self.epsilon is not None:
             number("defense.epsilon", self.epsilon, 0, EPSILON_MAX)
 
+    def check(self, victim: Victim) -> None:  # noqa: B027
+        """Raise MadError for a victim this defense cannot guard, before anything is trained; by default never."""
+
     @final
-    def prepared(self: Self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> Self:
+    def prepared(self: Self, setting: Setting) -> Self:
         """Return a copy that is bound to a trained victim and ready to be called."""
         ready = copy.copy(self)
-        ready.prepare(victim, model, seed, device)
+        ready.prepare(setting)
         return ready
 
-    def prepare(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> None:  # noqa: B027
+    def prepare(self, setting: Setting) -> None:  # noqa: B027
         """Build what ``perturb`` needs (a surrogate, a noise key); by default nothing."""
 
-    def serve(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> nn.Module:
-        """Return the model that is served; a defense that acts at training time returns another than ``model``."""
-        return model
+    def serve(self, setting: Setting) -> nn.Module:
+        """Return the model that is served; a defense that acts at training time returns another than the victim."""
+        return setting.model
 
     @abstractmethod
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:

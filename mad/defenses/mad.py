@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mad import solvers
-from mad.defenses.base import Defense
+from mad.defenses.base import Defense, Setting
 from mad.defenses.surrogates import RandomSurrogate, Surrogate
 from mad.victim import Victim
 
@@ -29,9 +29,13 @@ class Mad(Defense):
     epsilon: float | None
     surrogate: Surrogate = field(default=RandomSurrogate())
 
-    def prepare(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> None:
+    def check(self, victim: Victim) -> None:
+        """Refuse a surrogate that does not fit the victim."""
+        self.surrogate.check(victim)
+
+    def prepare(self, setting: Setting) -> None:
         """Build the surrogate."""
-        self._surrogate = self.surrogate.build(victim, model, seed, device)
+        self._surrogate = self.surrogate.ready(setting)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Mix each answer with the one-hot posterior of the largest angular deviation."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mad.defenses.base import Defense
+from mad.defenses.base import Defense, Setting
 from mad.errors import number
 from mad.seeds import derive
-from mad.victim import Victim
 
 EDGE = 1e-6  # logits of exact zeros and ones are infinite
 
@@ -36,9 +35,9 @@ class RandomNoise(Defense):
         super().__post_init__()
         number("defense.scale", self.scale, 0)
 
-    def prepare(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> None:
+    def prepare(self, setting: Setting) -> None:
         """Draw the secret key."""
-        self._key = derive(seed, "noise")
+        self._key = derive(setting.seed, "noise")
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return posteriors with noisy logits."""

@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, final
 
 import torch
 from torch import nn
 
-from mad.training import place
+from mad.datasets import Dataset
+from mad.defenses.base import Setting
+from mad.errors import MadError
+from mad.seeds import derive
+from mad.training import Trainer, place
 from mad.victim import Architecture, Victim
 
 
-class Surrogate(Protocol):
-    """Makes the surrogate once the victim is trained."""
+@dataclass(frozen=True)
+class Surrogate(ABC):
+    """Makes the surrogate once the victim is trained. An author writes ``build``; ``ready`` keeps the promises."""
 
-    def build(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> nn.Module:
-        """Return the surrogate, in eval mode and without gradients."""
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def check(self, victim: Victim) -> None:  # noqa: B027
+        """Raise MadError for a victim this surrogate does not fit, before anything is trained; by default never."""
+
+    @abstractmethod
+    def build(self, setting: Setting) -> nn.Module:
+        """Return a network in eval mode, images (B, C, H, W) to logits (B, K) for the victim's K classes."""
+
+    @final
+    def ready(self, setting: Setting) -> nn.Module:
+        """Return the surrogate, frozen: in eval mode and without gradients.
+
+        Raises:
+            MadError: if a part of it is in train mode, or its logits are not (B, K).
+        """
+        network = self.build(setting).requires_grad_(False)
+        if any(part.training for part in network.modules()):
+            raise MadError(f"surrogate {self.name} is in train mode: build must return it after .eval()")
+        with torch.no_grad():
+            logits = network(torch.zeros(2, *setting.victim.dataset.shape, device=setting.device))
+        expected = (2, setting.victim.dataset.classes)
+        if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
+            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise MadError(
+                f"surrogate {self.name} answers two images with {got}, expected logits {expected}: "
+                f"give it the classes of victim {setting.victim.name}"
+            )
+        return setting.remembered(network, [self, setting.victim, setting.seed])
 
 
 @dataclass(frozen=True)
-class RandomSurrogate:
+class RandomSurrogate(Surrogate):
     """Random weights, never trained: the paper's choice ("far from convergence").
 
     It runs in eval mode. The published code leaves it in train mode, where batch normalisation sees one image.
@@ -29,10 +63,64 @@ class RandomSurrogate:
         architecture: None for the victim's.
     """
 
-    name: ClassVar[str] = "random"
+    name = "random"
     architecture: Architecture | None = None
 
-    def build(self, victim: Victim, model: nn.Module, seed: int, device: torch.device) -> nn.Module:
-        """Draw the weights from ``seed``."""
-        surrogate = victim.untrained(self.architecture, seed=seed, purpose="surrogate")
-        return place(surrogate, device).requires_grad_(False)
+    def build(self, setting: Setting) -> nn.Module:
+        """Draw the weights from the cell's seed."""
+        network = setting.victim.untrained(self.architecture, seed=setting.seed, purpose="surrogate")
+        return place(network, setting.device)
+
+
+@dataclass(frozen=True)
+class TrainedSurrogate(Surrogate):
+    """Trained on labelled images: a defender who guesses what the adversary will learn.
+
+    Args:
+        trainer: how it is trained.
+        epochs: replaces the trainer's.
+        dataset: what it is trained on, with images and as many classes as the victim's; None for the victim's own.
+        architecture: None for the victim's.
+    """
+
+    name = "trained"
+    trainer: Trainer
+    epochs: int | None = None
+    dataset: Dataset | None = None
+    architecture: Architecture | None = None
+
+    def __post_init__(self) -> None:
+        self.trainer.but(epochs=self.epochs)  # refuses a wrong number now
+
+    def check(self, victim: Victim) -> None:
+        """Refuse a data set of another number of classes or shape than the victim's."""
+        given, own = self.dataset or victim.dataset, victim.dataset
+        if (given.classes, tuple(given.shape)) != (own.classes, tuple(own.shape)):
+            raise MadError(
+                f"defense.surrogate.dataset {given.name} has {given.classes} classes of {tuple(given.shape)}, "
+                f"the surrogate of victim {victim.name} needs {own.classes} of {tuple(own.shape)}: choose another"
+            )
+
+    def build(self, setting: Setting) -> nn.Module:
+        """Train it, or load it where it was trained before."""
+        self.check(setting.victim)
+        recipe = Victim(
+            name="surrogate",
+            dataset=self.dataset or setting.victim.dataset,
+            architecture=self.architecture or setting.victim.architecture,
+            trainer=self.trainer,
+            epochs=self.epochs,
+            seed=derive(setting.seed, "surrogate") >> 1,  # never the victim's weights
+        )
+        return setting.trained(recipe)
+
+
+@dataclass(frozen=True)
+class VictimSurrogate(Surrogate):
+    """The served model itself: a defender who takes the adversary's network for a copy of its own."""
+
+    name = "victim"
+
+    def build(self, setting: Setting) -> nn.Module:
+        """Return the model that is served."""
+        return setting.model

@@ -1,0 +1,177 @@
+"""Every surrogate is frozen and answers for the victim's classes."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import CPU, Blobs, Tiny, cell, trainer, victim
+from torch import nn
+
+from mad.defenses import Setting
+from mad.defenses.mad import Mad
+from mad.defenses.surrogates import RandomSurrogate, Surrogate, TrainedSurrogate, VictimSurrogate
+from mad.errors import MadError
+from mad.memo import Memo, Remembered
+from mad.pipeline import run
+from mad.store import Store
+
+KINDS = {"random": RandomSurrogate(), "trained": TrainedSurrogate(trainer()), "victim": VictimSurrogate()}
+
+
+class Wide(nn.Sequential):
+    """Two linear layers."""
+
+    def __init__(self, shape, classes):
+        super().__init__(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), 12), nn.Linear(12, classes))
+
+
+def setting(folder=None, seed=0, memo=None):
+    model = victim().untrained(seed=0, purpose="victim")
+    return Setting(victim(), model, seed, CPU, Store(folder) if folder else None, memo)
+
+
+def weights(network):
+    return torch.cat([value.flatten() for value in network.state_dict().values()])
+
+
+def images():
+    return torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("memo", [None, Memo()])
+def test_every_surrogate_is_frozen(kind, memo):
+    network = KINDS[kind].ready(setting(memo=memo))
+    assert not any(part.training for part in network.modules())
+    assert not any(value.requires_grad for value in network.parameters())
+    assert network(images()).shape == (5, 4)
+    assert isinstance(network, Remembered) == (memo is not None)
+
+
+@pytest.mark.parametrize("kind", ["random", "trained"])
+def test_another_architecture(kind):
+    surrogate = {"random": RandomSurrogate(Wide), "trained": TrainedSurrogate(trainer(), architecture=Wide)}[kind]
+    assert isinstance(surrogate.ready(setting()), Wide)
+    assert isinstance(KINDS[kind].ready(setting()), Tiny)
+
+
+def test_the_victim_is_the_model_itself():
+    here = setting()
+    assert VictimSurrogate().ready(here) is here.model
+
+
+@pytest.mark.parametrize("kind", ["random", "trained"])
+def test_the_seed_decides_and_never_gives_the_victim(kind):
+    drawn = [weights(KINDS[kind].ready(setting(seed=seed))) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], weights(victim().train(CPU)))
+
+
+def test_a_trained_surrogate_starts_from_weights_of_its_own():
+    still = TrainedSurrogate(trainer(optimizer="sgd", learning_rate=1e-9, epochs=1))
+    started = weights(victim().untrained(seed=0, purpose="victim"))
+    assert not torch.allclose(weights(still.ready(setting(seed=0))), started, atol=1e-2)
+
+
+def test_a_trained_surrogate_has_learned():
+    split = Blobs().test()
+    network = KINDS["trained"].ready(setting())
+    assert (network(split.images / 255).argmax(dim=1) == split.labels).double().mean() > 0.9
+
+
+def test_a_trained_surrogate_is_trained_once_and_kept(tmp_path, fits):
+    first = KINDS["trained"].ready(setting(tmp_path))
+    assert torch.equal(weights(KINDS["trained"].ready(setting(tmp_path))), weights(first))
+    assert fits == ["victim surrogate"]
+    (facts,) = tmp_path.glob("victims/surrogate/*/victim.json")
+    assert json.loads(facts.read_text())["sha256"]
+    TrainedSurrogate(trainer(), dataset=Blobs(size=100)).ready(setting(tmp_path))
+    TrainedSurrogate(trainer(), epochs=2).ready(setting(tmp_path))
+    assert len(fits) == 3
+
+
+def test_epochs_out_of_range_are_refused_at_once():
+    with pytest.raises(MadError, match="epochs"):
+        TrainedSurrogate(trainer(), epochs=0)
+
+
+@pytest.mark.parametrize("dataset", [Blobs(5), Blobs(3), Blobs(shape=(1, 9, 9)), Blobs(shape=(3, 8, 8))])
+def test_a_data_set_that_does_not_fit_is_refused_before_training(dataset, fits):
+    defense = Mad(0.5, TrainedSurrogate(trainer(), dataset=dataset))
+    with pytest.raises(MadError, match=r"blobs has .* classes .*toy needs 4 of \(1, 8, 8\)") as caught:
+        cell(defense=defense)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(MadError, match="choose another"):
+        defense.prepared(setting())
+    assert fits == []
+
+
+@dataclass(frozen=True)
+class Hostile(Surrogate):
+    """Builds whatever it was told to."""
+
+    name = "hostile"
+    network: nn.Module
+
+    def build(self, setting):
+        return self.network
+
+
+class Pair(nn.Module):
+    """Answers with two tensors."""
+
+    def forward(self, images):
+        return images, images
+
+
+def half_training():
+    inner = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(64, 4), nn.Dropout()))
+    inner.eval()[1][1].train()
+    return inner
+
+
+HOSTILE = {
+    "train mode": (Tiny((1, 8, 8), 4), "train mode"),
+    "a part in train mode": (half_training(), "train mode"),
+    "more classes": (Tiny((1, 8, 8), 5).eval(), r"\(2, 5\).*\(2, 4\)"),
+    "one class": (Tiny((1, 8, 8), 1).eval(), r"\(2, 1\).*\(2, 4\)"),
+    "features": (nn.Identity().eval(), r"\(2, 1, 8, 8\)"),
+    "one row": (nn.Sequential(nn.Flatten(0), nn.Linear(128, 4)).eval(), r"\(4,\)"),
+    "two tensors": (Pair().eval(), "tuple"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_surrogate_is_refused(kind):
+    network, words = HOSTILE[kind]
+    with pytest.raises(MadError, match=words):
+        Mad(0.5, Hostile(network)).prepared(setting())
+
+
+def test_gradients_are_switched_off():
+    network = Tiny((1, 8, 8), 4).eval()
+    assert network.head.weight.requires_grad
+    Mad(0.5, Hostile(network)).prepared(setting())
+    assert not network.head.weight.requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_record_names_its_surrogate(kind, tmp_path):
+    record = run(cell(defense=Mad(0.5, KINDS[kind])), Store(tmp_path), CPU)[0]
+    assert record["surrogate"] == kind
+    assert record["defense_settings"] == ("" if kind == "random" else f"surrogate={kind}")
+
+
+def test_settings_tell_surrogates_apart(tmp_path):
+    surrogate = TrainedSurrogate(trainer(), epochs=3, dataset=Blobs(size=100), architecture=Wide)
+    record = run(cell(defense=Mad(0.5, surrogate)), Store(tmp_path), CPU)[0]
+    assert record["defense_settings"] == "surrogate=trained epochs=3 dataset=blobs size=100 architecture=wide"
+
+
+def test_the_victim_as_surrogate_leaves_no_direction():
+    """At p = y nothing can be turned: every answer is mixed with the same class."""
+    clean = torch.softmax(setting().model(images()), dim=1).detach()
+    answers = Mad(0.5, VictimSurrogate()).prepared(setting())(images(), clean)
+    assert set((answers - clean).argmax(dim=1).tolist()) == {0}
