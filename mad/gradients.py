@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, vjp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mad.errors import MadError
@@ -82,11 +82,13 @@ def _chunk(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, int]:
     names = {id(value): name for name, value in model.named_parameters()}
     once = {key for key, name in names.items() if uses[id(leaves[name])] == 1}
     closed = [call for call in calls if call.is_closed(calls, nodes, once)]
-    rest = used - {names[id(value)] for call in closed for value in call.layer.parameters(recurse=False)}
+    done = {names[id(value)] for call in closed for value in call.layer.parameters(recurse=False)}
+    rest = {name: leaves[name].detach() for name in leaves if name in used - done}
     products, floats = _closed(logits, closed)
     logits = logits.detach()
     if rest:
-        products += _rest(model, {name: leaves[name].detach() for name in sorted(rest)}, images, logits.shape[1])
+        products += _rest(model, rest, images, logits.shape[1])
+        floats += logits.shape[1] * sum(value.numel() for value in rest.values())
     return logits, products, floats
 
 
@@ -240,19 +242,20 @@ def _cheaper(a: Tensor, places: Callable[[Tensor], Tensor], classes: int, output
 
 
 def _rest(model: nn.Module, parameters: dict[str, Tensor], images: Tensor, classes: int) -> Tensor:
-    """Return J J^T (B, K, K) of parameters that have no closed form, J formed for a few images at a time."""
+    """Return J J^T (B, K, K) of parameters that have no closed form, J formed."""
     others = {name: value.detach() for name, value in model.named_parameters() if name not in parameters}
+    seeds = torch.eye(classes, dtype=images.dtype, device=images.device)
 
-    def logits(values: dict[str, Tensor], image: Tensor) -> Tensor:
-        return functional_call(model, {**others, **values}, (image.unsqueeze(0),)).squeeze(0)
+    def rows(image: Tensor) -> list[Tensor]:
+        def logits(values: dict[str, Tensor]) -> Tensor:
+            return functional_call(model, {**others, **values}, (image.unsqueeze(0),)).squeeze(0)
 
-    size = sum(value.numel() for value in parameters.values())
-    jacobian = vmap(jacrev(logits), in_dims=(None, 0))
-    parts = []
-    for few in images.split(max(1, FLOATS // (classes * size))):
-        rows = torch.cat([value.flatten(2) for value in jacobian(parameters, few).values()], dim=2)
-        parts.append(rows @ rows.mT)
-    return torch.cat(parts)
+        # Not jacrev: under its second vmap some backward passes fail, PReLU's among them.
+        pull = vjp(logits, parameters)[1]
+        return [torch.cat([value.flatten() for value in pull(seed)[0].values()]) for seed in seeds]
+
+    jacobian = torch.stack(vmap(rows)(images), dim=1)
+    return jacobian @ jacobian.mT
 
 
 LAYERS: dict[type[nn.Module], Callable[[Any, Tensor, int], _Rows]] = {
