@@ -18,7 +18,7 @@ such layers, or used more than once, are left to a Jacobian of their own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,9 +58,10 @@ def theta(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         raise MadError("gradients need a model in eval mode, got one in train mode: call model.eval()")
     if any(isinstance(module, _BatchNorm) and module.running_mean is None for module in model.modules()):
         raise MadError("gradients need batch norms with running statistics, got track_running_stats=False")
-    done, size, parts = 0, 1, []
+    parts: list[tuple[Tensor, Tensor]] = []
+    done, size, rest = 0, 1, set[str]()
     while done < len(images):
-        logits, products, floats = _chunk(model, images[done : done + size])
+        logits, products, floats, rest = _chunk(model, images[done : done + size], rest)
         parts.append((logits, products))
         done += size
         size = max(1, FLOATS // floats)  # one image alone has shown what an image takes
@@ -68,28 +69,27 @@ def theta(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(all_logits), torch.cat(all_products)
 
 
-def _chunk(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Return the logits, Theta, and how many numbers an image took."""
-    images = images.detach()
+def _chunk(model: nn.Module, images: Tensor, rest: set[str]) -> tuple[Tensor, Tensor, int, set[str]]:
+    """Return the logits, Theta, how many numbers an image took, and the names of parameters without closed form.
+
+    ``rest`` is those of the chunk before: an axis that is as long as a later chunk by chance must not pass for images.
+    """
     # Leaves of our own: every parameter takes part, and the model's requires_grad stays as it is.
     leaves = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
     with torch.enable_grad(), _recorded(model) as calls:
-        logits = functional_call(model, leaves, (images,))
+        logits = functional_call(model, leaves, (images.detach(),))
     if logits.dim() != 2 or len(logits) != len(images):
         raise MadError(f"the model must return logits ({len(images)}, K), got {tuple(logits.shape)}")
     nodes, uses = _graph(logits)
-    used = {name for name, leaf in leaves.items() if uses[id(leaf)]}
-    names = {id(value): name for name, value in model.named_parameters()}
-    once = {key for key, name in names.items() if uses[id(leaves[name])] == 1}
-    closed = [call for call in calls if call.is_closed(calls, nodes, once)]
-    done = {names[id(value)] for call in closed for value in call.layer.parameters(recurse=False)}
-    rest = {name: leaves[name].detach() for name in leaves if name in used - done}
+    once = {id(leaf) for name, leaf in leaves.items() if uses[id(leaf)] == 1 and name not in rest}
+    closed = [call for call in calls if call.is_closed(len(images), calls, nodes, once)]
+    covered = {id(leaf) for call in closed for leaf in call.leaves.values()}
+    others = {name: leaf for name, leaf in leaves.items() if uses[id(leaf)] and id(leaf) not in covered}
     products, floats = _closed(logits, closed)
-    logits = logits.detach()
-    if rest:
-        products += _rest(model, rest, images, logits.shape[1])
-        floats += logits.shape[1] * sum(value.numel() for value in rest.values())
-    return logits, products, floats
+    if others:
+        products += _rest(model, others, images)
+        floats += logits.shape[1] * sum(value.numel() for value in others.values())
+    return logits.detach(), products, floats, rest | others.keys()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,21 +97,23 @@ class _Call:
     """A layer's part in one forward pass."""
 
     layer: nn.Module
+    leaves: Mapping[str, Tensor]
     taken: Tensor
     version: int
     numel: int
     edge: GradientEdge
 
-    def is_closed(self, calls: Sequence[_Call], nodes: set[Node], once: set[int]) -> bool:
+    def is_closed(self, images: int, calls: Sequence[_Call], nodes: set[Node], once: set[int]) -> bool:
         """Say whether this call, and what it took, is all there is to the layer's parameters."""
-        parameters = dict(self.layer.named_parameters(recurse=False))
         return (
-            "weight" in parameters
-            and parameters.keys() <= {"weight", "bias"}
-            and all(id(value) in once for value in parameters.values())
+            "weight" in self.leaves
+            and self.leaves.keys() <= {"weight", "bias"}
+            and all(id(leaf) in once for leaf in self.leaves.values())
             and sum(call.layer is self.layer for call in calls) == 1
             and self.edge.node in nodes
             and self.taken._version == self.version
+            and self.taken.dim() > 1
+            and len(self.taken) == images
         )
 
 
@@ -123,8 +125,9 @@ def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
     def note(layer: nn.Module, taken: tuple[Any, ...], output: Tensor) -> None:
         if len(taken) == 1 and output.requires_grad:
             # The edge, not the output: what follows may change the output in place.
-            numel = taken[0].numel() + output.numel()
-            calls.append(_Call(layer, taken[0], taken[0]._version, numel, get_gradient_edge(output)))
+            edge, numel = get_gradient_edge(output), taken[0].numel() + output.numel()
+            leaves = dict(layer.named_parameters(recurse=False))
+            calls.append(_Call(layer, leaves, taken[0], taken[0]._version, numel, edge))
 
     layers = [layer for layer in model.modules() if type(layer) in LAYERS]
     hooks = [layer.register_forward_hook(note, prepend=True) for layer in layers]
@@ -241,20 +244,21 @@ def _cheaper(a: Tensor, places: Callable[[Tensor], Tensor], classes: int, output
     return _Rows(places, gram, gram.numel())
 
 
-def _rest(model: nn.Module, parameters: dict[str, Tensor], images: Tensor, classes: int) -> Tensor:
+def _rest(model: nn.Module, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
     """Return J J^T (B, K, K) of parameters that have no closed form, J formed."""
+    parameters = {name: value.detach() for name, value in parameters.items()}
     others = {name: value.detach() for name, value in model.named_parameters() if name not in parameters}
-    seeds = torch.eye(classes, dtype=images.dtype, device=images.device)
 
     def rows(image: Tensor) -> list[Tensor]:
         def logits(values: dict[str, Tensor]) -> Tensor:
             return functional_call(model, {**others, **values}, (image.unsqueeze(0),)).squeeze(0)
 
         # Not jacrev: under its second vmap some backward passes fail, PReLU's among them.
-        pull = vjp(logits, parameters)[1]
+        z, pull, *_ = vjp(logits, parameters)
+        seeds = torch.eye(len(z), dtype=z.dtype, device=z.device)
         return [torch.cat([value.flatten() for value in pull(seed)[0].values()]) for seed in seeds]
 
-    jacobian = torch.stack(vmap(rows)(images), dim=1)
+    jacobian = torch.stack(vmap(rows)(images.detach()), dim=1)
     return jacobian @ jacobian.mT
 
 

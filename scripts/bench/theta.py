@@ -2,13 +2,13 @@
 
     python scripts/bench/theta.py --json docs/bench/theta.json
 
-`theta` is ``mad.gradients.theta``; `jacrev` is ``torch.func``'s vmap(jacrev) over all parameters, then J J^T; `passes`
-is one backward pass a class, image by image. Memory is the peak of one call above what its fresh process held before.
+`closed forms` is ``mad.gradients.theta``; `vmap(jacrev)` is ``torch.func``'s Jacobian of all parameters, then J J^T,
+for `at once` images at a time; `one pass a class` goes image by image. A peak is one call's, in a process of its own,
+above what that held before. `error` is against one pass a class in float64.
 """
 
 from __future__ import annotations
 
-import functools
 import statistics
 import subprocess
 import sys
@@ -28,12 +28,17 @@ from mad.gradients import theta
 from mad.training import place
 
 CLASSES = 10
-# Images a call of each method, and of a Jacobian at once: ten of VGG16-BN's gradients are 600 MB an image.
-NETWORKS: dict[str, dict[str, Any]] = {
-    "lenet": {"make": LeNet, "shape": (1, 28, 28), "theta": 256, "jacrev": 256, "passes": 8, "at_once": 256},
-    "vgg16_bn": {"make": VGG16BN, "shape": (3, 32, 32), "theta": 16, "jacrev": 2, "passes": 2, "at_once": 1},
+THETA, PASSES = "closed forms", "one pass a class"
+# What a call of each method takes: images, and of those at once. Ten gradients of VGG16-BN are 590 MB an image.
+NETWORKS: dict[str, Any] = {
+    "lenet": (
+        LeNet,
+        (1, 28, 28),
+        {THETA: (256, 0), "vmap(jacrev)": (256, 256), "vmap(jacrev) ": (256, 8), PASSES: (8, 1)},
+    ),
+    "vgg16_bn": (VGG16BN, (3, 32, 32), {THETA: (16, 0), "vmap(jacrev)": (2, 1), PASSES: (2, 1)}),
 }
-BAR = {"lenet": (10, 0.1)}
+FASTER, SMALLER = 10, 0.1
 
 
 def by_jacrev(model: nn.Module, images: Tensor, at_once: int) -> Tensor:
@@ -61,18 +66,26 @@ def by_passes(model: nn.Module, images: Tensor) -> Tensor:
     return torch.stack(products)
 
 
-def prepared(network: str, device: str) -> dict[str, tuple[int, Callable[[], Tensor]]]:
-    """Return, for each method, how many images it takes and the call."""
-    facts = NETWORKS[network]
+def scene(network: str, device: str) -> tuple[nn.Module, Tensor]:
+    """Return a network as it comes, and the images of a call."""
+    make, shape, methods = NETWORKS[network]
     torch.manual_seed(0)
-    model = place(facts["make"](facts["shape"], CLASSES).eval(), torch.device(device))
-    images = torch.rand(facts["theta"], *facts["shape"]).to(device).contiguous(memory_format=torch.channels_last)
-    first = {method: images[: facts[method]] for method in ("theta", "jacrev", "passes")}
-    return {
-        "theta": (facts["theta"], lambda: theta(model, first["theta"])[1]),
-        "jacrev": (facts["jacrev"], functools.partial(by_jacrev, model, first["jacrev"], facts["at_once"])),
-        "passes": (facts["passes"], functools.partial(by_passes, model, first["passes"])),
-    }
+    images = torch.rand(methods[THETA][0], *shape).to(device).contiguous(memory_format=torch.channels_last)
+    return place(make(shape, CLASSES).eval(), torch.device(device)), images
+
+
+def calls(network: str, device: str) -> dict[str, Callable[[], Tensor]]:
+    """Return each method's call."""
+    model, images = scene(network, device)
+
+    def call(method: str, count: int, at_once: int) -> Callable[[], Tensor]:
+        if method == THETA:
+            return lambda: theta(model, images[:count])[1]
+        if method == PASSES:
+            return lambda: by_passes(model, images[:count])
+        return lambda: by_jacrev(model, images[:count], at_once)
+
+    return {method: call(method, *sizes) for method, sizes in NETWORKS[network][2].items()}
 
 
 def resident(what: str) -> float:
@@ -83,7 +96,7 @@ def resident(what: str) -> float:
 
 def print_peak(network: str, method: str, device: str) -> None:
     """Print the MB that one call takes at its most."""
-    run = prepared(network, device)[method][1]
+    run = calls(network, device)[method]
     if device.startswith("cuda"):
         before = torch.cuda.memory_allocated()
         run()
@@ -96,56 +109,65 @@ def print_peak(network: str, method: str, device: str) -> None:
 
 def peak(network: str, method: str, given: Any) -> float:
     """Return what ``print_peak`` says in a process of its own."""
-    command = [sys.executable, __file__, "--peak", f"{network} {method}", "--device", given.device]
+    command = [sys.executable, __file__, "--peak", f"{network}/{method}", "--device", given.device]
     command += ["--threads", str(given.threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def measure(network: str, rate: float, given: Any) -> dict[str, Any]:
-    """Return a network's row."""
-    runs = prepared(network, given.device)
-    times = paired({method: run for method, (_, run) in runs.items()}, given.repeats, given.device)
-    each = {method: [seconds / runs[method][0] for seconds in times[method]] for method in runs}
-    milliseconds = {method: 1000 * statistics.median(values) for method, values in each.items()}
+def measure(network: str, rate: float, given: Any) -> list[dict[str, Any]]:
+    """Return a row for each method."""
+    methods, runs = NETWORKS[network][2], calls(network, given.device)
+    times = paired(runs, given.repeats, given.device)
+    each = {method: [seconds / methods[method][0] for seconds in times[method]] for method in runs}
     memory = {method: peak(network, method, given) for method in runs}
+    model, images = scene(network, given.device)
+    exact = by_passes(model.double(), images[: methods[PASSES][0]].double())
+    operations = flops(runs[THETA]) / len(images)
+    rows = []
+    for method, (count, at_once) in methods.items():
+        milliseconds = 1000 * statistics.median(each[method])
+        row = {
+            "network": network,
+            "method": method.strip(),
+            "images": count,
+            "at once": at_once or None,
+            "ms/image": milliseconds,
+            "times ours": ratio(each[method], each[THETA]),
+            "peak MB": memory[method],
+            "MB, times ours": memory[method] / memory[THETA],
+            "error": error(runs[method](), exact),
+        }
+        if method == THETA:
+            row |= {"Mflop/image": operations / 1e6, "of roofline": 1000 * operations / milliseconds / rate}
+        if (network, count) == ("lenet", at_once):
+            row["bar"] = f"ours {FASTER}x as fast, {SMALLER:g} of the memory"
+            row["met"] = row["times ours"] >= FASTER and memory[THETA] <= SMALLER * memory[method]
+        rows.append(row)
+    return rows
+
+
+def flops(run: Callable[[], Tensor]) -> int:
+    """Return the floating-point operations, two a multiply-add, of a call's matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
-        ours = runs["theta"][1]()
-    operations = counter.get_total_flops() / len(ours)
-    theirs, slow = runs["jacrev"][1](), runs["passes"][1]()
-    faster, leaner = ratio(each["jacrev"], each["theta"]), memory["jacrev"] / memory["theta"]
-    row = {
-        "network": network,
-        "images (theta, jacrev, passes)": ", ".join(str(count) for count, _ in runs.values()),
-        **{f"{method} ms/image": value for method, value in milliseconds.items()},
-        "jacrev / theta": faster,
-        "passes / theta": ratio(each["passes"], each["theta"]),
-        **{f"{method} MB": value for method, value in memory.items()},
-        "memory, jacrev / theta": leaner,
-        "Mflop/image": operations / 1e6,
-        "share of roofline": operations / (milliseconds["theta"] / 1000) / rate,
-        "largest difference": max(difference(ours, theirs), difference(ours, slow)),
-    }
-    if network in BAR:
-        speed, share = BAR[network]
-        row["bar"] = f"{speed}x as fast as jacrev, {share:g} of its memory"
-        row["met"] = faster >= speed and memory["theta"] <= share * memory["jacrev"]
-    return row
+        run()
+    return counter.get_total_flops()
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference, relative to the largest entry of the same image."""
-    ours = ours[: len(theirs)]
-    return ((ours - theirs).abs().amax((1, 2)) / theirs.abs().amax((1, 2))).max().item()
+def error(products: Tensor, exact: Tensor) -> float:
+    """Return the largest difference from float64's, relative to the same image's largest entry."""
+    products = products[: len(exact)].double()
+    exact = exact[: len(products)]
+    return ((products - exact).abs().amax((1, 2)) / exact.abs().amax((1, 2))).max().item()
 
 
 def main() -> None:
     """Measure every network, or one peak."""
     given = arguments(__doc__, peak="", networks=",".join(NETWORKS))
     if given.peak:
-        print_peak(*given.peak.split(), given.device)
+        print_peak(*given.peak.split("/"), given.device)
         return
     rate = matrix_rate(given.device)
-    rows = [measure(network, rate, given) for network in given.networks.split(",")]
+    rows = [row for network in given.networks.split(",") for row in measure(network, rate, given)]
     report(f"Theta of all layers, K = {CLASSES}, float32", rows, given)
 
 
