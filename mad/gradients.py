@@ -32,8 +32,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mad.errors import MadError
 
-FLOATS = 2**24
-"""About how many numbers are held at once, whatever the number of images."""
+IMAGES, FLOATS = 64, 2**25
+"""At most how many images are taken at once (more are no faster), and about how many numbers are held for them."""
 
 
 def theta(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def theta(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, products, floats, rest = _chunk(model, images[done : done + size], rest)
         parts.append((logits, products))
         done += size
-        size = max(1, FLOATS // floats)  # one image alone has shown what an image takes
+        size = max(1, min(IMAGES, FLOATS // floats))  # one image alone has shown what an image takes
     all_logits, all_products = zip(*parts, strict=True)
     return torch.cat(all_logits), torch.cat(all_products)
 
@@ -233,15 +233,14 @@ def _cheaper(a: Tensor, places: Callable[[Tensor], Tensor], classes: int, output
         outputs: O/g.
         bias: whether the layer has one.
     """
-    if bias:
-        a = F.pad(a, (0, 1), value=1.0)
-    t, p = a.shape[2:]
+    t, p = a.shape[2], a.shape[3] + bias
     left = classes * outputs * p * (t + classes)
     right = t * t * p + classes * outputs * t * (t + classes)
     if left <= right:
-        return _Rows(lambda delta: places(delta) @ a, None, a.numel())
+        features = F.pad(a, (0, 1), value=1.0) if bias else a
+        return _Rows(lambda delta: places(delta) @ features, None, features.numel())
     gram = a @ a.mT
-    return _Rows(places, gram, gram.numel())
+    return _Rows(places, gram.add_(1) if bias else gram, gram.numel())
 
 
 def _rest(model: nn.Module, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
