@@ -225,6 +225,10 @@ NETS = {
     "linear_without_bias": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False)), ()),
     "linear_of_rows": (lambda: sequence(nn.Linear(2, 2), nn.Tanh()), ()),
     "wide_linear_of_rows": (lambda: nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Flatten(), nn.Linear(300, 4)), ()),
+    "groups_of_few_places": (
+        lambda: sequence(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 4, 2, padding=(0, 1), groups=2), nn.Tanh()),
+        (),
+    ),
     "inplace_relu": (lambda: sequence(conv(3, padding=1), nn.ReLU(inplace=True)), ()),
     "batch_norm_without_weights": (lambda: sequence(conv(1), nn.BatchNorm2d(3, affine=False), nn.Tanh()), ()),
     "batch_norm_before_any_weight": (lambda: sequence(nn.BatchNorm2d(3, affine=False)), ()),
