@@ -26,3 +26,13 @@ def number(name: str, value: Any, low: float, high: float = math.inf, *, whole: 
     if not right or not math.isfinite(value) or not low <= value <= high:
         raise MadError(f"{name} must be {kind} {bounds}, got {value!r}")
     return value
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Check that ``value`` is one of the choices.
+
+    Raises:
+        MadError: if it is not.
+    """
+    if value not in choices:
+        raise MadError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

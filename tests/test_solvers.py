@@ -1,5 +1,7 @@
 """MAD's solver against its definition, one backward pass a class."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -53,9 +55,22 @@ def test_vertex_is_its_definition(scene, sharpness, epsilon):
     rows, p = scene
     y = draw(sharpness)
     slow = torch.stack([slow_vertex(*each, epsilon) for each in zip(rows, y, strict=True)])
-    fast, target = solvers.vertex(y, p, epsilon)
-    assert torch.allclose(fast, slow, atol=1e-6)
-    assert torch.equal((fast - y).argmax(dim=1), target)
+    assert torch.allclose(solvers.vertex(y, p, epsilon), slow, atol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.95, 2.0])
+@pytest.mark.parametrize("sharpness", [0.5, 12.0])
+def test_theta_is_the_same_as_the_gradients_it_stands_for(scene, sharpness, epsilon):
+    rows, p = scene
+    mixed = torch.randn(IMAGES, rows.shape[2], 40, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    rows = rows @ mixed  # no longer a multiple of the last layer's
+    rows = rows - (p.unsqueeze(2) * rows).sum(dim=1, keepdim=True)  # sum_k p_k grad log p_k = 0, as for any network
+    y = draw(sharpness)
+    slow = torch.stack([slow_vertex(*each, epsilon) for each in zip(rows, y, strict=True)])
+    inner = rows @ rows.mT
+    assert torch.allclose(solvers.vertex(y, p, epsilon, inner), slow, atol=1e-6)
+    values = torch.stack([deviation(*each) for each in zip(rows, slow, y, strict=True)])
+    assert torch.allclose(solvers.objective(slow, y, p, inner), values, atol=1e-6)
 
 
 def test_objective_is_its_definition(scene):
@@ -69,7 +84,12 @@ def test_no_corner_scores_higher():
     y, p = draw(3.0, 50), draw(1.0, 50, seed=6)
     corners = torch.eye(CLASSES, dtype=torch.double)
     scores = torch.stack([solvers.objective(corner.expand_as(y), y, p) for corner in corners], dim=1)
-    assert torch.equal(solvers.vertex(y, p, 1.0)[1], scores.argmax(dim=1))
+    assert torch.equal((solvers.vertex(y, p, 1.0) - y).argmax(dim=1), scores.argmax(dim=1))
+
+
+def test_without_a_direction_the_least_likely_class_gains():
+    y = draw(3.0, 50)
+    assert torch.equal((solvers.vertex(y, y, 0.5) - y).argmax(dim=1), y.argmin(dim=1))
 
 
 def test_objective_bounds():
@@ -84,15 +104,24 @@ def test_objective_bounds():
 
 def test_solving_raises_the_objective():
     y, p = draw(3.0, 50), draw(1.0, 50, seed=6)
-    values = [solvers.objective(solvers.vertex(y, p, epsilon)[0], y, p).mean() for epsilon in (0.1, 0.5, 1.0)]
+    values = [solvers.objective(solvers.vertex(y, p, epsilon), y, p).mean() for epsilon in (0.1, 0.5, 1.0)]
     assert 0 < values[0] < values[1] < values[2]
+
+
+SOLVERS = {
+    "vertex": solvers.vertex,
+    "exact": solvers.exact,
+    "argmax": solvers.argmax_vertex,
+    "exact_argmax": functools.partial(solvers.exact, keep_top=True),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("classes", [2, 10, 1000])
-@pytest.mark.parametrize("case", ["one_hot", "same", "both_one_hot", "same_one_hot", "uniform"])
+@pytest.mark.parametrize("case", ["one_hot", "same", "both_one_hot", "same_one_hot", "uniform", "all_uniform"])
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0, 2.0])
-def test_edges(case, classes, epsilon, dtype):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_edges(solver, case, classes, epsilon, dtype):
     y, p = draw(3.0, 8, classes), draw(1.0, 8, classes, seed=6)
     corners = torch.eye(classes, dtype=torch.double)
     if case == "one_hot":
@@ -105,12 +134,14 @@ def test_edges(case, classes, epsilon, dtype):
         y = p = corners[torch.arange(8) % classes]
     else:
         y = torch.full_like(y, 1 / classes)
+        p = y if case == "all_uniform" else p
     y, p = y.to(dtype), p.to(dtype)
-    q, target = solvers.vertex(y, p, epsilon)
+    q = SOLVERS[solver](y, p, epsilon)
     assert q.isfinite().all()
     assert (q >= 0).all()
     assert torch.allclose(q.sum(dim=1), torch.ones(8, dtype=dtype), atol=1e-5)
-    assert simplex.l1(q, y).max() <= epsilon + 1e-5
-    assert ((target >= 0) & (target < classes)).all()
+    assert simplex.l1(q, y).max() <= epsilon + 3e-5
+    if solver.endswith("argmax"):
+        assert torch.equal(q.argmax(dim=1), y.argmax(dim=1))
     values = solvers.objective(q, y, p)
     assert ((values >= -1e-5) & (values <= 4 + 1e-5)).all()

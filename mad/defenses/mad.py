@@ -5,29 +5,41 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mad import solvers
 from mad.defenses.base import Defense, Setting
 from mad.defenses.surrogates import RandomSurrogate, Surrogate
+from mad.errors import one_of
+from mad.gradients import theta
 from mad.victim import Victim
+
+GRADIENTS = ("last_layer", "all")
+SOLVERS = ("vertex", "exact")
 
 
 @dataclass
 class Mad(Defense):
     """Turn the gradient that an adversary would take from each answer as far as the budget allows (eqs. 4-7).
 
-    The adversary's gradient is stood for by that of a surrogate with respect to its last layer's weights, as in the
-    published code; ``solvers`` shows why that needs no backward pass.
-
     Args:
         epsilon: L1 budget in [0, 2]. From 1 on, the top class of every answer changes.
-        surrogate: makes the network that stands for the adversary's.
+        surrogate: makes the network whose gradient stands for the adversary's.
+        gradient: with respect to which of its weights: ``last_layer``, as in the published code, which needs no
+            backward pass (``solvers.metric`` shows why), or ``all``, as the paper's equation has it.
+        solver: ``vertex``, as published, or ``exact``, the global maximum.
     """
 
     name = "mad"
     epsilon: float | None
     surrogate: Surrogate = field(default=RandomSurrogate())
+    gradient: str = "last_layer"
+    solver: str = "vertex"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("defense.gradient", self.gradient, GRADIENTS)
+        one_of("defense.solver", self.solver, SOLVERS)
 
     def check(self, victim: Victim) -> None:
         """Refuse a surrogate that does not fit the victim."""
@@ -35,9 +47,33 @@ class Mad(Defense):
 
     def prepare(self, setting: Setting) -> None:
         """Build the surrogate."""
-        self._surrogate = self.surrogate.ready(setting)
+        network = self.surrogate.ready(setting)
+        if self.gradient == "all":
+            network = WithTheta(network)
+        about = [self.gradient, self.surrogate, setting.victim, setting.seed]
+        self._surrogate = setting.remembered(network, about)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Mix each answer with the one-hot posterior of the largest angular deviation."""
-        p = torch.softmax(self._surrogate(images), dim=1)
-        return solvers.vertex(clean, p, self.epsilon or 0.0)
+        """Return the posteriors of the largest angular deviation that the solver finds."""
+        classes, found = clean.shape[1], self._surrogate(images)
+        p = torch.softmax(found[:, :classes], dim=1)
+        inner = found[:, classes:].unflatten(1, (classes, classes)) if self.gradient == "all" else None
+        return self.solve(clean, p, inner)
+
+    def solve(self, y: Tensor, p: Tensor, inner: Tensor | None) -> Tensor:
+        """Return defended posteriors (B, K) for clean ones, the surrogate's, and Theta (B, K, K) or None."""
+        return (solvers.exact if self.solver == "exact" else solvers.vertex)(y, p, self.epsilon or 0.0, inner)
+
+
+class WithTheta(nn.Module):
+    """A network that answers images (B, C, H, W) with its logits and all layers' Theta, flat, (B, K + K^2)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return both side by side."""
+        logits, inner = theta(self.network, images)
+        return torch.cat([logits, inner.flatten(1)], dim=1)

@@ -50,7 +50,7 @@ class Surrogate(ABC):
                 f"surrogate {self.name} answers two images with {got}, expected logits {expected}: "
                 f"give it the classes of victim {setting.victim.name}"
             )
-        return setting.remembered(network, [self, setting.victim, setting.seed])
+        return network
 
 
 @dataclass(frozen=True)

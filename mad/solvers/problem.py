@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mad.solvers.metric import TINY, dot, times
-
+from mad.solvers.metric import TINY, dot
 
 ROUNDS = 30
 Pulls = tuple[Tensor, Tensor]  # how far either of two sets has pulled the points, (B, K)

@@ -26,7 +26,7 @@ from mad.solvers.problem import Problem
 
 SLOPES = 4  # values of k tried for a bound
 AT_ONCE = 2**20  # numbers in the tensors of one round
-ROUNDS = 300
+BOXES = 1000  # searched for each row on average before the search gives up and takes the best point met
 SLOP = 1e-6  # mass that rounding may lose
 APEX = 1e-8  # a box whose squares are known this well is not cut further: near q = p no bound is relatively tight
 
@@ -96,13 +96,13 @@ class Search(ABC, Generic[B]):
         """Return the best point of each row, (B, K)."""
         stack = [self.roots()]
         most = max(1, AT_ONCE // self.problem.y.shape[1])
-        for _ in range(ROUNDS):
-            if not stack:
-                break
+        left = BOXES * len(self.best)
+        while stack and left > 0:
             boxes = stack.pop()
             if len(boxes.row) > most:
                 stack.append(boxes.rows(slice(most, None)))
                 boxes = boxes.rows(slice(most))
+            left -= len(boxes.row)
             bound, boxes, low, high = self.bound(boxes)
             open_ = (bound < self.target(boxes.row)).nonzero().squeeze(1)
             if len(open_):

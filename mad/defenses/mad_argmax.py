@@ -1,0 +1,26 @@
+"""MAD-argmax: MAD among the answers that leave the top class where it is (paper, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mad import solvers
+from mad.defenses.mad import Mad
+
+
+@dataclass
+class MadArgmax(Mad):
+    """MAD that costs honest users no accuracy; an adversary who keeps only the top class undoes it (fig. 5).
+
+    ``solver=vertex`` is the published search (``solvers.argmax``), ``exact`` the global maximum under the constraint.
+    """
+
+    name = "mad_argmax"
+
+    def solve(self, y: Tensor, p: Tensor, inner: Tensor | None) -> Tensor:
+        """Return defended posteriors (B, K) whose top class is that of y."""
+        if self.solver == "exact":
+            return solvers.exact(y, p, self.epsilon or 0.0, inner, keep_top=True)
+        return solvers.argmax_vertex(y, p, self.epsilon or 0.0, inner)
