@@ -195,7 +195,7 @@ def test_the_mirror_turns_the_gradient_right_round():
 
 
 def test_more_budget_and_fewer_constraints_are_never_worse():
-    y, p, theta = queries(10, 0.3, 50)
+    y, p, _ = queries(10, 0.3, 50)
     values = [solvers.objective(solvers.exact(y, p, epsilon), y, p) for epsilon in (0.1, 0.5, 0.95, 1.5, 2.0)]
     for less, more in itertools.pairwise(values):
         assert (less - more).max() < 1e-6

@@ -1,4 +1,4 @@
-"""Maximizing Angular Deviation over (simplex intersected with the L1 ball): the published solvers, and the exact one."""
+"""Maximizing Angular Deviation over the simplex and the L1 ball: the published solvers, and the exact one."""
 
 from mad.solvers.argmax import argmax_vertex
 from mad.solvers.exact import exact

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -39,8 +39,8 @@ class Problem:
 
     def rows(self, index: Tensor) -> Problem:
         """Return the queries of a mask or of indices (n,)."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Problem(**{name: None if part is None else part[index] for name, part in parts.items()})
+        theta, top = (None if part is None else part[index] for part in (self.theta, self.top))
+        return Problem(self.y[index], self.p[index], self.tau[index], theta, top)
 
     def project(self, points: Tensor, pulls: Pulls | None = None) -> tuple[Tensor, Pulls | None]:
         """Return the point of C nearest to each of ``points`` in the Euclidean metric, (B, K).

@@ -54,16 +54,18 @@ class Cut(NamedTuple):
         return self.n**2 / self.over.clamp(min=TINY)
 
 
+B = TypeVar("B", bound="Boxes")
+
+
 class Boxes(Protocol):
     """A batch of boxes, each of one row of the problem."""
 
-    row: Tensor
+    @property
+    def row(self) -> Tensor:
+        """Which row, int64 (n,)."""
 
     def rows(self: B, index: Tensor | slice) -> B:
         """Return some of the boxes."""
-
-
-B = TypeVar("B", bound=Boxes)
 
 
 class Search(ABC, Generic[B]):
