@@ -14,6 +14,8 @@ from mad.solvers.metric import dot, times
 from mad.solvers.problem import Box, Problem, fill
 from mad.solvers.search import APEX, SLOP, SLOPES, Cut, Search, next_slope
 
+HOPS = 4  # linear programs that lead from the start to a local optimum
+
 
 class Levels(NamedTuple):
     """Boxes (n, K) of the rows (n,)."""
@@ -27,12 +29,17 @@ class Levels(NamedTuple):
 
 
 class TopStays(Search[Levels]):
-    """The search; see ``search`` for the bound."""
+    """The search; see ``search`` for the bound. With many classes and no sure one, the limit may end it."""
+
+    limit = 500
 
     def roots(self) -> Levels:
-        """Return a box a row: the whole ball."""
-        row = torch.arange(len(self.problem.y), device=self.problem.y.device)
-        return Levels(row, Box.of(self.problem.y, self.problem.tau))
+        """Return a box a row: the whole ball, after a descent from extreme point to extreme point."""
+        problem, row = self.problem, torch.arange(len(self.problem.y), device=self.problem.y.device)
+        for _ in range(HOPS):
+            slope = self.slope.unsqueeze(1)
+            self.keep(row, problem.lowest(self.along - slope * times(problem.theta, self.best - problem.p)))
+        return Levels(row, Box.of(problem.y, problem.tau))
 
     def bound(self, boxes: Levels) -> tuple[Tensor, Levels, Cut, Cut]:
         """Bound each box by fillings that let no class above the top class's highest level."""

@@ -39,7 +39,9 @@ class Donors(NamedTuple):
 
 
 class OneReceiver(Search[Donors]):
-    """The search; see ``search`` for the bound."""
+    """The search; see ``search`` for the bound. A handful of boxes a row is the rule."""
+
+    limit = 1000
 
     def roots(self) -> Donors:
         """Return a box a row, or a box a receiver where Theta ties what is given to who receives it."""

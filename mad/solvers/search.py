@@ -16,7 +16,7 @@ box there makes it tight. A box whose bound is not below the best N^2 / D^2 met 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from mad.solvers.problem import Problem
 
 SLOPES = 4  # values of k tried for a bound
 AT_ONCE = 2**20  # numbers in the tensors of one round
-BOXES = 1000  # searched for each row on average before the search gives up and takes the best point met
 SLOP = 1e-6  # mass that rounding may lose
 APEX = 1e-8  # a box whose squares are known this well is not cut further: near q = p no bound is relatively tight
 
@@ -71,6 +70,8 @@ class Boxes(Protocol):
 class Search(ABC, Generic[B]):
     """The best points found so far, and how to bound and cut the boxes that may hold better ones."""
 
+    limit: ClassVar[int]  # boxes searched for a row before the proof is given up, and the best point met is taken
+
     def __init__(self, problem: Problem, start: Tensor) -> None:
         self.problem, self.best = problem, start.clone()
         self.along = times(problem.theta, problem.u)
@@ -98,15 +99,15 @@ class Search(ABC, Generic[B]):
         """Return the best point of each row, (B, K)."""
         stack = [self.roots()]
         most = max(1, AT_ONCE // self.problem.y.shape[1])
-        left = BOXES * len(self.best)
-        while stack and left > 0:
+        searched = torch.zeros_like(self.lowest)
+        while stack:
             boxes = stack.pop()
             if len(boxes.row) > most:
                 stack.append(boxes.rows(slice(most, None)))
                 boxes = boxes.rows(slice(most))
-            left -= len(boxes.row)
             bound, boxes, low, high = self.bound(boxes)
-            open_ = (bound < self.target(boxes.row)).nonzero().squeeze(1)
+            searched.index_add_(0, boxes.row, torch.ones_like(bound))
+            open_ = ((bound < self.target(boxes.row)) & (searched[boxes.row] < self.limit)).nonzero().squeeze(1)
             if len(open_):
                 boxes = self.cut(boxes.rows(open_), bound[open_], low.rows(open_), high.rows(open_))
                 if len(boxes.row):
