@@ -61,7 +61,7 @@ class Knockoff:
             )
         if self.initial_weights:
             self._start(model)
-        self.trainer.fit(model, transfer.images[transfer.rows], targets, seed=seed, device=device, task="knockoff")
+        self.trainer.fit(model, transfer.images, targets, rows=transfer.rows, seed=seed, device=device, task="knockoff")
         return model
 
     def _start(self, model: nn.Module) -> None:
