@@ -91,7 +91,7 @@ def batches(images: Images, rows: Tensor | None, size: int, device: torch.device
     loader = data.DataLoader(
         Decoded(images),
         batch_size=None,
-        sampler=chosen.split(size),
+        sampler=[some.tolist() for some in chosen.split(size)],
         num_workers=WORKERS,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the default would draw from the global one
@@ -108,9 +108,9 @@ class Decoded(data.Dataset[Tensor | MadError]):
     def __init__(self, images: Stream) -> None:
         self.images = images
 
-    def __getitem__(self, rows: Tensor) -> Tensor | MadError:
+    def __getitem__(self, rows: list[int]) -> Tensor | MadError:
         """Return images, uint8 (B, C, H, W), or what is wrong with one of them."""
         try:
-            return torch.stack([self.images[row] for row in rows.tolist()])
+            return torch.stack([self.images[row] for row in rows])
         except MadError as error:
             return error

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from mad.datasets.base import Images, Split
 from mad.errors import MadError
