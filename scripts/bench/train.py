@@ -172,16 +172,13 @@ def seconds_to(loop: Plain | Fast, seed: int, test: Split) -> float:
 def final(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Compare the accuracies after the last epoch; what an earlier call finished is kept."""
     loops, test = both(given), mnist(given, "test")
-    for seed in seeds(given):
-        for name, loop in loops.items():
-            if name in given.loops.split(",") and key(loop, seed) not in kept(given):
-                curve = [loop.accuracy(model, test) for model in loop.epochs(seed)]
-                keep(given, key(loop, seed), curve)
-    missing = [
-        key(loop, seed) for loop in loops.values() for seed in seeds(given) if key(loop, seed) not in kept(given)
-    ]
-    if missing:
-        raise SystemExit(f"kept in {given.kept}; still to be trained: {', '.join(missing)}")
+    todo = [(name, seed) for seed in seeds(given) for name in loops if key(loops[name], seed) not in kept(given)]
+    for name, seed in todo:
+        loop = loops[name]
+        if name in given.loops.split(","):
+            keep(given, key(loop, seed), [loop.accuracy(model, test) for model in loop.epochs(seed)])
+    if {name for name, _ in todo} - set(given.loops.split(",")):
+        raise SystemExit(f"kept in {given.kept}; the other loop's are still to be trained")
     found = {name: [kept(given)[key(loop, seed)][-1] for seed in seeds(given)] for name, loop in loops.items()}
     rows = [
         {"quantity": f"last epoch, test %, seed {seed}", **{name: 100 * value[row] for name, value in found.items()}}
