@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +40,8 @@ class Trainer:
         min_steps: sets too small to fill these many batches in ``epochs`` get more epochs.
         augment: ``none``, ``crop`` (random crops of the padded image) or ``crop_flip`` (and mirrored half of the time).
         precision: ``float32``, ``bfloat16`` (weights stay float32) or ``auto``: see ``fast_bfloat16``.
+        knockoff_epochs: passes over a transfer set, whose posteriors take longer to learn than labels; None for
+            ``epochs``.
     """
 
     epochs: int
@@ -53,6 +55,7 @@ class Trainer:
     min_steps: int = 0
     augment: str = "none"
     precision: str = "auto"
+    knockoff_epochs: int | None = field(default=None, compare=False)  # a knockoff's recipe holds them as its epochs
     version: ClassVar[int] = 2  # 1 updated the weights in other roundings
 
     def __post_init__(self) -> None:
@@ -62,6 +65,8 @@ class Trainer:
         number("momentum", self.momentum, 0, 1)
         number("weight_decay", self.weight_decay, 0)
         number("min_steps", self.min_steps, 0, whole=True)
+        if self.knockoff_epochs is not None:
+            number("knockoff_epochs", self.knockoff_epochs, 1, whole=True)
         number("step_epochs", self.step_epochs, 1, whole=True)
         for name, value, choices in (
             ("optimizer", self.optimizer, OPTIMIZERS),
@@ -76,8 +81,12 @@ class Trainer:
         """Return this recipe with the changes that are not None; epochs asked for by name are final."""
         given = {name: value for name, value in changes.items() if value is not None}
         if "epochs" in given:
-            given["min_steps"] = 0
+            given = {**given, "min_steps": 0, "knockoff_epochs": None}
         return replace(self, **given)
+
+    def for_knockoffs(self) -> Trainer:
+        """Return the recipe for a transfer set."""
+        return replace(self, epochs=self.knockoff_epochs or self.epochs, knockoff_epochs=None)
 
     def fit(self, model: nn.Module, images: Images, targets: Tensor, **how: Any) -> None:
         """Train ``model`` in place, as ``epochs_of`` does, and leave it in eval mode on its device."""

@@ -1,5 +1,7 @@
 """The training loop, on blobs that a linear layer can tell apart."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,8 @@ from conftest import CPU, Blobs, Streamed, Tiny, trainer, victim
 
 from mad import training
 from mad.errors import MadError
+from mad.fingerprint import describe
+from mad.knockoff import Knockoff
 from mad.seeds import generator
 
 SPLIT = Blobs().train()
@@ -170,6 +174,15 @@ def test_epochs_asked_for_by_name_are_final():
     assert victim(trainer=trainer(min_steps=1000), epochs=3).trainer == recipe
 
 
+def test_a_knockoff_has_its_own_epochs():
+    recipe = trainer(epochs=3, knockoff_epochs=6, min_steps=7)
+    assert Knockoff(recipe) == Knockoff(trainer(epochs=6, min_steps=7))
+    assert replace(Knockoff(recipe), weight_decay=0.1).trainer.epochs == 6
+    assert Knockoff(recipe, epochs=2) == Knockoff(trainer(epochs=2))
+    assert describe(victim(trainer=recipe)) == describe(victim(trainer=trainer(epochs=3, min_steps=7)))
+    assert describe(Knockoff(recipe)) != describe(Knockoff(trainer(epochs=3, min_steps=7)))
+
+
 def test_step_schedule_divides_by_ten(rates):
     fitted(trainer(epochs=5, schedule="step", step_epochs=2, learning_rate=0.1))
     assert rates == pytest.approx([0.1] * 20 + [0.01] * 20 + [0.001] * 10)
@@ -205,6 +218,7 @@ def test_momentum_is_that_of_momentum_alone():
         ("momentum", 2),
         ("weight_decay", float("nan")),
         ("min_steps", -1),
+        ("knockoff_epochs", 0),
         ("augment", "mirror"),
         ("precision", "half"),
     ],
