@@ -6,14 +6,15 @@ import torch
 from torch import nn
 
 from mad import simplex
-from mad.api import BlackBox
-from mad.datasets import Split, unit
+from mad.api import BATCH, BlackBox
+from mad.datasets import Split, batches, unit
 from mad.training import logits_of
 
 
 def utility(api: BlackBox, test: Split) -> dict[str, float]:
     """Return what honest users get: accuracies in [0, 1], with and without the defense, and L1 in [0, 2]."""
-    clean, defended = api.answer(unit(test.images))
+    both = [api.answer(unit(some)) for some in batches(test.images, None, BATCH, torch.device("cpu"))]
+    clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
     distance = simplex.l1(clean, defended)
     return {
         "victim_accuracy": accuracy(clean.argmax(dim=1), test.labels),

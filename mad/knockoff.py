@@ -47,7 +47,8 @@ class Knockoff:
                 raise MadError(f"knockoff.initial_weights={self.initial_weights}: {error.strerror}") from error
             object.__setattr__(self, "initial_sha256", sha256(content).hexdigest())
         changes = ("epochs", "optimizer", "learning_rate", "weight_decay")
-        object.__setattr__(self, "trainer", self.trainer.but(**{name: getattr(self, name) for name in changes}))
+        given = {name: getattr(self, name) for name in changes}
+        object.__setattr__(self, "trainer", self.trainer.for_knockoffs().but(**given))
         for name in changes:
             object.__setattr__(self, name, None)
 
@@ -61,7 +62,7 @@ class Knockoff:
             )
         if self.initial_weights:
             self._start(model)
-        self.trainer.fit(model, transfer.images[transfer.rows], targets, seed=seed, device=device, task="knockoff")
+        self.trainer.fit(model, transfer.images, targets, rows=transfer.rows, seed=seed, device=device, task="knockoff")
         return model
 
     def _start(self, model: nn.Module) -> None:

@@ -17,7 +17,7 @@ import torch
 from mad import __version__
 from mad.api import BlackBox
 from mad.attacks import Attack
-from mad.datasets import Pool, Split
+from mad.datasets import Images, Pool, Split
 from mad.defenses import Defense, Setting, Undefended
 from mad.errors import MadError, number
 from mad.evaluation import theft, utility
@@ -85,7 +85,7 @@ def run(cell: Cell, store: Store, device: torch.device) -> tuple[Record, bool]:
     return store.record(cell.path, lambda: steal(cell, images, budget, test, store, device))
 
 
-def gather(cell: Cell) -> tuple[torch.Tensor, int, Split]:
+def gather(cell: Cell) -> tuple[Images, int, Split]:
     """Return the adversary's images, uint8 (N, C, H, W), how many queries it makes, and the victim's test split.
 
     Raises:
@@ -102,7 +102,7 @@ def gather(cell: Cell) -> tuple[torch.Tensor, int, Split]:
     return images, cell.attack.affordable(images, pool.name), SHARED.get(("test", identity(dataset)), dataset.test)
 
 
-def steal(cell: Cell, images: torch.Tensor, budget: int, test: Split, store: Store, device: torch.device) -> Record:
+def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, device: torch.device) -> Record:
     """Train or load the victim, defend it, steal it within the budget, and score both sides.
 
     What an earlier cell of this process asked the same networks is remembered: ``seconds_queries`` is then smaller.

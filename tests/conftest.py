@@ -15,6 +15,7 @@ from mad import cli
 from mad.attacks.knockoff import KnockoffRandom
 from mad.datasets import Split
 from mad.defenses.mad import Mad
+from mad.errors import MadError
 from mad.knockoff import Knockoff
 from mad.pipeline import Cell
 from mad.recoveries import AsAnswered
@@ -53,6 +54,26 @@ class Blobs:
         labels = torch.arange(self.size) % self.classes
         noise = torch.randint(0, 56, (self.size, *self.shape), generator=generator(0, part))
         return Split((centres[labels] + noise).to(torch.uint8), labels)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The images of a tensor, as a stream; row ``broken`` cannot be read."""
+
+    images: torch.Tensor
+    broken: int | None = None
+
+    @property
+    def shape(self):
+        return tuple(self.images.shape)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
+        if row == self.broken:
+            raise MadError(f"row {row} cannot be read")
+        return self.images[row]
 
 
 class Tiny(nn.Module):

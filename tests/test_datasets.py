@@ -7,10 +7,11 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from conftest import CPU, Streamed
 from PIL import Image
 from torchvision import datasets
 
-from mad.datasets import unit
+from mad.datasets import batches, unit
 from mad.datasets.digits import Digits, Letters
 from mad.datasets.folder import ImageFolder
 from mad.datasets.vision import Vision
@@ -65,6 +66,23 @@ def test_unit():
     assert unit(floats) is floats
 
 
+@pytest.mark.parametrize("rows", [None, torch.tensor([4, 0, 6, 6, 3])])
+@pytest.mark.parametrize("kind", [torch.as_tensor, Streamed])
+def test_batches_keep_the_order(kind, rows):
+    images = torch.randint(0, 256, (7, 1, 3, 4)).to(torch.uint8)
+    found = list(batches(kind(images), rows, 2, CPU))
+    assert [len(batch) for batch in found] == ([2, 2, 2, 1] if rows is None else [2, 2, 1])
+    assert torch.equal(torch.cat(found), images if rows is None else images[rows])
+
+
+def test_what_a_worker_cannot_read_is_one_line():
+    images = Streamed(torch.zeros(9, 1, 3, 4, dtype=torch.uint8), broken=5)
+    assert len(list(batches(images, torch.tensor([0, 8]), 2, CPU))) == 1
+    with pytest.raises(MadError) as caught:
+        list(batches(images, None, 2, CPU))
+    assert str(caught.value) == "row 5 cannot be read"
+
+
 def save(folder, name, pixels):
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +112,27 @@ def test_folder_keeps_rows_and_columns(tmp_path):
     pixels = np.arange(28 * 28).reshape(28, 28) % 251
     save(tmp_path, "one.png", pixels)
     assert torch.equal(ImageFolder(str(tmp_path)).images((1, 28, 28))[0, 0].long(), torch.tensor(pixels))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 12)])
+def test_a_large_folder_streams_the_same_images(tmp_path, monkeypatch, shape):
+    for name in range(5):
+        save(tmp_path, f"{name}.png", np.random.default_rng(name).integers(0, 256, (20 + name, 30, 3)))
+    whole = ImageFolder(str(tmp_path)).images(shape)
+    assert isinstance(whole, torch.Tensor)
+    monkeypatch.setattr("mad.datasets.folder.WHOLE", whole.numel() - 1)
+    stream = ImageFolder(str(tmp_path)).images(shape)
+    assert not isinstance(stream, torch.Tensor)
+    assert (len(stream), tuple(stream.shape)) == (5, (5, *shape))
+    assert torch.equal(torch.cat(list(batches(stream, None, 2, CPU))), whole)
+
+
+def test_a_large_folder_names_its_broken_image(tmp_path, monkeypatch):
+    save(tmp_path, "good.png", np.full((9, 9), 7))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    monkeypatch.setattr("mad.datasets.folder.WHOLE", 0)
+    with pytest.raises(MadError, match=r"^[^\n]*broken\.png[^\n]*$"):
+        list(batches(ImageFolder(str(tmp_path)).images((1, 28, 28)), None, 2, CPU))
 
 
 def test_folder_is_what_it_holds(tmp_path):

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from conftest import CPU, Blobs, Tiny, build, cell, compose, trainer, victim
+from conftest import CPU, Blobs, Streamed, Tiny, build, cell, compose, trainer, victim
 
 from mad.attacks import TransferSet
 from mad.attacks.knockoff import KnockoffRandom
 from mad.cli import PARTS
+from mad.datasets import Split
 from mad.defenses import Defense, Setting, Undefended
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
@@ -160,6 +161,34 @@ def test_places_stay_out_of_the_name():
     moved = composed("victim=mnist", "pool=fashion_mnist", "data_root=/else", "outputs=there", "device=cpu")
     assert moved.fingerprint == plain.fingerprint
     assert composed("victim=mnist", "pool=kmnist").fingerprint != plain.fingerprint
+
+
+class StreamedBlobs(Blobs):
+    """Blobs whose pool and test split are streams."""
+
+    def images(self, shape):
+        return Streamed(super().images(shape))
+
+    def test(self):
+        images, labels = super().test()
+        return Split(Streamed(images), labels)
+
+
+def test_a_stream_gives_the_same_record(tmp_path):
+    kept = cell(knockoff=Knockoff(trainer(epochs=2)))
+    streamed = replace(kept, pool=StreamedBlobs(), victim=victim(dataset=StreamedBlobs()))
+    found, whole = (run(one, Store(tmp_path / name), CPU)[0] for name, one in (("a", streamed), ("b", kept)))
+    names = {"fingerprint", "scene"}  # another class
+    assert {**numbers(found), **dict.fromkeys(names)} == {**numbers(whole), **dict.fromkeys(names)}
+
+
+def test_a_stream_that_breaks_is_one_line(tmp_path):
+    class Broken(Blobs):
+        def images(self, shape):
+            return Streamed(super().images(shape), broken=7)
+
+    with pytest.raises(MadError, match=r"^row 7 cannot be read$"):
+        run(replace(cell(budget=None), pool=Broken()), Store(tmp_path), CPU)
 
 
 def test_a_pool_of_another_shape_is_refused_before_training(tmp_path, fits):

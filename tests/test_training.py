@@ -1,19 +1,24 @@
 """The training loop, on blobs that a linear layer can tell apart."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, Blobs, Tiny, trainer, victim
+from conftest import CPU, Blobs, Streamed, Tiny, trainer, victim
 
 from mad import training
 from mad.errors import MadError
+from mad.fingerprint import describe
+from mad.knockoff import Knockoff
+from mad.seeds import generator
 
 SPLIT = Blobs().train()
 
 
-def fitted(recipe, targets=SPLIT.labels, seed=0, images=SPLIT.images):
+def fitted(recipe, targets=SPLIT.labels, seed=0, images=SPLIT.images, **further):
     model = victim().untrained(seed=0, purpose="victim")
-    recipe.fit(model, images, targets, seed=seed, device=CPU, task="test")
+    recipe.fit(model, images, targets, seed=seed, device=CPU, task="test", **further)
     return model
 
 
@@ -33,6 +38,76 @@ def rates(monkeypatch):
 
     monkeypatch.setattr(training, "SGD", Watched)
     return seen
+
+
+PLAIN = {
+    "sgd": lambda weights: torch.optim.SGD(weights, 0.02, weight_decay=0.01),
+    "momentum": lambda weights: torch.optim.SGD(weights, 0.02, momentum=0.9, weight_decay=0.01),
+    "adam": lambda weights: torch.optim.Adam(weights, 0.02, weight_decay=0.01),
+    "adagrad": lambda weights: torch.optim.Adagrad(weights, 0.02, weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_the_loop_is_the_plain_one(optimizer):
+    model = victim().untrained(seed=0, purpose="victim")
+    plain, order = PLAIN[optimizer](model.parameters()), generator(3, "order of test")
+    for _ in range(3):
+        for rows in torch.randperm(len(SPLIT.labels), generator=order).split(30):
+            plain.zero_grad()
+            log = torch.log_softmax(model(SPLIT.images[rows] / 255), dim=1)
+            (-log[torch.arange(len(rows)), SPLIT.labels[rows]].mean()).backward()
+            plain.step()
+    recipe = trainer(
+        epochs=3, batch_size=30, optimizer=optimizer, learning_rate=0.02, weight_decay=0.01, schedule="step"
+    )
+    assert torch.allclose(weights(fitted(recipe, seed=3)), weights(model), atol=1e-5)
+
+
+def test_rows_choose_the_images():
+    rows = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:70]
+    chosen = fitted(trainer(), SPLIT.labels[rows], rows=rows)
+    assert torch.equal(weights(chosen), weights(fitted(trainer(), SPLIT.labels[rows], images=SPLIT.images[rows])))
+    assert not torch.equal(weights(chosen), weights(fitted(trainer(), SPLIT.labels[:70], images=SPLIT.images[:70])))
+
+
+@pytest.mark.parametrize("rows", [None, torch.arange(199, 20, -3)])
+def test_a_stream_trains_to_the_same_bits(rows):
+    recipe = trainer(epochs=2, augment="crop_flip")
+    targets = SPLIT.labels if rows is None else SPLIT.labels[rows]
+    before = torch.get_rng_state()
+    whole, streamed = (
+        fitted(recipe, targets, images=images, rows=rows) for images in (SPLIT.images, Streamed(SPLIT.images))
+    )
+    assert torch.equal(weights(whole), weights(streamed))
+    logits = [training.logits_of(whole, images, CPU) for images in (SPLIT.images, Streamed(SPLIT.images))]
+    assert torch.equal(*logits)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_model_is_yielded_after_every_epoch():
+    model, recipe = Tiny((1, 8, 8), 4), trainer(epochs=3)
+    how = {"seed": 0, "device": CPU, "task": "test"}
+    seen = [(done, weights(model)) for done in recipe.epochs_of(model, *SPLIT, **how)]
+    assert [done for done, _ in seen] == [1, 2, 3]
+    assert not torch.equal(seen[0][1], seen[1][1])
+    assert model.training
+
+
+def test_augmentation_follows_the_seed():
+    recipe = trainer(epochs=2, augment="crop")
+    first, again, other = (weights(fitted(recipe, seed=seed)) for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, weights(fitted(trainer(epochs=2), seed=5)))
+
+
+def test_precision():
+    auto, full, halves = (fitted(trainer(precision=name)) for name in training.PRECISIONS)
+    assert torch.equal(weights(auto), weights(full))  # on a CPU
+    assert halves.head.weight.dtype == torch.float32
+    assert not torch.equal(weights(full), weights(halves))
+    assert torch.allclose(weights(full), weights(halves), atol=0.02)
 
 
 @pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
@@ -99,6 +174,15 @@ def test_epochs_asked_for_by_name_are_final():
     assert victim(trainer=trainer(min_steps=1000), epochs=3).trainer == recipe
 
 
+def test_a_knockoff_has_its_own_epochs():
+    recipe = trainer(epochs=3, knockoff_epochs=6, min_steps=7)
+    assert Knockoff(recipe) == Knockoff(trainer(epochs=6, min_steps=7))
+    assert replace(Knockoff(recipe), weight_decay=0.1).trainer.epochs == 6
+    assert Knockoff(recipe, epochs=2) == Knockoff(trainer(epochs=2))
+    assert describe(victim(trainer=recipe)) == describe(victim(trainer=trainer(epochs=3, min_steps=7)))
+    assert describe(Knockoff(recipe)) != describe(Knockoff(trainer(epochs=3, min_steps=7)))
+
+
 def test_step_schedule_divides_by_ten(rates):
     fitted(trainer(epochs=5, schedule="step", step_epochs=2, learning_rate=0.1))
     assert rates == pytest.approx([0.1] * 20 + [0.01] * 20 + [0.001] * 10)
@@ -134,6 +218,9 @@ def test_momentum_is_that_of_momentum_alone():
         ("momentum", 2),
         ("weight_decay", float("nan")),
         ("min_steps", -1),
+        ("knockoff_epochs", 0),
+        ("augment", "mirror"),
+        ("precision", "half"),
     ],
 )
 def test_a_bad_recipe_is_refused_by_name(name, value):

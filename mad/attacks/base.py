@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mad.api import BlackBox
-from mad.datasets import unit
+from mad.datasets import Images, batches, unit
 from mad.errors import MadError, number
 from mad.progress import bar
 
@@ -25,7 +25,7 @@ class TransferSet:
     Pool attacks keep ``rows`` into the pool and never a second copy of the images.
     """
 
-    images: Tensor  # the pool, uint8 or float in [0, 1], (N, C, H, W)
+    images: Images  # the pool, uint8 or float in [0, 1], (N, C, H, W)
     rows: Tensor  # int64 (B,)
     answers: Tensor  # float32 (B, K)
 
@@ -46,7 +46,7 @@ class Attack(ABC):
         if self.budget is not None:
             number("attack.budget", self.budget, 1, whole=True)
 
-    def affordable(self, pool: Tensor, name: str) -> int:
+    def affordable(self, pool: Images, name: str) -> int:
         """Return the number of queries to make.
 
         Raises:
@@ -60,15 +60,15 @@ class Attack(ABC):
         return self.budget or min(PAPER_BUDGET, len(pool))
 
     @abstractmethod
-    def transfer_set(self, api: BlackBox, pool: Tensor, seed: int) -> TransferSet:
+    def transfer_set(self, api: BlackBox, pool: Images, seed: int) -> TransferSet:
         """Query the API, exactly ``api.budget`` times, with images of the pool, uint8 (N, C, H, W)."""
 
 
-def ask(api: BlackBox, pool: Tensor, rows: Tensor) -> Tensor:
+def ask(api: BlackBox, pool: Images, rows: Tensor) -> Tensor:
     """Query the API about rows (B,) of the pool; return its answers (B, K)."""
     answers = []
     with bar("queries", len(rows)) as progress:
-        for some in rows.split(REQUEST):
-            answers.append(api(unit(pool[some])))
-            progress(len(some), "", None)
+        for images in batches(pool, rows, REQUEST, torch.device("cpu")):
+            answers.append(api(unit(images)))
+            progress(len(images), "", None)
     return torch.cat(answers)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from mad.api import BlackBox
 from mad.attacks.base import Attack, TransferSet, ask
+from mad.datasets import Images
 from mad.seeds import generator
 
 
@@ -21,7 +21,7 @@ class KnockoffRandom(Attack):
 
     name = "knockoff"
 
-    def transfer_set(self, api: BlackBox, pool: Tensor, seed: int) -> TransferSet:
+    def transfer_set(self, api: BlackBox, pool: Images, seed: int) -> TransferSet:
         """Spend the API's whole budget."""
         rows = torch.randperm(len(pool), generator=generator(seed, "pool order"))[: api.budget]
         return TransferSet(pool, rows, ask(api, pool, rows))

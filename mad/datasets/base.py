@@ -1,17 +1,45 @@
-"""The two contracts of image data."""
+"""The contracts of image data, and the one way to go through images."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import data
+
+from mad.errors import MadError
+
+WORKERS = min(8, os.cpu_count() or 1)
+
+
+class Stream(Protocol):
+    """Images too large to be kept in memory, decoded where they are needed: in worker processes."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W)."""
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def __getitem__(self, row: int) -> Tensor:
+        """Return one image, uint8 (C, H, W).
+
+        Raises:
+            MadError: if it cannot be read.
+        """
+
+
+Images = Tensor | Stream
 
 
 class Split(NamedTuple):
     """Images, uint8 of shape (N, C, H, W), and their labels, int64 of shape (N,)."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
 
@@ -34,10 +62,55 @@ class Pool(Protocol):
 
     name: str
 
-    def images(self, shape: tuple[int, int, int]) -> Tensor:
+    def images(self, shape: tuple[int, int, int]) -> Images:
         """Return the images, uint8 (N, C, H, W); ``shape`` is (C, H, W) of what the victim takes."""
 
 
 def unit(images: Tensor) -> Tensor:
     """Return images as floats in [0, 1]: what models and the API take."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def batches(images: Images, rows: Tensor | None, size: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield batches (size, C, H, W) on a device, of the type the images have: pass each through ``unit``.
+
+    Args:
+        images: a tensor is moved to the device whole, so move it there first where there are many passes.
+        rows: int64 (B,), which images and in which order; None for all of them as they lie.
+        size: images a batch; the last may be smaller.
+        device: where the batches are needed.
+
+    Raises:
+        MadError: if an image of a stream cannot be read.
+    """
+    if isinstance(images, Tensor):
+        there = images.to(device)
+        yield from there.split(size) if rows is None else (there[some] for some in rows.to(device).split(size))
+        return
+    chosen = torch.arange(len(images)) if rows is None else rows.cpu()
+    loader = data.DataLoader(
+        Decoded(images),
+        batch_size=None,
+        sampler=[some.tolist() for some in chosen.split(size)],
+        num_workers=WORKERS,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the default would draw from the global one
+    )
+    for batch in loader:
+        if isinstance(batch, MadError):
+            raise batch
+        yield batch.to(device, non_blocking=True)
+
+
+class Decoded(data.Dataset[Tensor | MadError]):
+    """A stream by whole batches, as a worker reads it. An error is handed over, since a raised one grows many lines."""
+
+    def __init__(self, images: Stream) -> None:
+        self.images = images
+
+    def __getitem__(self, rows: list[int]) -> Tensor | MadError:
+        """Return images, uint8 (B, C, H, W), or what is wrong with one of them."""
+        try:
+            return torch.stack([self.images[row] for row in rows])
+        except MadError as error:
+            return error

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mad.datasets.base import Split
+from mad.datasets.base import Images, Split
 from mad.errors import number
 from mad.seeds import generator
 
@@ -43,7 +43,7 @@ class Digits:
         """Return the 500 test images."""
         return self._split(slice(TEST_IMAGES))
 
-    def images(self, shape: tuple[int, int, int]) -> Tensor:
+    def images(self, shape: tuple[int, int, int]) -> Images:
         """Return the training images, for use as a pool."""
         return self.train().images
 

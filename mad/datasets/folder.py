@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mad.datasets.base import Images
 from mad.errors import MadError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+WHOLE = 1_000_000_000  # bytes that are kept in memory
 
 
 @dataclass(frozen=True)
@@ -40,20 +43,39 @@ class ImageFolder:
         """The image files in a fixed order."""
         return sorted(file for file in Path(str(self.path)).rglob("*") if file.suffix.lower() in ENDINGS)
 
-    def images(self, shape: tuple[int, int, int]) -> Tensor:
-        """Return the images as uint8 of (N, *shape)."""
+    def images(self, shape: tuple[int, int, int]) -> Images:
+        """Return the images as uint8 of (N, *shape): in memory, or as a stream where they are above ``WHOLE`` bytes."""
+        if shape[0] not in (1, 3):
+            raise MadError(f"an image folder gives 1 or 3 channels, the victim takes {shape[0]}")
+        stream = Files(self.files, shape)
+        return stream if math.prod(stream.shape) > WHOLE else torch.stack([stream[row] for row in range(len(stream))])
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files, each decoded when it is asked for."""
+
+    files: list[Path]
+    size: tuple[int, int, int]  # (C, H, W)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W)."""
+        return (len(self.files), *self.size)
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> Tensor:
+        """Return one image, uint8 (C, H, W)."""
         import numpy as np
         from PIL import Image, ImageOps, UnidentifiedImageError
 
-        channels, height, width = shape
-        if channels not in (1, 3):
-            raise MadError(f"an image folder gives 1 or 3 channels, the victim takes {channels}")
-        out = torch.empty(len(self.files), *shape, dtype=torch.uint8)
-        for row, file in enumerate(self.files):
-            try:
-                with Image.open(file) as image:
-                    fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height))
-            except (UnidentifiedImageError, OSError) as error:
-                raise MadError(f"{file} cannot be read as an image; remove it from the pool") from error
-            out[row] = torch.from_numpy(np.array(fitted)).view(height, width, channels).permute(2, 0, 1)
-        return out
+        (channels, height, width), file = self.size, self.files[row]
+        try:
+            with Image.open(file) as image:
+                fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height))
+        except (UnidentifiedImageError, OSError) as error:
+            raise MadError(f"{file} cannot be read as an image; remove it from the pool") from error
+        return torch.from_numpy(np.array(fitted)).view(height, width, channels).permute(2, 0, 1)

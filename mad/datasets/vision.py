@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 
-from mad.datasets.base import Split
+from mad.datasets.base import Images, Split
 from mad.errors import MadError
 
 
@@ -48,7 +47,7 @@ class Vision:
         """Return the test split."""
         return self._split(train=False)
 
-    def images(self, shape: tuple[int, int, int]) -> Tensor:
+    def images(self, shape: tuple[int, int, int]) -> Images:
         """Return the training images, for use as a pool."""
         return self.train().images
 

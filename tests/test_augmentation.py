@@ -1,0 +1,67 @@
+"""Random crops and mirrors of a whole batch, against one image at a time."""
+
+import pytest
+import torch
+
+from mad.augmentation import PAD, augmented, crop, flip
+
+
+def images(count=300, dtype=torch.uint8):
+    values = torch.randint(1, 256, (count, 3, 6, 10), generator=torch.Generator().manual_seed(count))
+    return values.to(dtype)
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def windows(image):
+    """Every crop of an image between zeros, by its top and left."""
+    channels, height, width = image.shape
+    padded = torch.zeros(channels, height + 2 * PAD, width + 2 * PAD, dtype=image.dtype)
+    padded[:, PAD : PAD + height, PAD : PAD + width] = image
+    moves = range(2 * PAD + 1)
+    return {(top, left): padded[:, top : top + height, left : left + width] for top in moves for left in moves}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_crop_is_a_window_of_its_own_image(dtype):
+    given = images(dtype=dtype)
+    cropped = crop(given, draw())
+    assert cropped.dtype == dtype
+    assert cropped.shape == given.shape
+    found = [
+        next(move for move, window in windows(image).items() if torch.equal(window, new))
+        for image, new in zip(given, cropped, strict=True)
+    ]
+    assert len(set(found)) > 70  # of 81
+    tops, lefts = torch.randint(2 * PAD + 1, (2, len(given)), generator=draw())
+    assert found == list(zip(tops.tolist(), lefts.tolist(), strict=True))
+
+
+def test_a_flip_mirrors_half_of_the_images_and_no_rows():
+    given = images()
+    flipped = flip(given, draw())
+    assert flipped.dtype == torch.uint8
+    mirrored = (flipped == given.flip(3)).flatten(1).all(dim=1)
+    kept = (flipped == given).flatten(1).all(dim=1)
+    assert (mirrored ^ kept).all()
+    assert 0.4 < mirrored.float().mean() < 0.6
+
+
+@pytest.mark.parametrize("kind", ["crop", "crop_flip"])
+def test_the_seed_draws_it(kind):
+    first, again, other = (augmented(images(), kind, draw(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_kinds():
+    given, seed = images(), draw()
+    assert augmented(given, "none", seed) is given
+    moved = crop(given, draw())
+    assert torch.equal(augmented(given, "crop", draw()), moved)
+    same = augmented(given, "crop_flip", draw())
+    mirrored = (same == moved.flip(3)).flatten(1).all(dim=1)
+    assert (mirrored ^ (same == moved).flatten(1).all(dim=1)).all()
+    assert 0.4 < mirrored.float().mean() < 0.6
