@@ -24,6 +24,7 @@ from mad.solvers.receiver import OneReceiver
 from mad.solvers.vertex import NO_DIRECTION, vertex
 
 ROUNDS = 300  # of the descent; it stops earlier once nothing moves
+STEPS, STILL = 30, 1e-4  # of the secant rule, which stops once t moves relatively less
 
 
 def exact(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None, *, keep_top: bool = False) -> Tensor:
@@ -66,7 +67,7 @@ def solve(problem: Problem, start: Tensor) -> Tensor:
     obtuse = cosine(lowest - rest.p, rest.u, rest.theta) < 0
     blunt, sharp = obtuse.nonzero().squeeze(1), (~obtuse).nonzero().squeeze(1)
     if len(blunt):
-        answer[blunt] = descend(rest.rows(blunt), lowest[blunt])
+        answer[blunt] = (turn if problem.theta is None else descend)(rest.rows(blunt), lowest[blunt])
     if len(sharp) and problem.y.shape[1] > 2:  # of two classes every such point lies straight along u
         search = OneReceiver if problem.top is None else TopStays
         answer[sharp] = search(rest.rows(sharp), answer[sharp]).run()
@@ -93,14 +94,52 @@ def mirror(problem: Problem) -> tuple[Tensor, Tensor]:
     return q / q.sum(dim=1, keepdim=True), found
 
 
-def descend(problem: Problem, start: Tensor) -> Tensor:
+def turn(problem: Problem, start: Tensor) -> Tensor:
     """Return the point q of C with the lowest cos(q - p, u), (B, K), from a start where it is negative.
 
-    Minimises ||scale (q - p) + u||^2, jointly convex in (scale, scale q): the scale in closed form, q by a projected
-    gradient step with momentum, taken back where the angle does not widen. With Theta the identity the step lands on
-    the exact minimum for its scale.
+    Minimises ||(q - p) / t + u||^2 over t > 0 and q, which is jointly convex in (1 / t, q / t). For a given t the
+    best q is the projection of the mirror point p - t u; for a given q the best t is t' = D^2 / -N. Where t' > t the
+    optimum has a larger t: a root of t' - t, found by the secant rule within a bracket. As t is stationary there, an
+    error in t costs its square in cos.
     """
-    steep = 1.0 if problem.theta is None else torch.linalg.matrix_norm(problem.theta, ord=2).unsqueeze(1)
+    p, u = problem.p, problem.u
+    q, pulls = start, None
+    t = best_step(q - p, u)
+    low, high, still = torch.zeros_like(t), torch.full_like(t, torch.inf), torch.zeros_like(t).bool()
+    lowest, before = cosine(q - p, u), None
+    for _ in range(STEPS):
+        moved, pulls = problem.project(p - t * u, pulls)
+        value = cosine(moved - p, u)
+        q = torch.where((value < lowest).unsqueeze(1), moved, q)
+        lowest = torch.minimum(lowest, value)
+        wanted = best_step(moved - p, u)
+        off = wanted - t
+        still |= off.abs() <= STILL * t
+        if still.all():
+            break
+        low, high = torch.where(off > 0, t, low), torch.where(off > 0, high, t)
+        after = wanted
+        if before is not None:  # halve the bracket where the secant leaves it
+            slope = (off - before[1]) / torch.where(t == before[0], 1.0, t - before[0])
+            secant = t - off / torch.where(slope == 0, -1.0, slope)
+            halved = torch.where(high.isinf(), 2 * wanted, (low + high) / 2)
+            after = torch.where((secant >= low) & (secant <= high) & (t != before[0]), secant, halved)
+        before, t = (t, off), torch.where(still, t, after)
+    return q
+
+
+def best_step(v: Tensor, u: Tensor) -> Tensor:
+    """Return D^2 / -N of v = q - p, (B, 1)."""
+    return (dot(v, v) / (-dot(v, u)).clamp(min=TINY)).unsqueeze(1)
+
+
+def descend(problem: Problem, start: Tensor) -> Tensor:
+    """Return what ``turn`` does where Theta is not the identity.
+
+    Minimises ||scale (q - p) + u||^2 in the Theta inner product: the scale in closed form, q by a projected gradient
+    step with momentum, taken back where the angle does not widen.
+    """
+    steep = torch.linalg.matrix_norm(problem.theta, ord=2).unsqueeze(1)
     q, previous, pulls = start, start, None
     lowest = cosine(q - problem.p, problem.u, problem.theta)
     speed = torch.ones_like(problem.tau).unsqueeze(1)
@@ -122,7 +161,7 @@ def descend(problem: Problem, start: Tensor) -> Tensor:
     return q
 
 
-def target(problem: Problem, q: Tensor, steep: Tensor | float) -> Tensor:
+def target(problem: Problem, q: Tensor, steep: Tensor) -> Tensor:
     """Return where the gradient step leads from points (B, K) at their best scale, before it is projected."""
     v, u = q - problem.p, problem.u
     along, across = times(problem.theta, u), times(problem.theta, v)

@@ -21,11 +21,12 @@ class Levels(NamedTuple):
     """Boxes (n, K) of the rows (n,)."""
 
     row: Tensor
+    slope: Tensor
     box: Box
 
     def rows(self, index: Tensor | slice) -> Levels:
         """Return some of the boxes."""
-        return Levels(self.row[index], Box(*(side[index] for side in self.box)))
+        return Levels(self.row[index], self.slope[index], Box(*(side[index] for side in self.box)))
 
 
 class TopStays(Search[Levels]):
@@ -39,7 +40,7 @@ class TopStays(Search[Levels]):
         for _ in range(HOPS):
             slope = self.slope.unsqueeze(1)
             self.keep(row, problem.lowest(self.along - slope * times(problem.theta, self.best - problem.p)))
-        return Levels(row, Box.of(problem.y, problem.tau))
+        return Levels(row, self.slope, Box.of(problem.y, problem.tau))
 
     def bound(self, boxes: Levels) -> tuple[Tensor, Levels, Cut, Cut]:
         """Bound each box by fillings that let no class above the top class's highest level."""
@@ -56,7 +57,7 @@ class TopStays(Search[Levels]):
         constant = square - dot(middle, bent) + dot(weight, middle**2 - chords)
 
         empty = ((box.up_low > box.up_high + SLOP) | (box.down_low > box.down_high + SLOP)).any(dim=1)
-        best, slope = torch.where(empty, torch.inf, torch.full_like(square, -torch.inf)), self.slope[row]
+        best, slope = torch.where(empty, torch.inf, torch.full_like(square, -torch.inf)), boxes.slope
         cuts: tuple[Cut, Cut] | None = None
         for _ in range(SLOPES):
             k = slope.unsqueeze(1)
@@ -72,9 +73,9 @@ class TopStays(Search[Levels]):
             cuts = (cut, cut) if cuts is None else (cut.where(below, cuts[0]), cut.where(~below, cuts[1]))
             slope = next_slope(*cuts)
         assert cuts is not None
-        return best, Levels(row, box), *cuts
+        return best, Levels(row, slope, box), *cuts
 
-    def cut(self, boxes: Levels, bound: Tensor, low: Cut, high: Cut) -> Levels:
+    def cut(self, boxes: Levels, bound: Tensor, low: Cut, high: Cut) -> tuple[Levels, Tensor]:
         """Cut where the bound is loosest: an amount, a class that both gives and receives, or the top class's level."""
         problem, box, weight = self.problem.rows(boxes.row), boxes.box, self.weight[boxes.row].repeat(1, 2)
         classes = problem.y.shape[1]
@@ -111,7 +112,8 @@ class TopStays(Search[Levels]):
         open_ = ((loose > APEX) | split | (wrong & (above > SLOP))).squeeze(1)
         low_pair, high_pair = (lows[open_], far_low[open_]), (near_high[open_], far_high[open_])
         (up_low, down_low), (up_high, down_high) = (torch.cat(pair).chunk(2, dim=1) for pair in (low_pair, high_pair))
-        return Levels(boxes.row[open_].repeat(2), Box(up_low, up_high, down_low, down_high))
+        halves = Box(up_low, up_high, down_low, down_high)
+        return Levels(boxes.row[open_].repeat(2), boxes.slope[open_].repeat(2), halves), open_
 
 
 def assigned(top: Tensor | None) -> Tensor:

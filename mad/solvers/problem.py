@@ -177,8 +177,11 @@ def project(points: Tensor, y: Tensor, tau: Tensor) -> Tensor:
     raised = (d - a).clamp(min=0)
     b = _level_below(d, y, mass)
     lowered = torch.minimum((b - d).clamp(min=0), y)
+    bound, q = a > b, y + raised - lowered
+    if bound.all():
+        return q
     free = (points - _level_above(points, torch.ones_like(mass))).clamp(min=0)
-    return torch.where(a > b, y + raised - lowered, free)
+    return torch.where(bound, q, free)
 
 
 def _level_above(values: Tensor, mass: Tensor) -> Tensor:

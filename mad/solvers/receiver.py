@@ -20,6 +20,7 @@ class Donors(NamedTuple):
     """Which classes may receive, bool (n, K), and between what bounds each class gives, (n, K)."""
 
     row: Tensor
+    slope: Tensor
     receivers: Tensor
     low: Tensor
     high: Tensor
@@ -35,7 +36,7 @@ class Donors(NamedTuple):
         total = high.sum(dim=1, keepdim=True)
         low = torch.maximum(self.low, torch.minimum(tau - total + high, high))
         possible = (spare > -SLOP) & (total > tau - SLOP)
-        return Donors(self.row, self.receivers & (low <= SLOP) & possible, low, high)
+        return Donors(self.row, self.slope, self.receivers & (low <= SLOP) & possible, low, high)
 
 
 class OneReceiver(Search[Donors]):
@@ -52,7 +53,7 @@ class OneReceiver(Search[Donors]):
         if self.problem.theta is not None:
             row, only = roomy.nonzero(as_tuple=True)
             roomy = F.one_hot(only, y.shape[1]).bool()
-        return Donors(row, roomy, torch.zeros_like(y[row]), y[row])
+        return Donors(row, self.slope[row], roomy, torch.zeros_like(y[row]), y[row])
 
     def judge_corners(self, cramped: Tensor) -> None:
         """Judge the corners e_k that the budget reaches: a class with less room than the budget ends there."""
@@ -69,7 +70,7 @@ class OneReceiver(Search[Donors]):
         """Bound all receivers of each box with one sort a slope, and refine for the most promising one."""
         tau = self.problem.tau[boxes.row].unsqueeze(1)
         boxes = boxes.narrowed(tau)
-        row, receivers, low, high = boxes
+        row, _, receivers, low, high = boxes
         along, weight = self.along[row], self.weight[row]
         theta = None if self.problem.theta is None else self.problem.theta[row]
         middle, own = (low + high) / 2, torch.ones_like(along)
@@ -83,7 +84,7 @@ class OneReceiver(Search[Donors]):
         n_of, over_of = square + tau * along, constant + 2 * tau * along + tau**2 * own
 
         best = torch.where(receivers, -torch.inf, torch.inf)
-        slope = self.slope[row].unsqueeze(1)
+        slope = boxes.slope.unsqueeze(1)
         cuts: tuple[Cut, Cut] | None = None
         for _ in range(SLOPES):
             gain = 2 * slope * (bent - toward) + 2 * along
@@ -113,9 +114,9 @@ class OneReceiver(Search[Donors]):
             slope = next_slope(*cuts).unsqueeze(1)
         assert cuts is not None
         receivers = best < self.target(row).unsqueeze(1)
-        return best.amin(dim=1), boxes._replace(receivers=receivers), *cuts
+        return best.amin(dim=1), boxes._replace(receivers=receivers, slope=slope.squeeze(1)), *cuts
 
-    def cut(self, boxes: Donors, bound: Tensor, low: Cut, high: Cut) -> Donors:
+    def cut(self, boxes: Donors, bound: Tensor, low: Cut, high: Cut) -> tuple[Donors, Tensor]:
         """Cut between two receivers or within what one class gives, whichever loosens the bound more."""
         weight, t = self.weight[boxes.row], (low.down + high.down) / 2
         slack = weight * (t - boxes.low) * (boxes.high - t)
@@ -141,4 +142,4 @@ class OneReceiver(Search[Donors]):
         )
         open_ = ((loose > APEX) | torn).squeeze(1)
         halves = zip(near.rows(open_), far.rows(open_), strict=True)
-        return Donors(*(torch.cat(pair) for pair in halves))
+        return Donors(*(torch.cat(pair) for pair in halves)), open_

@@ -24,7 +24,8 @@ from torch import Tensor
 from mad.solvers.metric import TINY, dot, times
 from mad.solvers.problem import Problem
 
-SLOPES = 4  # values of k tried for a bound
+SLOPES = 2  # values of k tried for a bound, from the best one of the box it was cut from
+SETTLED = 1e-3  # a bound whose best k moved less, relatively, is as tight as its box allows
 AT_ONCE = 2**20  # numbers in the tensors of one round
 SLOP = 1e-6  # mass that rounding may lose
 APEX = 1e-8  # a box whose squares are known this well is not cut further: near q = p no bound is relatively tight
@@ -63,6 +64,10 @@ class Boxes(Protocol):
     def row(self) -> Tensor:
         """Which row, int64 (n,)."""
 
+    @property
+    def slope(self) -> Tensor:
+        """The k to begin with, (n,)."""
+
     def rows(self: B, index: Tensor | slice) -> B:
         """Return some of the boxes."""
 
@@ -92,8 +97,8 @@ class Search(ABC, Generic[B]):
         """Return lower bounds of N^2 / D^2 (n,), the boxes less what is hopeless, and the two cuts that say why."""
 
     @abstractmethod
-    def cut(self, boxes: B, bound: Tensor, low: Cut, high: Cut) -> B:
-        """Cut each box in two where its bound is loosest; return the halves."""
+    def cut(self, boxes: B, bound: Tensor, low: Cut, high: Cut) -> tuple[B, Tensor]:
+        """Cut each box in two where its bound is loosest; return the halves, and which boxes could be cut."""
 
     def run(self) -> Tensor:
         """Return the best point of each row, (B, K)."""
@@ -105,13 +110,17 @@ class Search(ABC, Generic[B]):
             if len(boxes.row) > most:
                 stack.append(boxes.rows(slice(most, None)))
                 boxes = boxes.rows(slice(most))
+            before = boxes.slope
             bound, boxes, low, high = self.bound(boxes)
             searched.index_add_(0, boxes.row, torch.ones_like(bound))
             open_ = ((bound < self.target(boxes.row)) & (searched[boxes.row] < self.limit)).nonzero().squeeze(1)
-            if len(open_):
-                boxes = self.cut(boxes.rows(open_), bound[open_], low.rows(open_), high.rows(open_))
-                if len(boxes.row):
-                    stack.append(boxes)
+            if not len(open_):
+                continue
+            unsettled = (boxes.slope - before).abs() > SETTLED * boxes.slope
+            boxes, unsettled = boxes.rows(open_), unsettled[open_]
+            halves, cut = self.cut(boxes, bound[open_], low.rows(open_), high.rows(open_))
+            again = (~cut & unsettled).nonzero().squeeze(1)
+            stack += [part for part in (boxes.rows(again), halves) if len(part.row)]
         return self.best
 
     def target(self, row: Tensor) -> Tensor:
