@@ -18,13 +18,15 @@ def vertex(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None) ->
     """
     u = p - y
     along, toward = times(theta, u), times(theta, p)
-    own = 1.0 if theta is None else theta.diagonal(dim1=1, dim2=2)
-    square = dot(p, toward).unsqueeze(1) - 2 * toward + own
+    square = torch.add(dot(p, toward).unsqueeze(1), toward, alpha=-2)
+    square = square.add_(1 if theta is None else theta.diagonal(dim1=1, dim2=2)).clamp_(min=TINY)
     # ||p - y|| is common to all classes and changes no argmin.
-    score = (dot(u, p if theta is None else toward).unsqueeze(1) - along) / square.clamp(min=TINY).sqrt()
+    score = (dot(u, toward).unsqueeze(1) - along).mul_(square.rsqrt_())
     # At p = y there is no direction to turn away from, and rounding must not choose one: the un-normalised objective
     # ||Theta^(1/2) (e_k - y)||^2 of the last layer still ranks the classes, the least likely first.
-    score = torch.where(u.norm(dim=1, keepdim=True) > NO_DIRECTION, score, y)
+    directed = u.norm(dim=1, keepdim=True) > NO_DIRECTION
+    if not directed.all():
+        score = torch.where(directed, score, y)
     return mix(y, score.argmin(dim=1), epsilon)
 
 
