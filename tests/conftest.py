@@ -112,6 +112,14 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (cli.config_dir() / group).glob("*.yaml"))
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave the long fault tests out unless they are named: -m faults."""
+    if "faults" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("faults")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
