@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from mad.errors import MadError
+from mad.errors import MadError, word
 from mad.files import DamagedError, Record, below, clear, locked, seal, set_aside, unseal, whoami, write
 from mad.fingerprint import describe, digest
 from mad.training import place
@@ -161,9 +161,15 @@ def read_record(path: Path) -> Record | None:
     belongs = dict(zip(("victim", "defense", "attack"), path.parts[-5:-2], strict=True))
     if any(record.get(key) != part for key, part in belongs.items()):
         raise DamagedError(path, "it is another's")
-    right = all(plain(key) and plain(value) for key, value in record.items())
-    if not right or not all(isinstance(record.get(key), kinds) for key, kinds in COLUMNS.items()):
+    if not all(plain(key) and plain(value) for key, value in record.items()):
+        raise DamagedError(path, "it holds more than plain values")
+    if not all(isinstance(record.get(key), kinds) for key, kinds in COLUMNS.items()):
         raise DamagedError(path, "it is no record of this version")
+    try:
+        for key in ("pool", "scene", "recovery"):  # the other names are those of its folders
+            word(key, record[key])
+    except MadError as error:
+        raise DamagedError(path, str(error)) from error
     return record
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 
 import hydra
@@ -137,3 +139,29 @@ def fits(monkeypatch):
 
     monkeypatch.setattr(Trainer, "fit", counting)
     return happened
+
+
+@pytest.fixture
+def mad_run(tmp_path, monkeypatch, capfd):
+    """Run mad-run in this process, in an empty folder; return its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("HYDRA_FULL_ERROR", cli.TRACEBACK, "MAD_DATA"):
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+
+    def call(*arguments):
+        GlobalHydra.instance().clear()
+        wishes = {name: os.environ.get(name) for name in ("HYDRA_FULL_ERROR", cli.TRACEBACK)}
+        monkeypatch.setattr(sys, "argv", ["mad-run", *arguments])
+        code = 0
+        try:
+            cli.run()
+        except SystemExit as exit_:
+            code = exit_.code
+        for name, value in wishes.items():  # mad-run changes them for the rest of its process
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        return code, *capfd.readouterr()
+
+    yield call
+    GlobalHydra.instance().clear()
