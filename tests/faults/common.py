@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 CONF = HERE / "conf"
@@ -63,3 +64,8 @@ def finished(outputs):
 def leftovers(outputs):
     """Temporary, damaged and lock files."""
     return [file for pattern in (".*.tmp", "*.lock", "*.damaged") for file in outputs.rglob(pattern)]
+
+
+def draw_nothing(monkeypatch):
+    """Write empty figures: drawing takes longer than all else that a toy cell does."""
+    monkeypatch.setattr("mad.figures.tradeoff.draw", lambda scene: Figure((1, 1)))

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from common import HERE, TOY, leftovers
+from common import HERE, TOY, draw_nothing, leftovers
 
 from mad import files, prune, status
 
@@ -27,6 +27,7 @@ class Bomb:
 def toy_run(mad_run, monkeypatch, tmp_path):
     """mad-run on a toy cell, whose trained surrogate is an artefact too."""
     monkeypatch.syspath_prepend(HERE)
+    draw_nothing(monkeypatch)
 
     def call(*words):
         flags = [word for word in words if word == "-m"]
