@@ -96,15 +96,16 @@ def cell_path(config: DictConfig) -> Path:
     if not isinstance(config.force, bool):
         raise MadError(f"force must be true or false, got {config.force!r}")
     store = Store(config.outputs)
-    for each in dict.fromkeys((cell.reference.path, cell.path)):
-        this = cell if each == cell.path else cell.reference
-        record, kept = run(this, store, device, force=config.force and this is cell)
-        how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
-        epsilon = "" if record["epsilon"] is None else f" epsilon={record['epsilon']:g}"
-        err.print(
-            f"{record['victim']} {record['defense']}{epsilon}: defended {record['defended_accuracy']:.1%}, "
-            f"stolen {record['stolen_accuracy']:.1%} ({how})"
-        )
+    with store.noting_failure(cell.path):  # its reference may fail before it is begun
+        for each in dict.fromkeys((cell.reference.path, cell.path)):
+            this = cell if each == cell.path else cell.reference
+            record, kept = run(this, store, device, force=config.force and this is cell)
+            how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
+            epsilon = "" if record["epsilon"] is None else f" epsilon={record['epsilon']:g}"
+            err.print(
+                f"{record['victim']} {record['defense']}{epsilon}: defended {record['defended_accuracy']:.1%}, "
+                f"stolen {record['stolen_accuracy']:.1%} ({how})"
+            )
     return cell.path
 
 
