@@ -61,9 +61,9 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def clear(folder: Path) -> None:
-    """Remove what dead processes left half-written in a folder; the caller holds its lock."""
-    for left in folder.glob(".*.tmp"):
+def clear(folder: Path, name: str = "*") -> None:
+    """Remove what dead processes left half-written of a folder's files of a name; the caller holds their lock."""
+    for left in folder.glob(f".{name}.*.tmp"):
         with contextlib.suppress(OSError):
             left.unlink()
 
@@ -172,6 +172,15 @@ def acquire(file: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def write_alone(outputs: Path, area: Path, path: Path, content: bytes) -> Path:
+    """Write a file below the outputs folder under the lock of its area, and clear its folder; return its place."""
+    full = below(outputs, path)
+    with locked(outputs, area):
+        clear(full.parent)
+        write(full, content)
+    return full
 
 
 def whoami() -> Record:

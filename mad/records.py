@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from mad.errors import MadError
-from mad.files import Record, below, clear, locked, write
+from mad.files import Record, below, write_alone
 from mad.progress import err
 from mad.store import read_record
 
@@ -43,7 +43,4 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
 def write_csv(table: pd.DataFrame, outputs: Path) -> Path:
     """Write ``records.csv``; it can always be derived again."""
     path = Path("records.csv")
-    with locked(outputs, path):
-        clear(outputs)
-        write(outputs / path, table.to_csv(index=False).encode())
-    return outputs / path
+    return write_alone(outputs, path, path, table.to_csv(index=False).encode())

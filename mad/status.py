@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from mad import cli
 from mad.errors import MadError
-from mad.files import DamagedError, Record, below, holder, lock_file, write
+from mad.files import DamagedError, Record, below, clear, holder, lock_file, locked, write
 from mad.progress import out
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SWEEPS = "sweeps"
 STATES = ("done", "running", "failed", "missing")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Planned:
     """A cell of a sweep: what was asked for, and where its record is to lie or why it cannot be made."""
 
@@ -47,19 +47,26 @@ class SweepStart(Callback):
         """Write the list; records are found by it, and nothing in it is ever run."""
         outputs, folder = Path(config.outputs), Path(config.hydra.sweep.dir)
         try:
-            if folder.is_relative_to(outputs):
-                below(outputs, folder.relative_to(outputs))
             if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
                 return  # another sweeper chooses its cells as it goes
             cells = plan(swept_by(config) + list(config.hydra.overrides.task))
-            lines = [
-                json.dumps({"label": cell.label, "record": cell.record and str(cell.record), "error": cell.error})
-                for cell in cells
-            ]
-            write(folder / PLAN, "".join(f"{line}\n" for line in lines).encode())
+            leave(outputs, folder, "".join(json.dumps(dataclasses.asdict(cell), default=str) + "\n" for cell in cells))
         except Exception as error:  # raised, it would become a warning of Hydra's
             cli.report(error)
             sys.exit(1)
+
+
+def leave(outputs: Path, folder: Path, lines: str) -> None:
+    """Write a sweep's list, and clear what killed sweeps left of theirs."""
+    area = Path(SWEEPS)
+    if not folder.is_relative_to(outputs / area):
+        write(folder / PLAN, lines.encode())
+        return
+    below(outputs, folder.relative_to(outputs))
+    with locked(outputs, area):
+        for earlier in (outputs / area).glob("*"):
+            clear(earlier, PLAN)
+        write(folder / PLAN, lines.encode())
 
 
 def swept_by(config: DictConfig) -> list[str]:
@@ -72,7 +79,7 @@ def plan(overrides: list[str]) -> list[Planned]:
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
     found: dict[Any, Planned] = {}
     for job in jobs:
-        label = " ".join(word for word in job if not word.startswith("hydra."))
+        label = " ".join(word for word in job if not word.startswith(("hydra.", "hydra/")))
         try:
             cell = cli.cell_of(hydra.compose("config", overrides=job))
         except Exception as error:

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from mad.errors import MadError, word
-from mad.files import DamagedError, Record, below, clear, locked, seal, set_aside, unseal, whoami, write
+from mad.files import DamagedError, Record, below, clear, locked, seal, set_aside, unseal, whoami, write, write_alone
 from mad.fingerprint import describe, digest
 from mad.training import place
 from mad.victim import Victim
@@ -143,7 +143,7 @@ class Store:
             kind = "" if isinstance(error, MadError) else f"{type(error).__name__}: "
             content = {"error": kind + " ".join(str(error).split())[:300], **whoami()}
             with contextlib.suppress(MadError):  # the note is worth less than the error
-                write(below(self.outputs, note), json.dumps(content).encode())
+                write_alone(self.outputs, Path(FAILED), note, json.dumps(content).encode())
             raise
         with contextlib.suppress(OSError):
             (self.outputs / note).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mad.errors import word
-from mad.files import below, clear, locked, write
+from mad.files import write_alone
 
 # Told apart by marker and dash as well as by hue, so that they survive a grey printer (Okabe and Ito's palette).
 STYLES = (
@@ -169,11 +169,10 @@ def write_all(table: pd.DataFrame, folder: Path) -> list[Path]:
         stem = f"tradeoff-{first.victim}-{first['pool']}-{first.attack}-{first.budget}-{str(name)[:6]}"
         word("the name of a figure", stem)
         figure = draw(scene)
-        with locked(folder.parent, Path(folder.name)):
-            clear(folder)
-            for ending in ("pdf", "png"):
-                content = io.BytesIO()
-                figure.savefig(content, format=ending, dpi=200)
-                write(below(folder.parent, Path(folder.name, f"{stem}.{ending}")), content.getvalue())
+        for ending in ("pdf", "png"):
+            content = io.BytesIO()
+            figure.savefig(content, format=ending, dpi=200)
+            area = Path(folder.name)
+            write_alone(folder.parent, area, area / f"{stem}.{ending}", content.getvalue())
         written.append(folder / f"{stem}.png")
     return written

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 CONF = HERE / "conf"
 TOY = ("--config-dir", str(CONF), "victim=toy", "device=cpu")
+ONE = ("hydra/launcher=basic",)  # a sweep of this process alone, whose parts tests may replace
 SWEEP = ("defense=mad_trained,random_noise", "defense.epsilon=0.5,1,1.5", "seed=0,1", "trainer.epochs=60")
 SMALL = ("defense=mad_trained", "defense.epsilon=0.5,1", "trainer.epochs=60")
 RECORDS, VICTIMS, SURROGATES = 14, 2, 2  # of SWEEP: 12 cells and an undefended reference a seed

@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from common import HERE, SMALL, TOY, draw_nothing, finished, leftovers
+from common import HERE, ONE, SMALL, TOY, draw_nothing, finished, leftovers
 
 from mad import files
 
@@ -37,7 +37,7 @@ def disk(tmp_path):
 def sweep(mad_run, monkeypatch):
     monkeypatch.syspath_prepend(HERE)
     draw_nothing(monkeypatch)
-    return lambda outputs, *words: mad_run("-m", *TOY, *SMALL, f"outputs={outputs}", *words)
+    return lambda outputs, *words: mad_run("-m", *TOY, *ONE, *SMALL, f"outputs={outputs}", *words)
 
 
 def fill(folder, left):
@@ -58,7 +58,7 @@ def check(result, outputs, before):
     assert leftovers(outputs) == []
 
 
-@pytest.mark.parametrize("left", [12, pytest.param(None, marks=FULL)])
+@pytest.mark.parametrize("left", [pytest.param(left, marks=FULL) for left in (12, None)])
 def test_a_full_disk_is_one_line_and_loses_nothing(left, disk, sweep):
     """With ``left`` KiB free the sweep breaks at another place each time; None: with every number up to 60."""
     folder, _ = disk

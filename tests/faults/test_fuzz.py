@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from common import HERE, TOY, draw_nothing
+from common import HERE, ONE, TOY, draw_nothing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -122,7 +122,7 @@ def check_lines(code, err):
     return "result" if code == 0 else "error"
 
 
-@pytest.mark.parametrize("examples", [30, pytest.param(1200, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("examples", [8, pytest.param(1200, marks=pytest.mark.faults)])
 def test_any_overrides_end_in_a_result_or_one_line(examples, mad_run, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(HERE)
     draw_nothing(monkeypatch)
@@ -132,7 +132,7 @@ def test_any_overrides_end_in_a_result_or_one_line(examples, mad_run, tmp_path, 
     @given(LINES)
     def one(line):
         flags, words = line
-        code, _, err = mad_run(*flags, *TOY, *words)
+        code, _, err = mad_run(*flags, *TOY, *ONE, *words)
         ends[check_lines(code, err)] += 1
         check_artefacts(tmp_path)
 

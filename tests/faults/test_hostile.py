@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from common import HERE, TOY, draw_nothing, leftovers
+from common import HERE, ONE, TOY, draw_nothing, leftovers
 
 from mad import files, prune, status
 
@@ -31,7 +31,7 @@ def toy_run(mad_run, monkeypatch, tmp_path):
 
     def call(*words):
         flags = [word for word in words if word == "-m"]
-        return mad_run(*flags, *TOY, "defense=mad_trained", *(word for word in words if word != "-m"))
+        return mad_run(*flags, *TOY, *ONE, "defense=mad_trained", *(word for word in words if word != "-m"))
 
     (tmp_path / "outputs" / "sweeps").mkdir(parents=True)
     assert call()[0] == 0

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 from common import (
     HERE,
+    ONE,
     RECORDS,
     SMALL,
     SURROGATES,
@@ -107,5 +108,5 @@ def test_one_of_two_is_killed_and_the_other_ends_the_sweep(tmp_path, mad_run, mo
     assert finished(folder / "outputs").items() >= kept.items()
     assert leftovers(folder / "outputs") == []
     monkeypatch.syspath_prepend(HERE)
-    assert mad_run("-m", *TOY, *SMALL)[0] == 0
+    assert mad_run("-m", *TOY, *ONE, *SMALL)[0] == 0
     assert results(tmp_path / "outputs") == results(folder / "outputs")
