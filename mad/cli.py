@@ -1,4 +1,4 @@
-"""``mad-run`` and ``mad-figures``: the only module that knows Hydra."""
+"""``mad-run`` and ``mad-figures``: with ``mad.status`` the only module that knows Hydra."""
 
 from __future__ import annotations
 

@@ -282,6 +282,32 @@ def test_one_at_a_time_holds_the_lock_and_is_named(tmp_path):
     assert (found["pid"], found["host"]) == (os.getpid(), files.whoami()["host"])
 
 
+def test_a_lock_file_that_is_gone_is_no_lock(tmp_path, monkeypatch):
+    """Whoever waits for a lock gets that of a file its holder has removed, and must take another."""
+    file, flock, calls = tmp_path / "a.lock", files.fcntl.flock, []
+
+    def late(descriptor, how):
+        flock(descriptor, how)
+        calls.append(file.unlink() if not calls else None)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    descriptor = files.acquire(file)
+    assert os.path.samestat(os.fstat(descriptor), file.stat())
+    assert len(calls) == 2
+    os.close(descriptor)
+
+
+def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "ab")
+    (tmp_path / f".a.{os.getpid()}.ab.tmp").symlink_to(tmp_path / "precious")
+    with pytest.raises(MadError, match="cannot write"):
+        files.write(tmp_path / "a", b"new")
+    (tmp_path / "b").symlink_to(tmp_path / "precious")
+    files.write(tmp_path / "b", b"new")
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
 def test_a_failure_while_making_keeps_nothing(tmp_path):
     def fail():
         raise MadError("no")

@@ -122,7 +122,7 @@ def check_lines(code, err):
     return "result" if code == 0 else "error"
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(1200, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("examples", [8, pytest.param(1000, marks=pytest.mark.faults)])
 def test_any_overrides_end_in_a_result_or_one_line(examples, mad_run, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(HERE)
     draw_nothing(monkeypatch)
