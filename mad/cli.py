@@ -1,4 +1,4 @@
-"""``mad-run`` and ``mad-figures``: the only module that knows Hydra."""
+"""``mad-run`` and ``mad-figures``: with ``mad.status`` the only module that knows Hydra."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -22,6 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mad.errors import MadError
 from mad.progress import err, out
+
+if TYPE_CHECKING:
+    from mad.pipeline import Cell
 
 PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
 ALIASES = {
@@ -85,23 +88,33 @@ def task(config: DictConfig) -> None:
 def cell_path(config: DictConfig) -> Path:
     """Run the config's cell, and its undefended reference; return its record's path below the outputs folder."""
     from mad.device import choose  # torch is imported only once the config is known to be right
-    from mad.pipeline import Cell, run
+    from mad.pipeline import run
     from mad.store import Store
 
     device = choose(config.device)
-    parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
-    cell = Cell(**parts, seed=config.seed)
+    cell = cell_of(config)
+    if not isinstance(config.force, bool):
+        raise MadError(f"force must be true or false, got {config.force!r}")
     store = Store(config.outputs)
-    for each in dict.fromkeys((cell.reference.path, cell.path)):
-        this = cell if each == cell.path else cell.reference
-        record, kept = run(this, store, device)
-        how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
-        epsilon = "" if record["epsilon"] is None else f" epsilon={record['epsilon']:g}"
-        err.print(
-            f"{record['victim']} {record['defense']}{epsilon}: defended {record['defended_accuracy']:.1%}, "
-            f"stolen {record['stolen_accuracy']:.1%} ({how})"
-        )
+    with store.noting_failure(cell.path):  # its reference may fail before it is begun
+        for each in dict.fromkeys((cell.reference.path, cell.path)):
+            this = cell if each == cell.path else cell.reference
+            record, kept = run(this, store, device, force=config.force and this is cell)
+            how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
+            epsilon = "" if record["epsilon"] is None else f" epsilon={record['epsilon']:g}"
+            err.print(
+                f"{record['victim']} {record['defense']}{epsilon}: defended {record['defended_accuracy']:.1%}, "
+                f"stolen {record['stolen_accuracy']:.1%} ({how})"
+            )
     return cell.path
+
+
+def cell_of(config: DictConfig) -> Cell:
+    """Build the cell that a config describes; nothing is run."""
+    from mad.pipeline import Cell
+
+    parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
+    return Cell(**parts, seed=config.seed)
 
 
 class SweepEnd(Callback):
@@ -111,7 +124,11 @@ class SweepEnd(Callback):
         """Read the notes that the sweep's jobs left."""
         folder = Path(config.hydra.sweep.dir)
         notes = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"), key=lambda f: int(f.stem))]
-        finish([Path(note["record"]) for note in notes if "record" in note], Path(config.outputs))
+        try:
+            finish([Path(note["record"]) for note in notes if "record" in note], Path(config.outputs))
+        except Exception as error:  # raised, it would become a warning of Hydra's
+            report(error)
+            sys.exit(1)
         failed = [note for note in notes if "error" in note]
         for note in failed:
             err.print(f"failed: {' '.join(note['overrides'])}: {note['error']}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 
@@ -36,3 +37,13 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise MadError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def word(name: str, value: Any) -> None:
+    """Check that ``value`` can name a folder and lead nowhere else: letters, digits, ``_``, and ``. + -`` after those.
+
+    Raises:
+        MadError: if it cannot.
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"\w[\w.+-]{0,63}", value):
+        raise MadError(f"{name} must be up to 64 letters, digits and any of _ . + - that name a folder, got {value!r}")

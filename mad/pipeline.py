@@ -19,13 +19,14 @@ from mad.api import BlackBox
 from mad.attacks import Attack
 from mad.datasets import Images, Pool, Split
 from mad.defenses import Defense, Setting, Undefended
-from mad.errors import MadError, number
+from mad.errors import MadError, number, word
 from mad.evaluation import theft, utility
+from mad.files import Record
 from mad.fingerprint import describe, digest, settings
 from mad.knockoff import Knockoff
 from mad.memo import Memo, identity
 from mad.recoveries import Recovery
-from mad.store import Record, Store
+from mad.store import Store
 from mad.victim import Victim
 
 SHARED = Memo()
@@ -45,6 +46,8 @@ class Cell:
 
     def __post_init__(self) -> None:
         number("seed", self.seed, 0, 2**62, whole=True)
+        for part in ("victim", "pool", "defense", "attack", "recovery"):
+            word(f"{part}.name", getattr(self, part).name)
         if self.defense.epsilon == 0:  # whatever the defense, its answers are the clean ones
             object.__setattr__(self, "defense", Undefended())
         self.defense.check(self.victim)
@@ -76,13 +79,14 @@ class Cell:
         return Path("runs", *parts, "record.json")
 
 
-def run(cell: Cell, store: Store, device: torch.device) -> tuple[Record, bool]:
-    """Return the cell's record, and whether it was kept from an earlier run."""
-    kept = store.find(cell.path)
+def run(cell: Cell, store: Store, device: torch.device, *, force: bool = False) -> tuple[Record, bool]:
+    """Return the cell's record, and whether it was kept from an earlier run; with ``force`` it is made again."""
+    kept = None if force else store.find(cell.path)
     if kept is not None:
         return kept, True
-    images, budget, test = gather(cell)  # refuses what cannot be run before anything is trained or written
-    return store.record(cell.path, lambda: steal(cell, images, budget, test, store, device))
+    with store.noting_failure(cell.path):
+        images, budget, test = gather(cell)  # refuses what cannot be run before anything is trained or written
+        return store.record(cell.path, lambda: steal(cell, images, budget, test, store, device), force=force)
 
 
 def gather(cell: Cell) -> tuple[Images, int, Split]:

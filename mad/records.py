@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
+from mad.errors import MadError
+from mad.files import Record, below, write_alone
 from mad.progress import err
-from mad.store import Record, write
+from mad.store import read_record
 
-REQUIRED = (
-    "victim",
-    "pool",
-    "defense",
-    "epsilon",
-    "attack",
-    "scene",
-    "seed",
-    "fingerprint",
-    "stolen_accuracy",
-)
 ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "epsilon", "seed"]
 
 
 def read(outputs: Path) -> pd.DataFrame:
-    """Return one row a record below ``outputs/runs``, sorted by what it is of; files that are no record are skipped."""
+    """Return one row a record below ``outputs/runs``, sorted by what it is of; what is damaged is left out."""
     rows = []
     for path in sorted((outputs / "runs").glob("*/*/*/*/record.json")):
         try:
-            row = json.loads(path.read_text())
-        except (ValueError, OSError):
-            row = None
-        if not isinstance(row, dict) or not all(key in row for key in REQUIRED):
-            err.print(f"{path} is no record and was left out")
+            row = read_record(below(outputs, path.relative_to(outputs)))
+        except MadError as error:
+            err.print(f"{error}: it was left out", soft_wrap=True, markup=False)
             continue
-        rows.append(row)
+        if row is not None:
+            rows.append(row)
     return frame(rows)
 
 
@@ -53,6 +42,5 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
 
 def write_csv(table: pd.DataFrame, outputs: Path) -> Path:
     """Write ``records.csv``; it can always be derived again."""
-    path = outputs / "records.csv"
-    write(path, table.to_csv(index=False).encode())
-    return path
+    path = Path("records.csv")
+    return write_alone(outputs, path, path, table.to_csv(index=False).encode())

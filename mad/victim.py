@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mad.datasets import Dataset
-from mad.errors import number
+from mad.errors import number, word
 from mad.seeds import seeded
 from mad.training import Trainer
 
@@ -37,6 +37,7 @@ class Victim:
     epochs: int | None = None
 
     def __post_init__(self) -> None:
+        word("victim.name", self.name)
         number("seed", self.seed, 0, 2**62, whole=True)
         object.__setattr__(self, "trainer", self.trainer.but(epochs=self.epochs))
         object.__setattr__(self, "epochs", None)

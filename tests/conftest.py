@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 
 import hydra
@@ -133,6 +135,14 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (cli.config_dir() / group).glob("*.yaml"))
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave the long fault tests out unless they are named: -m faults."""
+    if "faults" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("faults")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
@@ -150,3 +160,29 @@ def fits(monkeypatch):
 
     monkeypatch.setattr(Trainer, "fit", counting)
     return happened
+
+
+@pytest.fixture
+def mad_run(tmp_path, monkeypatch, capfd):
+    """Run mad-run in this process, in an empty folder; return its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("HYDRA_FULL_ERROR", cli.TRACEBACK, "MAD_DATA"):
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+
+    def call(*arguments):
+        GlobalHydra.instance().clear()
+        wishes = {name: os.environ.get(name) for name in ("HYDRA_FULL_ERROR", cli.TRACEBACK)}
+        monkeypatch.setattr(sys, "argv", ["mad-run", *arguments])
+        code = 0
+        try:
+            cli.run()
+        except SystemExit as exit_:
+            code = exit_.code
+        for name, value in wishes.items():  # mad-run changes them for the rest of its process
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        return code, *capfd.readouterr()
+
+    yield call
+    GlobalHydra.instance().clear()

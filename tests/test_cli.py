@@ -7,7 +7,6 @@ from urllib.error import URLError
 
 import pandas as pd
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from mad import cli
 from mad.figures import tradeoff
@@ -71,29 +70,6 @@ def test_a_sweep_outlives_its_failures(cell):
     assert "Traceback" not in done.stderr
     assert "records.csv" in done.stdout
     assert 0.5 in set(pd.read_csv(folder / "outputs/records.csv").epsilon)
-
-
-@pytest.fixture
-def mad_run(tmp_path, monkeypatch, capfd):
-    """Run mad-run in this process, in an empty folder; return its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("HYDRA_FULL_ERROR", cli.TRACEBACK, "MAD_DATA"):
-        monkeypatch.setenv(name, "0")
-        monkeypatch.delenv(name)
-
-    def call(*arguments):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["mad-run", *arguments])
-        code = 0
-        try:
-            cli.run()
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capfd.readouterr()
-
-    yield call
-    GlobalHydra.instance().clear()
 
 
 def check_one_line(result, folder, *words):

@@ -8,7 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from mad import records
+from mad.errors import MadError
 from mad.figures import tradeoff
+from mad.files import seal
 
 BASE = {
     "victim": "toy",
@@ -23,6 +25,7 @@ BASE = {
     "chance": 0.1,
     "victim_accuracy": 0.9,
     "agreement": 0.5,
+    **dict.fromkeys(("seconds_victim", "seconds_queries", "seconds_knockoff"), 1.0),
 }
 
 
@@ -127,26 +130,27 @@ def test_every_scene_is_written_as_png_and_pdf(tmp_path):
     assert len(list((tmp_path / "figures").iterdir())) == 4
 
 
-def keep(outputs, content, name):
-    path = outputs / "runs" / "toy" / "mad" / "knockoff" / name / "record.json"
+def keep(outputs, content, name, defense="mad"):
+    path = outputs / "runs" / "toy" / defense / "knockoff" / name / "record.json"
     path.parent.mkdir(parents=True)
-    path.write_text(content)
+    path.write_bytes(content)
 
 
 def test_reading_skips_what_is_no_record(tmp_path, capfd):
     for each in ROWS:
-        keep(tmp_path, json.dumps(each), each["fingerprint"])
-    foreign = ["{", "[1]", '{"victim": "toy"}', ""]
+        keep(tmp_path, seal(each), each["fingerprint"], each["defense"])
+    foreign = [b"{", b"[1]", b'{"victim": "toy"}', b"", json.dumps(ROWS[0]).encode(), seal({"fingerprint": "foreign5"})]
+    foreign.append(seal({**ROWS[0], "fingerprint": "foreign6", "more": [1]}))
     for index, content in enumerate(foreign):
         keep(tmp_path, content, f"foreign{index}")
     table = records.read(tmp_path)
     assert len(table) == len(ROWS)
-    assert " ".join(capfd.readouterr().err.split()).count("is no record") == len(foreign)
+    assert " ".join(capfd.readouterr().err.split()).count("was left out") == len(foreign)
     pd.testing.assert_frame_equal(table[SCENE.columns], SCENE)
 
 
 def test_reading_skips_what_is_no_text(tmp_path):
-    keep(tmp_path, "", "foreign")
+    keep(tmp_path, b"", "foreign")
     next(tmp_path.rglob("record.json")).write_bytes(b"\xff\xfe\x00")
     assert records.read(tmp_path).empty
 
@@ -171,3 +175,13 @@ def test_csv_comes_back(tmp_path):
     assert path == tmp_path / "records.csv"
     back = pd.read_csv(path, keep_default_na=False, dtype={"scene": str})
     pd.testing.assert_frame_equal(back, SCENE, check_dtype=False)
+
+
+def test_names_that_lead_elsewhere_draw_nothing(tmp_path):
+    (tmp_path / "outputs").mkdir()
+    with pytest.raises(MadError, match="name of a figure"):
+        tradeoff.write_all(records.frame([{**ROWS[0], "pool": "../../x"}]), tmp_path / "outputs" / "figures")
+    (tmp_path / "outputs" / "figures").symlink_to(tmp_path)
+    with pytest.raises(MadError, match="leads out"):
+        tradeoff.write_all(records.frame(ROWS), tmp_path / "outputs" / "figures")
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]

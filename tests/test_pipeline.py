@@ -70,13 +70,42 @@ def test_a_record(tmp_path):
     assert record["surrogate"] == "random"
     assert 0 <= record["target_entropy"] <= 2
     assert (record["device"], record["torch"]) == ("cpu", torch.__version__)
-    assert json.loads((tmp_path / cell().path).read_text()) == record
+    stored = json.loads((tmp_path / cell().path).read_text())
+    assert stored.pop("sha256")
+    assert stored == record
 
 
 def test_a_second_run_is_kept(tmp_path, fits):
     first = run(cell(), Store(tmp_path), CPU)[0]
     assert run(cell(), Store(tmp_path), CPU) == (first, True)
     assert fits == ["victim toy", "knockoff"]
+
+
+def test_force_makes_the_cell_again_and_nothing_else(tmp_path, fits):
+    first = run(cell(), Store(tmp_path), CPU)[0]
+    again, kept = run(cell(), Store(tmp_path), CPU, force=True)
+    assert not kept
+    assert numbers(again) == numbers(first)
+    assert fits == ["victim toy", "knockoff", "knockoff"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".", "..", ".hidden", "a b", "a\n", "x" * 65, 7, None])
+def test_a_name_that_leads_elsewhere_is_refused(name):
+    with pytest.raises(MadError, match=r"victim\.name"):
+        victim(name=name)
+    with pytest.raises(MadError, match=r"pool\.name"):
+        cell(pool=Blobs(name=name))
+
+
+def test_a_failure_is_noted_until_it_succeeds(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(KnockoffRandom, "transfer_set", lambda *_: [][0])
+        with pytest.raises(IndexError):
+            run(cell(), Store(tmp_path), CPU)
+    (note,) = (tmp_path / "failed").iterdir()
+    assert json.loads(note.read_text())["error"] == "IndexError: list index out of range"
+    run(cell(), Store(tmp_path), CPU)
+    assert list((tmp_path / "failed").iterdir()) == []
 
 
 def test_undefended_theft_works_and_costs_nothing(tmp_path):

@@ -7,13 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, victim
+from conftest import CPU, trainer, victim
 
+from mad import files, records
 from mad import store as stores
 from mad.errors import MadError
-from mad.store import Store
+from mad.store import COLUMNS, Store
 
 TASK = "victim toy"
+PATH = Path("runs/toy/mad/knockoff/0123456789abcdef/record.json")
+
+
+def content(value=1):
+    """A record's smallest content."""
+    some = {key: "x" if kinds is str else 0 for key, kinds in COLUMNS.items()}
+    return {
+        **some,
+        **dict(zip(("victim", "defense", "attack", "fingerprint"), PATH.parts[1:], strict=False)),
+        "v": value,
+    }
 
 
 def weights(model):
@@ -91,18 +103,153 @@ def test_an_interrupted_training_leaves_no_victim(tmp_path, fits, monkeypatch):
     assert only(tmp_path, "victim.json")
 
 
+def kept(value, uses=""):
+    return {**content(value), "uses": uses}
+
+
 def test_a_record_is_kept(tmp_path):
     made = []
 
     def make():
         made.append(1)
-        return {"value": len(made)}
+        return content(len(made))
 
-    path = Path("runs/a/record.json")
-    assert Store(tmp_path).record(path, make) == ({"value": 1}, False)
-    assert Store(tmp_path).record(path, make) == ({"value": 1}, True)
-    (tmp_path / path).write_text('{"value": ')
-    assert Store(tmp_path).record(path, make) == ({"value": 2}, False)
+    assert Store(tmp_path).record(PATH, make) == (kept(1), False)
+    assert Store(tmp_path).record(PATH, make) == (kept(1), True)
+    assert Store(tmp_path).find(PATH) == kept(1)
+    (tmp_path / PATH).write_text('{"value": ')
+    assert Store(tmp_path).find(PATH) is None
+    assert Store(tmp_path).record(PATH, make) == (kept(2), False)
+
+
+def test_force_makes_it_again_and_keeps_the_old_one_until_then(tmp_path):
+    Store(tmp_path).record(PATH, content)
+
+    def fail():
+        assert Store(tmp_path).find(PATH) == kept(1)
+        raise MadError("no")
+
+    with pytest.raises(MadError, match="no"):
+        Store(tmp_path).record(PATH, fail, force=True)
+    assert Store(tmp_path).find(PATH) == kept(1)
+    assert Store(tmp_path).record(PATH, lambda: content(2), force=True) == (kept(2), False)
+    assert Store(tmp_path).find(PATH) == kept(2)
+
+
+@pytest.mark.parametrize("at", range(0, 700, 31))
+def test_one_bit_of_a_record_is_noticed(tmp_path, at):
+    Store(tmp_path).record(PATH, content)
+    file = tmp_path / PATH
+    whole = bytearray(file.read_bytes())
+    whole[at % len(whole)] ^= 1 << at % 8
+    file.write_bytes(whole)
+    assert Store(tmp_path).find(PATH) is None
+    assert records.read(tmp_path).empty
+
+
+def test_a_number_that_was_edited_is_noticed(tmp_path):
+    Store(tmp_path).record(PATH, content)
+    file = tmp_path / PATH
+    file.write_text(file.read_text().replace('"v": 1', '"v": 2'))
+    assert Store(tmp_path).find(PATH) is None
+
+
+@pytest.mark.parametrize("index", [1, 2, 3, 4])
+def test_a_record_in_anothers_folder_is_noticed(tmp_path, index):
+    Store(tmp_path).record(PATH, content)
+    parts = list(PATH.parts)
+    parts[index] = "another"
+    other = Path(*parts)
+    (tmp_path / other).parent.mkdir(parents=True)
+    (tmp_path / other).write_bytes((tmp_path / PATH).read_bytes())
+    assert Store(tmp_path).find(other) is None
+    assert len(records.read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "foreign", [{"more": {"a": 1}}, {"more": [1]}, {"more": "two\nlines"}, {"epsilon": "x"}, {"\x1b": 1}]
+)
+def test_a_record_of_more_than_plain_values_is_none(tmp_path, foreign):
+    files.write(tmp_path / PATH, files.seal({**content(), **foreign}))
+    assert Store(tmp_path).find(PATH) is None
+    assert records.read(tmp_path).empty
+    assert Store(tmp_path).record(PATH, content) == (kept(1), False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_result_of_nothing_is_not_kept(tmp_path, value):
+    with pytest.raises(MadError, match="NaN or infinite"):
+        Store(tmp_path).record(PATH, lambda: content(value))
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_a_record_names_the_networks_it_used(tmp_path):
+    def make():
+        Store(tmp_path).victim(victim(), CPU)
+        return content()
+
+    record, _ = Store(tmp_path).record(PATH, make)
+    (folder,) = (tmp_path / "victims").glob("*/*")
+    assert record["uses"] == f"toy/{folder.name}"
+    Store(tmp_path).victim(victim(seed=1), CPU)
+    assert stores.USES.get() is None
+
+
+def test_a_victim_replaced_by_anothers_is_made_again(tmp_path, fits, capfd):
+    first, _ = Store(tmp_path).victim(victim(), CPU)
+    Store(tmp_path).victim(victim(seed=1), CPU)
+    one, two = sorted((tmp_path / "victims" / "toy").iterdir())
+    for name in ("weights.safetensors", "victim.json"):
+        (one / name).write_bytes((two / name).read_bytes())
+    again = [Store(tmp_path).victim(victim(seed=seed), CPU)[0] for seed in (0, 1)]
+    assert torch.equal(weights(again[0]), weights(first))
+    assert len(fits) == 3
+    assert "another's" in capfd.readouterr().err
+
+
+def test_weights_that_do_not_fit_are_made_again(tmp_path, fits, capfd):
+    """Facts and weights that agree with one another, and are of another network or no weights at all."""
+    first, _ = Store(tmp_path).victim(victim(), CPU)
+    facts, file = only(tmp_path, "victim.json"), only(tmp_path, "weights.safetensors")
+    for content in (stores.save({"a": torch.zeros(1)}), b"\x80\x04N.", b""):
+        file.write_bytes(content)
+        about = {**files.unseal(facts), "weights_sha256": stores.hashlib.sha256(content).hexdigest()}
+        files.write(facts, files.seal(about))
+        assert torch.equal(weights(Store(tmp_path).victim(victim(), CPU)[0]), weights(first))
+        assert "damaged" in capfd.readouterr().err
+    assert len(fits) == 4
+
+
+def test_a_diverged_victim_is_refused_and_not_kept(tmp_path):
+    with pytest.raises(MadError, match="diverged"):
+        Store(tmp_path).victim(victim(trainer=trainer(learning_rate=1e38)), CPU)
+    assert list(tmp_path.rglob("*.json")) == list(tmp_path.rglob("*.safetensors")) == []
+
+
+def test_what_a_dead_process_left_is_cleared(tmp_path):
+    left = tmp_path / PATH.parent / ".record.json.123.abcd.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    Store(tmp_path).record(PATH, content)
+    assert [file.name for file in left.parent.iterdir()] == ["record.json"]
+    assert list((tmp_path / files.LOCKS).iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["runs", "runs/toy", str(PATH.parent), str(PATH), files.LOCKS])
+def test_a_link_that_leads_out_is_refused(tmp_path, where):
+    outputs, outside = tmp_path / "outputs", tmp_path / "outside"
+    (outputs / where).parent.mkdir(parents=True)
+    outside.mkdir()
+    (outputs / where).symlink_to(outside / "new" if where.endswith("json") else outside)
+    with pytest.raises(MadError, match="leads out of"):
+        Store(outputs).record(PATH, content)
+    assert list(outside.iterdir()) == []
+
+
+def test_outputs_may_be_a_link_itself(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert Store(tmp_path / "link").record(PATH, content) == (kept(1), False)
 
 
 def test_many_at_once_make_it_once(tmp_path):
@@ -110,12 +257,55 @@ def test_many_at_once_make_it_once(tmp_path):
 
     def make():
         made.append(1)
-        return {"value": 1}
+        return content()
 
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: Store(tmp_path).record(Path("runs/record.json"), make), range(8)))
+        found = list(threads.map(lambda _: Store(tmp_path).record(PATH, make), range(8)))
     assert len(made) == 1
-    assert sorted(kept for _, kept in found) == [False] + [True] * 7
+    assert sorted(was_kept for _, was_kept in found) == [False] + [True] * 7
+
+
+def test_one_at_a_time_holds_the_lock_and_is_named(tmp_path):
+    inside = []
+
+    def hold(_):
+        with files.locked(tmp_path, Path("a/b")):
+            inside.append(files.holder(tmp_path / files.lock_file(Path("a/b"))))
+            assert len(inside) == 1
+            inside.clear()
+
+    assert files.holder(tmp_path / files.lock_file(Path("a/b"))) is None
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(hold, range(200)))
+    with files.locked(tmp_path, Path("a/b")):
+        found = files.holder(tmp_path / files.lock_file(Path("a/b")))
+    assert (found["pid"], found["host"]) == (os.getpid(), files.whoami()["host"])
+
+
+def test_a_lock_file_that_is_gone_is_no_lock(tmp_path, monkeypatch):
+    """Whoever waits for a lock gets that of a file its holder has removed, and must take another."""
+    file, flock, calls = tmp_path / "a.lock", files.fcntl.flock, []
+
+    def late(descriptor, how):
+        flock(descriptor, how)
+        calls.append(file.unlink() if not calls else None)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    descriptor = files.acquire(file)
+    assert os.path.samestat(os.fstat(descriptor), file.stat())
+    assert len(calls) == 2
+    os.close(descriptor)
+
+
+def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "ab")
+    (tmp_path / f".a.{os.getpid()}.ab.tmp").symlink_to(tmp_path / "precious")
+    with pytest.raises(MadError, match="cannot write"):
+        files.write(tmp_path / "a", b"new")
+    (tmp_path / "b").symlink_to(tmp_path / "precious")
+    files.write(tmp_path / "b", b"new")
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_a_failure_while_making_keeps_nothing(tmp_path):
@@ -123,8 +313,8 @@ def test_a_failure_while_making_keeps_nothing(tmp_path):
         raise MadError("no")
 
     with pytest.raises(MadError, match="no"):
-        Store(tmp_path).record(Path("runs/record.json"), fail)
-    assert Store(tmp_path).record(Path("runs/record.json"), lambda: {"value": 1}) == ({"value": 1}, False)
+        Store(tmp_path).record(PATH, fail)
+    assert Store(tmp_path).record(PATH, content) == (kept(1), False)
 
 
 def test_outputs_below_a_file_are_one_line(tmp_path):
@@ -133,21 +323,21 @@ def test_outputs_below_a_file_are_one_line(tmp_path):
     with pytest.raises(MadError, match="outputs="):
         below.victim(victim(), CPU)
     with pytest.raises(MadError, match="outputs="):
-        below.record(Path("runs/record.json"), dict)
+        below.record(PATH, content)
     with pytest.raises(MadError, match="outputs="):
-        stores.write(tmp_path / "file" / "records.csv", b"")
+        files.write(tmp_path / "file" / "records.csv", b"")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "records.csv"
-    stores.write(path, b"old")
+    files.write(path, b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(MadError, match="No space left"):
-        stores.write(path, b"new")
+        files.write(path, b"new")
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["records.csv"]
     assert path.read_bytes() == b"old"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from mad.errors import word
+from mad.files import write_alone
 
 # Told apart by marker and dash as well as by hue, so that they survive a grey printer (Okabe and Ito's palette).
 STYLES = (
@@ -163,9 +167,12 @@ def write_all(table: pd.DataFrame, folder: Path) -> list[Path]:
     for name, scene in table.groupby("scene"):
         first = scene.iloc[0]
         stem = f"tradeoff-{first.victim}-{first['pool']}-{first.attack}-{first.budget}-{str(name)[:6]}"
-        folder.mkdir(parents=True, exist_ok=True)
+        word("the name of a figure", stem)
         figure = draw(scene)
         for ending in ("pdf", "png"):
-            figure.savefig(folder / f"{stem}.{ending}", dpi=200)
+            content = io.BytesIO()
+            figure.savefig(content, format=ending, dpi=200)
+            area = Path(folder.name)
+            write_alone(folder.parent, area, area / f"{stem}.{ending}", content.getvalue())
         written.append(folder / f"{stem}.png")
     return written

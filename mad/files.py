@@ -1,0 +1,207 @@
+"""Files that are whole or absent, checked when they are read, and written by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mad.errors import MadError
+from mad.progress import err
+
+Record = dict[str, Any]
+LOCKS = ".locks"
+
+
+class DamagedError(MadError):
+    """A file is not what was written; ``path`` names it."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} is damaged ({why})")
+        self.path, self.why = path, why
+
+
+def unwritable(path: Path, error: OSError) -> MadError:
+    """Return the one line for what cannot be written."""
+    return MadError(f"cannot write {path} ({error.strerror}); set outputs= to a folder you may write")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or absent: beside its place, then renamed into it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("xb") as file:  # x: never through a link that lies there
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear(folder: Path, name: str = "*") -> None:
+    """Remove what dead processes left half-written of a folder's files of a name; the caller holds their lock."""
+    for left in folder.glob(f".{name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
+def seal(content: Record) -> bytes:
+    """Return an object as JSON that ends with the checksum of all else in it.
+
+    Raises:
+        MadError: if a number is NaN or infinite: those are results of nothing.
+    """
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise MadError("a result is NaN or infinite and was not kept: check the victim and the trainer") from error
+    return json.dumps({**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=2).encode()
+
+
+def unseal(path: Path) -> Record | None:
+    """Return a sealed object, or None if there is none.
+
+    Raises:
+        DamagedError: if a bit of it is not as it was written, or it was written for another folder.
+    """
+    try:
+        content = path.read_bytes()
+        found = json.loads(content)
+        found.pop("sha256")
+        if seal(found) != content:
+            raise DamagedError(path, "its checksum does not hold")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise MadError(f"cannot read {path} ({error.strerror}); check its permissions") from error
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(path, "it is not what was written") from error
+    if found.get("fingerprint") != path.parent.name:
+        raise DamagedError(path, "it is another's")
+    return found
+
+
+def set_aside(damage: DamagedError) -> None:
+    """Rename a damaged file, so that it can be looked at and is never read again; the caller holds its lock."""
+    aside = damage.path.with_name(damage.path.name + ".damaged")
+    err.print(f"{damage}: set aside as {aside.name} and made again", soft_wrap=True, markup=False)
+    try:
+        damage.path.replace(aside)
+    except OSError as error:
+        raise unwritable(aside, error) from error
+
+
+def below(outputs: Path, path: Path) -> Path:
+    """Return the place of a path that is relative to the outputs folder.
+
+    Raises:
+        MadError: if a link or a ``..`` on the way leads elsewhere.
+    """
+    full = outputs / path
+    try:
+        inside = full.resolve().is_relative_to(outputs.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long or with a NUL
+        inside = False
+    if not inside or ".." in path.parts:
+        raise MadError(f"{full} leads out of {outputs}: remove the link, or choose another name")
+    return full
+
+
+def lock_file(path: Path) -> Path:
+    """Return the file, below the outputs folder, whose lock guards a path that is relative to it."""
+    return Path(LOCKS, "-".join(path.parts) + ".lock")
+
+
+@contextlib.contextmanager
+def locked(outputs: Path, path: Path) -> Iterator[None]:
+    """Hold the lock of a path that is relative to the outputs folder. It says who holds it; a dead process holds none.
+
+    Raises:
+        MadError: if the lock cannot be made.
+    """
+    file = below(outputs, lock_file(path))
+    try:
+        descriptor = acquire(file)
+    except OSError as error:
+        raise unwritable(outputs / path, error) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()  # before it is released: who waited for it sees that it is gone and takes a new one
+        os.close(descriptor)
+
+
+def acquire(file: Path) -> int:
+    """Wait for the lock of a file; return the descriptor that holds it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), file.stat()):
+                    with contextlib.suppress(OSError):  # on a full disk the lock holds, nameless
+                        os.ftruncate(descriptor, 0)
+                        os.write(descriptor, json.dumps(whoami()).encode())
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def write_alone(outputs: Path, area: Path, path: Path, content: bytes) -> Path:
+    """Write a file below the outputs folder under the lock of its area, and clear its folder; return its place."""
+    full = below(outputs, path)
+    with locked(outputs, area):
+        clear(full.parent)
+        write(full, content)
+    return full
+
+
+def whoami() -> Record:
+    """Return this host, this process and the time."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+
+
+def holder(file: Path) -> Record | None:
+    """Return who holds a lock file's lock, or None if nobody does."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except OSError:
+        try:
+            found = json.loads(os.read(descriptor, 4096))
+            return {key: kind(found[key]) for key, kind in (("host", str), ("pid", int), ("since", float))}
+        except (ValueError, KeyError, TypeError, OverflowError):
+            return {"host": "?", "pid": 0, "since": 0.0}
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,222 @@
+"""``mad-status``: what is done, running, failed and missing; what no record needs any more."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from mad import cli
+from mad.errors import MadError
+from mad.files import DamagedError, Record, below, clear, holder, lock_file, locked, write
+from mad.progress import out
+
+if TYPE_CHECKING:
+    from mad.pipeline import Cell
+
+PLAN = "cells.jsonl"
+SWEEPS = "sweeps"
+STATES = ("done", "running", "failed", "missing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A cell of a sweep: what was asked for, and where its record is to lie or why it cannot be made."""
+
+    label: str
+    record: Path | None = None
+    error: str | None = None
+
+
+class SweepStart(Callback):
+    """Before a sweep: leave the list of its cells for ``mad-status``."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write the list; records are found by it, and nothing in it is ever run."""
+        outputs, folder = Path(config.outputs), Path(config.hydra.sweep.dir)
+        try:
+            if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
+                return  # another sweeper chooses its cells as it goes
+            cells = plan(swept_by(config) + list(config.hydra.overrides.task))
+            leave(outputs, folder, "".join(json.dumps(dataclasses.asdict(cell), default=str) + "\n" for cell in cells))
+        except Exception as error:  # raised, it would become a warning of Hydra's
+            cli.report(error)
+            sys.exit(1)
+
+
+def leave(outputs: Path, folder: Path, lines: str) -> None:
+    """Write a sweep's list, and clear what killed sweeps left of theirs."""
+    area = Path(SWEEPS)
+    if not folder.is_relative_to(outputs / area):
+        write(folder / PLAN, lines.encode())
+        return
+    below(outputs, folder.relative_to(outputs))
+    with locked(outputs, area):
+        for earlier in (outputs / area).glob("*"):
+            clear(earlier, PLAN)
+        write(folder / PLAN, lines.encode())
+
+
+def swept_by(config: DictConfig) -> list[str]:
+    """Return the overrides that a config itself sweeps over."""
+    return [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+
+
+def plan(overrides: list[str]) -> list[Planned]:
+    """Return the cells of a sweep's overrides, each after its undefended reference, every one once."""
+    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
+    found: dict[Any, Planned] = {}
+    for job in jobs:
+        label = " ".join(word for word in job if not word.startswith(("hydra.", "hydra/")))
+        try:
+            cell = cli.cell_of(hydra.compose("config", overrides=job))
+        except Exception as error:
+            found[label] = Planned(label, error=cli.one_line(error))
+            continue
+        found.setdefault(cell.reference.path, Planned(reference_label(cell), cell.reference.path))
+        found.setdefault(cell.path, Planned(label, cell.path))
+    return list(found.values())
+
+
+def reference_label(cell: Cell) -> str:
+    """Return how the undefended reference of a cell is called."""
+    return f"undefended reference: victim={cell.victim.name} pool={cell.pool.name} seed={cell.seed}"
+
+
+def main() -> None:
+    """Enter ``mad-status``."""
+    arguments = parse(sys.argv[1:])
+    cli.register_aliases()
+    try:
+        if arguments.prune:
+            from mad.prune import prune
+
+            prune(arguments.outputs, arguments.yes)
+        else:
+            show(*asked(arguments))
+    except Exception as error:
+        cli.report(error)
+        sys.exit(1)
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="mad-status", description=__doc__.strip("`") if __doc__ else None)
+    parser.add_argument("what", nargs="*", help="a sweep's folder, or overrides as mad-run takes; default: last sweep")
+    parser.add_argument("-m", "--multirun", action="store_true", help="taken, and without effect")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
+    parser.add_argument("--config-dir", help="a further folder of configs, as for mad-run")
+    parser.add_argument("--prune", action="store_true", help="show, then remove, what no record refers to")
+    parser.add_argument("--yes", action="store_true", help="remove without asking")
+    return parser.parse_intermixed_args(words)
+
+
+def asked(arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:
+    """Return the outputs folder and the cells that the command line asks about."""
+    overrides = [word for word in arguments.what if "=" in word]
+    if overrides or arguments.multirun:
+        places = [word.partition("=")[2] for word in overrides if word.startswith("outputs=")]
+        return Path(*places[-1:]) if places else arguments.outputs, composed(overrides, arguments.config_dir)
+    if arguments.what:
+        return arguments.outputs, listed(Path(arguments.what[0]))
+    sweeps = sorted((arguments.outputs / SWEEPS).glob(f"*/{PLAN}"))
+    if not sweeps:
+        raise MadError(f"no sweep below {arguments.outputs}/{SWEEPS}: say overrides, a folder, or --outputs FOLDER")
+    return arguments.outputs, listed(sweeps[-1].parent)
+
+
+def composed(overrides: list[str], config_dir: str | None) -> list[Planned]:
+    """Return the cells that mad-run would run; nothing is run."""
+    sys.path.append(os.getcwd())  # plug-ins, as for mad-run
+    if config_dir:
+        overrides = [f"hydra.searchpath=[{Path(config_dir).absolute()}]", *overrides]
+    with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        fixed = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
+        return plan(swept_by(hydra.compose("config", overrides=fixed, return_hydra_config=True)) + overrides)
+
+
+def listed(folder: Path) -> list[Planned]:
+    """Return the cells that a sweep listed when it started: data, of which nothing is run."""
+    try:
+        rows = [json.loads(line) for line in (folder / PLAN).read_text().splitlines()]
+        return [Planned(str(row["label"]), row["record"] and Path(row["record"]), row["error"]) for row in rows]
+    except OSError as error:
+        raise MadError(f"{folder} is no sweep's folder ({error.strerror}): expected {folder / PLAN}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise MadError(f"{folder / PLAN} is damaged: give the sweep's overrides instead") from error
+
+
+def show(outputs: Path, cells: list[Planned]) -> None:
+    """Print a line a cell, then the sum and an estimate of the time left."""
+    counts, seconds, running = Counter[str](), [], []
+    for cell in cells:
+        state, detail = state_of(outputs, cell)
+        counts[state] += 1
+        if state == "done":
+            seconds.append(detail["seconds_queries"] + detail["seconds_knockoff"])
+        if state == "running":
+            running.append(time.time() - detail["since"])
+        text = f"{state:<8} {cell.label}{why(state, detail)}"
+        out.print("".join(c if c.isprintable() else "?" for c in text), soft_wrap=True, markup=False)
+    total = ", ".join(f"{counts[state]} {state}" for state in STATES)
+    out.print(f"{len(cells)} cells: {total}; {left(seconds, running, counts['missing'])}", markup=False)
+
+
+def state_of(outputs: Path, cell: Planned) -> tuple[str, Record]:
+    """Return a cell's state and what is known of it; nothing is written."""
+    from mad.store import FAILED, read_record
+
+    if cell.record is None:
+        return "failed", {"error": cell.error or "?"}
+    try:
+        record = read_record(below(outputs, cell.record))
+    except DamagedError:
+        record = None
+    if record is not None:
+        return "done", record
+    owner = holder(below(outputs, lock_file(cell.record.parent)))
+    if owner:
+        return "running", owner
+    note = below(outputs, Path(FAILED, f"{cell.record.parent.name}.json"))
+    try:
+        return "failed", {"error": str(json.loads(note.read_text())["error"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return "missing", {}
+
+
+def why(state: str, detail: Record) -> str:
+    """Return what is said after a cell's label."""
+    if state == "running":
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(detail["since"]))
+        return f" (process {detail['pid']} on {detail['host']} since {since})"
+    return f": {detail['error']}" if state == "failed" else ""
+
+
+def left(finished: list[float], running: list[float], missing: int) -> str:
+    """Estimate the time left: finished cells' mean, for what is missing and what running cells lack of it.
+
+    Args:
+        finished: seconds that finished cells took.
+        running: seconds since running cells were begun; as many go on side by side.
+        missing: how many have not begun.
+    """
+    if not running and not missing:
+        return "nothing left to do"
+    if not finished:
+        return "time left unknown until a cell is done"
+    mean = sum(finished) / len(finished)
+    seconds = (missing * mean + sum(max(0.0, mean - gone) for gone in running)) / max(1, len(running))
+    return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"

@@ -1,0 +1,72 @@
+"""Parts for the fault tests: seconds for a whole sweep. Every training is written to the file that TOY_LOG names."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mad.datasets import Split
+from mad.seeds import generator
+from mad.training import Trainer
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Noisy copies of one random image a class; as a pool, the same in other noise."""
+
+    name: str = "toy"
+    classes: int = 4
+    shape: tuple[int, int, int] = (1, 4, 4)
+    size: int = 120
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+    def train(self) -> Split:
+        return self._split("train")
+
+    def test(self) -> Split:
+        return self._split("test")
+
+    def images(self, shape):
+        return self._split("pool").images
+
+    def _split(self, part: str) -> Split:
+        centres = torch.randint(0, 200, (self.classes, *self.shape), generator=generator(0, "centres"))
+        labels = torch.arange(self.size) % self.classes
+        noise = torch.randint(0, 56, (self.size, *self.shape), generator=generator(0, part))
+        return Split((centres[labels] + noise).to(torch.uint8), labels)
+
+
+class Linear(nn.Module):
+    """One linear layer."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.head = nn.Linear(torch.Size(shape).numel(), classes)
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+
+class Odd(Linear):
+    """Logits that end in what ``last`` says: NaN, an infinity, or an exact zero and one."""
+
+    def __init__(self, shape, classes, last):
+        super().__init__(shape, classes)
+        self.last = float(last)
+
+    def forward(self, images):
+        return torch.cat([super().forward(images)[:, 1:], torch.full((len(images), 1), self.last)], dim=1)
+
+
+@dataclass(frozen=True)
+class Logged(Trainer):
+    """A trainer whose every finished training is a line of the log."""
+
+    def fit(self, model, images, targets, *, seed, device, task):
+        super().fit(model, images, targets, seed=seed, device=device, task=task)
+        if "TOY_LOG" in os.environ:
+            with open(os.environ["TOY_LOG"], "a") as log:
+                log.write(f"{os.getpid()} {task} {seed}\n")
