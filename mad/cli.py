@@ -8,18 +8,22 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mad import engines, progress
 from mad.errors import MadError
 from mad.progress import err, out
 
@@ -29,7 +33,11 @@ ALIASES = {
     "defense/surrogate/architecture": "architecture",
     "defense/surrogate/dataset": "dataset",
 }
+EXTRAS = {"hydra_joblib": "mad", "hydra_submitit": "mad[slurm]", "hydra_ray": "mad[ray]"}
 TRACEBACK = "MAD_TRACEBACK"  # tells the jobs of a sweep that HYDRA_FULL_ERROR was the user's wish
+OmegaConf.register_new_resolver("mad_jobs", engines.jobs, replace=True)
+# Hydra finds the launchers' own schemas beside conf/hydra/launcher; checked or not, those files are whole.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 def config_dir() -> Path:
@@ -73,27 +81,45 @@ def task(config: DictConfig) -> None:
             report(error)
             sys.exit(1)
         return
-    note = Path(HydraConfig.get().sweep.dir) / f"{HydraConfig.get().job.num}.json"
+    settle(HydraConfig.get())
     overrides = list(HydraConfig.get().overrides.task)
     try:
-        note.write_text(json.dumps({"overrides": overrides, "record": str(cell_path(config))}))
+        found = {"record": str(cell_path(config))}
     except Exception as error:
         report(error)
-        note.write_text(json.dumps({"overrides": overrides, "error": one_line(error)}))
+        found = {"error": one_line(error)}
+    note(Path(HydraConfig.get().sweep.dir), HydraConfig.get().job.num, {"overrides": overrides, **found})
+
+
+def settle(hydra_config: Any) -> None:
+    """Stand where the sweep was launched, whatever machine this is; draw no bars where other jobs print, too."""
+    folder = hydra_config.runtime.cwd
+    os.chdir(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    if not hydra_config.launcher._target_.endswith(".BasicLauncher"):
+        progress.plain = True
+
+
+def note(folder: Path, number: int, content: dict[str, Any]) -> None:
+    """Write the note of one of a sweep's jobs; whoever reads sees the old one or the new one."""
+    beside = folder / f".{number}.tmp"
+    beside.write_text(json.dumps(content))
+    beside.replace(folder / f"{number}.json")
 
 
 def cell_path(config: DictConfig) -> Path:
     """Run the config's cell, and its undefended reference; return its record's path below the outputs folder."""
-    from mad.device import choose  # torch is imported only once the config is known to be right
+    from mad.device import choose, use_threads  # torch is imported only once the config is known to be right
     from mad.pipeline import Cell, run
     from mad.store import Store
 
+    use_threads(config.threads)
     device = choose(config.device)
     parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
     cell = Cell(**parts, seed=config.seed)
     store = Store(config.outputs)
-    for each in dict.fromkeys((cell.reference.path, cell.path)):
-        this = cell if each == cell.path else cell.reference
+    for this in in_turn(cell, store):
         record, kept = run(this, store, device)
         how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
         epsilon = "" if record["epsilon"] is None else f" epsilon={record['epsilon']:g}"
@@ -104,17 +130,41 @@ def cell_path(config: DictConfig) -> Path:
     return cell.path
 
 
+def in_turn(cell: Any, store: Any) -> list[Any]:
+    """Return the cell and its reference in the order to run them: the reference last, if another job has begun it."""
+    from mad.pipeline import gather
+
+    if cell.reference.path == cell.path:
+        return [cell]
+    gather(cell)  # refuses what cannot be run before a folder is made
+    try:
+        (store.outputs / cell.reference.path).parent.mkdir(parents=True)
+    except OSError:
+        return [cell, cell.reference]
+    return [cell.reference, cell]
+
+
 class SweepEnd(Callback):
-    """After a sweep: its table, its failures, the figures; exit code 1 if a cell failed."""
+    """Around a sweep: a note for each job; at its end the table, the failures, the figures; exit code 1 if one failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note what will be launched: a job that dies can leave no note of its own."""
+        engines.go_on(config.hydra.launcher._target_)
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        for number, each in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
+            note(folder, number, {"overrides": each})
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read the notes that the sweep's jobs left."""
         folder = Path(config.hydra.sweep.dir)
         notes = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"), key=lambda f: int(f.stem))]
-        finish([Path(note["record"]) for note in notes if "record" in note], Path(config.outputs))
-        failed = [note for note in notes if "error" in note]
-        for note in failed:
-            err.print(f"failed: {' '.join(note['overrides'])}: {note['error']}", soft_wrap=True)
+        finish([Path(each["record"]) for each in notes if "record" in each], Path(config.outputs))
+        failed = [each for each in notes if "record" not in each]
+        for each in failed:
+            why = each.get("error", "ended without a word (killed, or out of memory?)")
+            err.print(f"failed: {' '.join(each['overrides'])}: {why}", soft_wrap=True)
         if failed:
             err.print(f"{len(failed)} of {len(notes)} cells failed; the others are kept")
             sys.exit(1)
@@ -179,6 +229,9 @@ def one_line(error: BaseException) -> str:
         return f"unknown {group or 'config'} {name!r}: choose from {', '.join(choices)}{near(name, choices)}"
     if isinstance(error, InstantiationException) and error.__cause__:
         return one_line(error.__cause__)
+    if "Unknown plugin class" in str(error) or "IS THE PLUGIN INSTALLED" in str(error):
+        extra = next((extra for package, extra in EXTRAS.items() if package in str(error)), "mad")
+        return f"this launcher is not installed: pip install '{extra}'"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; set outputs= to a folder you may write"
     if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.full_key:
