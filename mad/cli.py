@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -26,6 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mad import engines, progress
 from mad.errors import MadError
 from mad.progress import err, out
+
+if TYPE_CHECKING:
+    from mad.pipeline import Cell
 
 PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
 ALIASES = {
@@ -82,13 +85,14 @@ def task(config: DictConfig) -> None:
             sys.exit(1)
         return
     settle(HydraConfig.get())
-    overrides = list(HydraConfig.get().overrides.task)
+    sweep = Path(HydraConfig.get().sweep.dir)
+    overrides, doubt = list(HydraConfig.get().overrides.task), engines.doubt(sweep)
     try:
-        found = {"record": str(cell_path(config))}
+        found = {"record": str(cell_path(config, sweep))}
     except Exception as error:
         report(error)
         found = {"error": one_line(error)}
-    note(Path(HydraConfig.get().sweep.dir), HydraConfig.get().job.num, {"overrides": overrides, **found})
+    note(sweep, HydraConfig.get().job.num, {"overrides": overrides, "doubt": doubt, **found})
 
 
 def settle(hydra_config: Any) -> None:
@@ -108,7 +112,7 @@ def note(folder: Path, number: int, content: dict[str, Any]) -> None:
     beside.replace(folder / f"{number}.json")
 
 
-def cell_path(config: DictConfig) -> Path:
+def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
     """Run the config's cell, and its undefended reference; return its record's path below the outputs folder."""
     from mad.device import choose, use_threads  # torch is imported only once the config is known to be right
     from mad.pipeline import Cell, run
@@ -119,7 +123,7 @@ def cell_path(config: DictConfig) -> Path:
     parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
     cell = Cell(**parts, seed=config.seed)
     store = Store(config.outputs)
-    for this in in_turn(cell, store):
+    for this in in_turn(cell, sweep):
         record, kept = run(this, store, device)
         how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
         epsilon = "" if record["epsilon"] is None else f" epsilon={record['epsilon']:g}"
@@ -130,44 +134,56 @@ def cell_path(config: DictConfig) -> Path:
     return cell.path
 
 
-def in_turn(cell: Any, store: Any) -> list[Any]:
+def in_turn(cell: Cell, sweep: Path | None) -> list[Cell]:
     """Return the cell and its reference in the order to run them: the reference last, if another job has begun it."""
-    from mad.pipeline import gather
-
     if cell.reference.path == cell.path:
         return [cell]
-    gather(cell)  # refuses what cannot be run before a folder is made
     try:
-        (store.outputs / cell.reference.path).parent.mkdir(parents=True)
-    except OSError:
+        if sweep:
+            (sweep / f".{cell.reference.fingerprint}").touch(exist_ok=False)
+    except FileExistsError:
         return [cell, cell.reference]
     return [cell.reference, cell]
 
 
 class SweepEnd(Callback):
-    """Around a sweep: a note for each job; at its end the table, the failures, the figures; exit code 1 if one failed."""
+    """Around a sweep: a note for each job; then the table, the figures, the failures, and exit code 1 for them."""
+
+    held: Any = None  # a lock that the jobs on other hosts try
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note what will be launched: a job that dies can leave no note of its own."""
         engines.go_on(config.hydra.launcher._target_)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
+        self.held = engines.hold(folder)
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         for number, each in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
             note(folder, number, {"overrides": each})
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read the notes that the sweep's jobs left."""
+        if self.held:
+            self.held.close()
         folder = Path(config.hydra.sweep.dir)
         notes = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"), key=lambda f: int(f.stem))]
         finish([Path(each["record"]) for each in notes if "record" in each], Path(config.outputs))
+        for doubt in sorted({each["doubt"] for each in notes if each.get("doubt")}):
+            err.print(doubt, soft_wrap=True)
         failed = [each for each in notes if "record" not in each]
-        for each in failed:
-            why = each.get("error", "ended without a word (killed, or out of memory?)")
-            err.print(f"failed: {' '.join(each['overrides'])}: {why}", soft_wrap=True)
+        list_failures(failed, notes)
         if failed:
             err.print(f"{len(failed)} of {len(notes)} cells failed; the others are kept")
             sys.exit(1)
+
+
+def list_failures(failed: list[dict[str, Any]], notes: list[dict[str, Any]]) -> None:
+    """Print one line a cell that failed: what sets it apart from the sweep's other cells, and why it failed."""
+    common = set.intersection(*(set(each["overrides"]) for each in notes)) if len(notes) > 1 else set()
+    names = [" ".join(word for word in each["overrides"] if word not in common) for each in failed]
+    for name, each in zip(names, failed, strict=True):
+        why = each.get("error", "ended without a word: killed, or out of memory?")
+        err.print(f"failed: {name:<{max(map(len, names))}}  {why}", soft_wrap=True, markup=False)
 
 
 def finish(paths: list[Path], outputs: Path) -> None:

@@ -102,9 +102,13 @@ def bits(outputs):
     return found
 
 
-def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
+def wait_for(pattern, folder, process):
+    """Wait until a file is there; a process that ends first, or two minutes, fail the test."""
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"no {pattern}: {process.communicate()[0]}")
         time.sleep(0.1)
 
 
@@ -140,25 +144,25 @@ def test_ctrl_c_keeps_what_is_done_and_the_command_goes_on(engine, folder):
     name, extra = engine
     words = ["-m", f"hydra/launcher={name}", "defense.epsilon=0.4,0.5"]
     process = start(folder, extra, *words)
-    wait_for(folder / "hung", process)
-    while len(list(folder.glob("outputs/runs/moody/knockoff/*/record.json"))) < (name != "basic"):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    wait_for("hung", folder, process)
+    wait_for("outputs/runs/*/moody/*/*/record.json", folder, process)
     os.killpg(process.pid, signal.SIGINT)
     code, text = finish(process)
     assert code == 130, text
     assert "give the same command again" in text
-    assert "Traceback" not in text
+    assert "Traceback" not in text or name == "submitit_local"  # submitit's own processes say how they ended
     if name == "submitit_slurm":
         assert queued(extra) == []
     code, text = finish(start(folder, extra, *words))
     assert code == 0, text
-    assert len(bits(folder / "outputs")) == 4
-    assert all(each["defense"] for each in bits(folder / "outputs").values() if isinstance(each, dict))
+    assert "(kept)" in text or name.startswith("submitit")  # there, jobs print into files of their own
+    assert len(bits(folder / "outputs")) == 4  # a victim, its undefended theft, two cells
 
 
 def queued(extra):
-    listed = subprocess.run(["squeue", "-h", "-o", "%A %T"], env={**os.environ, **extra}, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["squeue", "-h", "-o", "%A %T"], env={**os.environ, **extra}, capture_output=True, text=True
+    )
     return [line for line in listed.stdout.splitlines() if "COMPLETING" not in line]
 
 
@@ -167,9 +171,9 @@ def test_a_preempted_cell_is_queued_again(slurm, folder):
     if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         pytest.skip("hydra-submitit-launcher is not installed")
     process = start(folder, slurm, "-m", "hydra/launcher=submitit_slurm", "defense.epsilon=0.4,0.5")
-    wait_for(folder / "hung", process)
+    wait_for("hung", folder, process)
     urgent = ["sbatch", "-W", "-p", "urgent", "--exclusive", "-o", "/dev/null", "--wrap", "true"]
     subprocess.run(urgent, env={**os.environ, **slurm}, check=True, stdout=subprocess.DEVNULL)
     code, text = finish(process)
     assert code == 0, text
-    assert len(bits(folder / "outputs")) == 4
+    assert len(bits(folder / "outputs")) == 4  # a victim, its undefended theft, two cells
