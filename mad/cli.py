@@ -1,4 +1,4 @@
-"""``mad-run`` and ``mad-figures``: the only module that knows Hydra."""
+"""``mad-run`` and ``mad-figures``: with ``mad.engines`` the only module that knows Hydra."""
 
 from __future__ import annotations
 
@@ -149,22 +149,19 @@ def in_turn(cell: Cell, sweep: Path | None) -> list[Cell]:
 class SweepEnd(Callback):
     """Around a sweep: a note for each job; then the table, the figures, the failures, and exit code 1 for them."""
 
-    held: Any = None  # a lock that the jobs on other hosts try
-
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note what will be launched: a job that dies can leave no note of its own."""
         engines.go_on(config.hydra.launcher._target_)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.held = engines.hold(folder)
+        engines.hold(folder)  # jobs on other hosts try this lock
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         for number, each in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
             note(folder, number, {"overrides": each})
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read the notes that the sweep's jobs left."""
-        if self.held:
-            self.held.close()
+        engines.release()
         folder = Path(config.hydra.sweep.dir)
         notes = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"), key=lambda f: int(f.stem))]
         finish([Path(each["record"]) for each in notes if "record" in each], Path(config.outputs))

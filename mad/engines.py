@@ -23,6 +23,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 SLOT = "MAD_SLOT"  # which of the processes that share this machine one is
 IDLE_SECONDS = 60.0  # a worker whose sweep was killed ends by itself after these
 HELD = ".held"
+OPEN: list[Any] = []  # the file that this process holds; of no callback, since those travel into the jobs
 OVER = JobReturn(status=JobStatus.COMPLETED)  # all that Hydra wants to know; a cell's note says the rest
 
 
@@ -51,14 +52,19 @@ def jobs(device: Any) -> int:
     return int(cpu_count()) if device in ("auto", "cpu") else 1
 
 
-def hold(folder: Path) -> Any:
-    """Lock a file of the sweep's folder until this process ends, and say in it on which host; return it, open."""
-    file = (folder / HELD).open("w")
+def hold(folder: Path) -> None:
+    """Lock a file of the sweep's folder until ``release``, and say in it on which host."""
+    OPEN.append(file := (folder / HELD).open("w"))
     with suppress(OSError):  # where there are no locks at all, the store says so
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.write(socket.gethostname())
         file.flush()
-    return file
+
+
+def release() -> None:
+    """Give up what ``hold`` locked."""
+    while OPEN:
+        OPEN.pop().close()
 
 
 def doubt(folder: Path) -> str | None:

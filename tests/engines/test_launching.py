@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import sys
 
 import conftest
@@ -87,10 +88,11 @@ def test_locks_that_do_not_hold_between_hosts_are_said(tmp_path, monkeypatch, ca
     assert engines.doubt(tmp_path) is None
     end = cli.SweepEnd()
     end.on_multirun_start(config)
+    pickle.dumps(end)  # callbacks travel into the jobs
     assert engines.doubt(tmp_path) is None
     monkeypatch.setattr("socket.gethostname", lambda: "other")
     assert engines.doubt(tmp_path) is None
-    end.held.close()  # on a file system whose locks stay on one host, it looks like this from another
+    engines.release()  # on a file system whose locks stay on one host, it looks like this from another
     doubt = engines.doubt(tmp_path)
     assert "do not hold on other" in doubt
     for number in range(2):
@@ -101,14 +103,14 @@ def test_locks_that_do_not_hold_between_hosts_are_said(tmp_path, monkeypatch, ca
 
 def test_gpus_are_shared_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert engines.jobs("auto") == 2
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert engines.jobs("auto") == 3
     assert engines.jobs("cuda:1") == 1
     chosen = []
-    for slot in range(3):
+    for slot in range(4):
         monkeypatch.setenv(engines.SLOT, str(slot))
         chosen.append(str(choose("auto")))
-    assert chosen == ["cuda:0", "cuda:1", "cuda:0"]
+    assert chosen == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
 
 
 def test_cores_are_shared_out(monkeypatch):
