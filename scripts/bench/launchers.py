@@ -26,7 +26,7 @@ from common import arguments, paired, ratio, report
 STATE: dict[str, Any] = {}
 
 
-def prepare(victim: str, pool: str, budget: int, data_root: str) -> None:
+def prepare(victim: str, pool: str, budget: int, epochs: int, data_root: str) -> None:
     """Keep in this process what a knockoff is trained on; its answers stand for any defense's."""
     import hydra
 
@@ -35,7 +35,7 @@ def prepare(victim: str, pool: str, budget: int, data_root: str) -> None:
     from mad.seeds import generator
 
     cli.register_aliases()
-    wanted = {"victim": victim, "pool": pool, "attack.budget": budget, "data_root": data_root}
+    wanted = {"victim": victim, "pool": pool, "knockoff.epochs": epochs, "data_root": data_root}
     with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
         config = hydra.compose("config", overrides=[f"{key}={value}" for key, value in wanted.items() if value])
     made = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in cli.PARTS}
@@ -73,8 +73,8 @@ def ways(
 
 def main() -> None:
     """Print the wall time of both ways, and what one saves over the other."""
-    given = arguments(__doc__, victim="digits", pool="", budget=0, data_root="", cores=2)
-    words = (given.victim, given.pool, given.budget, given.data_root)
+    given = arguments(__doc__, victim="digits", pool="", budget=0, epochs=0, data_root="", cores=2)
+    words = (given.victim, given.pool, given.budget, given.epochs, given.data_root)
     seen: dict[str, list[Any]] = {"side by side": [], "in turn": []}
     pools = [
         ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare, initargs=words) for _ in range(given.cores)
