@@ -1,4 +1,4 @@
-"""``mad-run`` and ``mad-figures``: with ``mad.status`` the only module that knows Hydra."""
+"""``mad-run`` and ``mad-figures``: with ``mad.engines`` and ``mad.status`` all that knows Hydra."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mad import engines, progress
 from mad.errors import MadError
 from mad.progress import err, out
 
@@ -32,7 +36,11 @@ ALIASES = {
     "defense/surrogate/architecture": "architecture",
     "defense/surrogate/dataset": "dataset",
 }
+EXTRAS = {"hydra_joblib": "mad", "hydra_submitit": "mad[slurm]", "hydra_ray": "mad[ray]"}
 TRACEBACK = "MAD_TRACEBACK"  # tells the jobs of a sweep that HYDRA_FULL_ERROR was the user's wish
+OmegaConf.register_new_resolver("mad_jobs", engines.jobs, replace=True)
+# Hydra finds the launchers' own schemas beside conf/hydra/launcher; checked or not, those files are whole.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 def config_dir() -> Path:
@@ -76,29 +84,48 @@ def task(config: DictConfig) -> None:
             report(error)
             sys.exit(1)
         return
-    note = Path(HydraConfig.get().sweep.dir) / f"{HydraConfig.get().job.num}.json"
-    overrides = list(HydraConfig.get().overrides.task)
+    settle(HydraConfig.get())
+    sweep = Path(HydraConfig.get().sweep.dir)
+    overrides, doubt = list(HydraConfig.get().overrides.task), engines.doubt(sweep)
     try:
-        note.write_text(json.dumps({"overrides": overrides, "record": str(cell_path(config))}))
+        found = {"record": str(cell_path(config, sweep))}
     except Exception as error:
         report(error)
-        note.write_text(json.dumps({"overrides": overrides, "error": one_line(error)}))
+        found = {"error": one_line(error)}
+    note(sweep, HydraConfig.get().job.num, {"overrides": overrides, "doubt": doubt, **found})
 
 
-def cell_path(config: DictConfig) -> Path:
+def settle(hydra_config: Any) -> None:
+    """Stand where the sweep was launched, whatever machine this is; draw no bars where other jobs print, too."""
+    folder = hydra_config.runtime.cwd
+    os.chdir(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    if not hydra_config.launcher._target_.endswith(".BasicLauncher"):
+        progress.plain = True
+
+
+def note(folder: Path, number: int, content: dict[str, Any]) -> None:
+    """Write the note of one of a sweep's jobs; whoever reads sees the old one or the new one."""
+    beside = folder / f".{number}.tmp"
+    beside.write_text(json.dumps(content))
+    beside.replace(folder / f"{number}.json")
+
+
+def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
     """Run the config's cell, and its undefended reference; return its record's path below the outputs folder."""
-    from mad.device import choose  # torch is imported only once the config is known to be right
+    from mad.device import choose, use_threads  # torch is imported only once the config is known to be right
     from mad.pipeline import run
     from mad.store import Store
 
+    use_threads(config.threads)
     device = choose(config.device)
     cell = cell_of(config)
     if not isinstance(config.force, bool):
         raise MadError(f"force must be true or false, got {config.force!r}")
     store = Store(config.outputs)
     with store.noting_failure(cell.path):  # its reference may fail before it is begun
-        for each in dict.fromkeys((cell.reference.path, cell.path)):
-            this = cell if each == cell.path else cell.reference
+        for this in in_turn(cell, sweep):
             record, kept = run(this, store, device, force=config.force and this is cell)
             how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
             epsilon = "" if record["epsilon"] is None else f" epsilon={record['epsilon']:g}"
@@ -117,24 +144,57 @@ def cell_of(config: DictConfig) -> Cell:
     return Cell(**parts, seed=config.seed)
 
 
+def in_turn(cell: Cell, sweep: Path | None) -> list[Cell]:
+    """Return the cell and its reference in the order to run them: the reference last, if another job has begun it."""
+    if cell.reference.path == cell.path:
+        return [cell]
+    try:
+        if sweep:
+            (sweep / f".{cell.reference.fingerprint}").touch(exist_ok=False)
+    except FileExistsError:
+        return [cell, cell.reference]
+    return [cell.reference, cell]
+
+
 class SweepEnd(Callback):
-    """After a sweep: its table, its failures, the figures; exit code 1 if a cell failed."""
+    """Around a sweep: a note for each job; then the table, the figures, the failures, and exit code 1 for them."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note what will be launched: a job that dies can leave no note of its own."""
+        engines.go_on(config.hydra.launcher._target_)
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        engines.hold(folder)  # jobs on other hosts try this lock
+        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        for number, each in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
+            note(folder, number, {"overrides": each})
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read the notes that the sweep's jobs left."""
+        engines.release()
         folder = Path(config.hydra.sweep.dir)
         notes = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"), key=lambda f: int(f.stem))]
         try:
-            finish([Path(note["record"]) for note in notes if "record" in note], Path(config.outputs))
+            finish([Path(each["record"]) for each in notes if "record" in each], Path(config.outputs))
         except Exception as error:  # raised, it would become a warning of Hydra's
             report(error)
             sys.exit(1)
-        failed = [note for note in notes if "error" in note]
-        for note in failed:
-            err.print(f"failed: {' '.join(note['overrides'])}: {note['error']}", soft_wrap=True)
+        for doubt in sorted({each["doubt"] for each in notes if each.get("doubt")}):
+            err.print(doubt, soft_wrap=True)
+        failed = [each for each in notes if "record" not in each]
+        list_failures(failed, notes)
         if failed:
             err.print(f"{len(failed)} of {len(notes)} cells failed; the others are kept")
             sys.exit(1)
+
+
+def list_failures(failed: list[dict[str, Any]], notes: list[dict[str, Any]]) -> None:
+    """Print one line a cell that failed: what sets it apart from the sweep's other cells, and why it failed."""
+    common = set.intersection(*(set(each["overrides"]) for each in notes)) if len(notes) > 1 else set()
+    names = [" ".join(word for word in each["overrides"] if word not in common) for each in failed]
+    for name, each in zip(names, failed, strict=True):
+        why = each.get("error", "ended without a word: killed, or out of memory?")
+        err.print(f"failed: {name:<{max(map(len, names))}}  {why}", soft_wrap=True, markup=False)
 
 
 def finish(paths: list[Path], outputs: Path) -> None:
@@ -196,6 +256,9 @@ def one_line(error: BaseException) -> str:
         return f"unknown {group or 'config'} {name!r}: choose from {', '.join(choices)}{near(name, choices)}"
     if isinstance(error, InstantiationException) and error.__cause__:
         return one_line(error.__cause__)
+    if "Unknown plugin class" in str(error) or "IS THE PLUGIN INSTALLED" in str(error):
+        extra = next((extra for package, extra in EXTRAS.items() if package in str(error)), "mad")
+        return f"this launcher is not installed: pip install '{extra}'"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; set outputs= to a folder you may write"
     if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.full_key:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a mistake on the command
 out = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))
 err = Console(stderr=True, highlight=False)
 REFRESHES_A_SECOND = 4
+plain = False  # several processes print at once: lines, and no bars
 
 
 @contextmanager
@@ -33,9 +34,8 @@ def bar(task: str, total: int) -> Iterator[Callable[[int, str, Tensor | None], N
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=err, disable=not err.is_terminal, refresh_per_second=REFRESHES_A_SECOND
-    ) as progress:
+    watched = err.is_terminal and not plain
+    with Progress(*columns, console=err, disable=not watched, refresh_per_second=REFRESHES_A_SECOND) as progress:
         row = progress.add_task(task, total=total, stage="", loss="", rate="")
         shown = -1.0
 
@@ -44,7 +44,7 @@ def bar(task: str, total: int) -> Iterator[Callable[[int, str, Tensor | None], N
             now = progress.get_time()
             progress.update(row, advance=images)
             # Reading a loss waits for the device, so it is read only as often as it can be seen.
-            if err.is_terminal and now - shown > 1 / REFRESHES_A_SECOND:
+            if watched and now - shown > 1 / REFRESHES_A_SECOND:
                 shown = now
                 speed = progress.tasks[row].speed
                 progress.update(

@@ -158,7 +158,7 @@ def test_a_wish_for_tracebacks_is_granted(mad_run, monkeypatch):
 
 
 def test_a_sweep_of_mistakes_names_each(mad_run):
-    code, _, err = mad_run("-m", "defense.epsilon=3,4", "device=cpu")
+    code, _, err = mad_run("-m", "defense.epsilon=3,4", "device=cpu", "hydra/launcher=basic")
     assert code == 1
     assert err.count("failed: ") == 2
     assert "2 of 2 cells failed" in err

@@ -9,10 +9,10 @@ from mad import cli
 from mad.architectures.lenet import LeNet
 from mad.pipeline import Cell
 
-FILES = sorted(
+FILES = sorted(  # but for the launchers, which are Hydra's to build
     (file.parent.relative_to(cli.config_dir()).as_posix(), file.stem)
     for file in cli.config_dir().rglob("*.yaml")
-    if file.parent != cli.config_dir()
+    if file.parent != cli.config_dir() and "hydra" not in file.parts[len(cli.config_dir().parts) :]
 )
 KINDS = ("defense", "attack", "recovery", "victim", "pool", "dataset", "defense/surrogate")
 NAMED = [(group, name) for group, name in FILES if group in KINDS]

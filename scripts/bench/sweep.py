@@ -40,6 +40,7 @@ def overrides(given: Namespace, outputs: str) -> list[str]:
     """Return mad-run's arguments but for epsilon."""
     wanted = {"pool": given.pool, "attack.budget": given.budget, "data_root": given.data_root}
     words = [f"victim={given.victim}", f"outputs={outputs}", f"device={given.device}", "defense=mad"]
+    words += ["hydra/launcher=basic", f"threads={given.threads}"]  # one cell after the other
     return words + [f"{key}={value}" for key, value in wanted.items() if value]
 
 

@@ -1,0 +1,154 @@
+"""What makes a sweep outlive its dead, without an engine: pools, notes, turns, slots."""
+
+import json
+import os
+import pickle
+import sys
+
+import conftest
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from mad import cli, engines
+from mad.device import choose, use_threads
+from mad.errors import MadError
+from mad.progress import bar
+
+
+def slot(file):
+    """A call that leaves its slot in a file; the pool's processes need none of this module's imports for it."""
+    return os.system, (f"echo ${engines.SLOT} > '{file}'",), {}
+
+
+def test_a_killed_process_takes_one_job_with_it(tmp_path):
+    death = (os._exit, (9,), {})
+    calls = [death if number in (0, 3) else slot(tmp_path / str(number)) for number in range(6)]
+    assert len(engines.Pool(n_jobs=2)(calls)) == 6
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1", "2", "4", "5"]
+    assert {file.read_text() for file in tmp_path.iterdir()} <= {"0\n", "1\n"}
+
+
+def test_a_launchers_own_error_is_raised_and_the_rest_is_run(tmp_path):
+    with pytest.raises(ValueError, match="not a number"):
+        engines.Pool(n_jobs=2)([(int, ("not a number",), {}), slot(tmp_path / "1")])
+    assert (tmp_path / "1").exists()
+
+
+class Job:
+    def __init__(self, ends):
+        self.ends, self.cancelled = ends, False
+
+    def wait(self):
+        if not self.ends:
+            raise KeyboardInterrupt
+
+    def cancel(self, check):
+        self.cancelled = True
+
+
+def test_submitted_jobs_are_waited_for_or_cancelled():
+    jobs = [Job(True), Job(True)]
+    assert [each.results()[0].return_value for each in engines.Submitted(jobs)] == [None, None]
+    assert not jobs[0].cancelled
+    jobs = [Job(True), Job(False), Job(True)]
+    with pytest.raises(KeyboardInterrupt):
+        list(engines.Submitted(jobs))
+    assert all(job.cancelled for job in jobs)
+
+
+def sweep(folder, *words):
+    launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+    hydra = {"sweep": {"dir": str(folder)}, "launcher": launcher, "overrides": {"task": list(words)}}
+    return OmegaConf.create({"outputs": str(folder), "hydra": hydra})
+
+
+def test_a_job_that_left_no_word_is_a_failure(tmp_path, capfd):
+    config = sweep(tmp_path, "defense.epsilon=0.1,0.2", "seed=7")
+    end = cli.SweepEnd()
+    end.on_multirun_start(config)
+    assert json.loads((tmp_path / "1.json").read_text()) == {"overrides": ["defense.epsilon=0.2", "seed=7"]}
+    cli.note(tmp_path, 0, {"overrides": ["defense.epsilon=0.1", "seed=7"], "record": "runs/a/b/c/d/record.json"})
+    with pytest.raises(SystemExit) as exit_:
+        end.on_multirun_end(config)
+    assert exit_.value.code == 1
+    assert "failed: defense.epsilon=0.2  ended without a word" in capfd.readouterr().err
+
+
+def test_the_second_job_leaves_the_reference_for_later(tmp_path):
+    first, second, reference = conftest.cell(0.5), conftest.cell(0.7), conftest.cell(0)
+    assert cli.in_turn(first, tmp_path) == [first.reference, first]
+    assert cli.in_turn(second, tmp_path) == [second, first.reference]
+    assert cli.in_turn(second, None) == [first.reference, second]
+    assert cli.in_turn(reference, tmp_path) == [reference]
+
+
+def test_locks_that_do_not_hold_between_hosts_are_said(tmp_path, monkeypatch, capfd):
+    config = sweep(tmp_path, "seed=1,2")
+    assert engines.doubt(tmp_path) is None
+    end = cli.SweepEnd()
+    end.on_multirun_start(config)
+    pickle.dumps(end)  # callbacks travel into the jobs
+    assert engines.doubt(tmp_path) is None
+    monkeypatch.setattr("socket.gethostname", lambda: "other")
+    assert engines.doubt(tmp_path) is None
+    engines.release()  # on a file system whose locks stay on one host, it looks like this from another
+    doubt = engines.doubt(tmp_path)
+    assert "do not hold on other" in doubt
+    for number in range(2):
+        cli.note(tmp_path, number, {"overrides": [], "doubt": doubt, "record": "runs/a/b/c/d/record.json"})
+    end.on_multirun_end(config)
+    assert capfd.readouterr().err.splitlines() == [doubt]
+
+
+def test_gpus_are_shared_out(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert engines.jobs("auto") == 3
+    assert engines.jobs("cuda:1") == 1
+    chosen = []
+    for slot in range(4):
+        monkeypatch.setenv(engines.SLOT, str(slot))
+        chosen.append(str(choose("auto")))
+    assert chosen == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+
+
+def test_cores_are_shared_out(monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 5)
+    assert engines.jobs("cpu") == 5
+
+
+@pytest.mark.parametrize("count", [0, 1.5, "two", None])
+def test_threads_are_a_whole_number(count):
+    with pytest.raises(MadError, match="threads"):
+        use_threads(count)
+
+
+def test_one_thread_is_the_default():
+    assert conftest.compose().threads == 1
+
+
+def test_no_bar_is_drawn_where_others_print(monkeypatch, capfd):
+    monkeypatch.setattr("mad.progress.plain", True)
+    monkeypatch.setattr(type(cli.err), "is_terminal", True)
+    with bar("victim", 10) as advance:
+        advance(10, "epoch 1/1", None)
+    assert "victim" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "extra"), [("submitit_slurm", "mad[slurm]"), ("ray", "mad[ray]"), ("joblib", "mad")])
+def test_an_engine_that_is_not_there_is_one_line(name, extra):
+    target = OmegaConf.load(cli.config_dir() / "hydra" / "launcher" / f"{name}.yaml")._target_
+    line = cli.one_line(RuntimeError(f"Unknown plugin class : '{target}'"))
+    assert line == f"this launcher is not installed: pip install '{extra}'"
+
+
+def test_jobs_stand_where_the_sweep_was_launched(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("mad.progress.plain", False)
+    monkeypatch.chdir("/")
+    launcher = {"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"}
+    cli.settle(OmegaConf.create({"runtime": {"cwd": str(tmp_path)}, "launcher": launcher}))
+    assert os.getcwd() == str(tmp_path)
+    assert str(tmp_path) in sys.path
+    assert cli.progress.plain
