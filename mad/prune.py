@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from mad import records
 from mad.errors import MadError
-from mad.files import LOCKS, holder
+from mad.files import LOCKS, below, holder
 from mad.progress import out
 
 
@@ -36,14 +37,23 @@ def unneeded(outputs: Path) -> Iterator[Path]:
     """Yield networks that no record used, damaged files, and what dead processes left."""
     table = records.read(outputs)
     used = {name for uses in ([] if table.empty else table.uses) for name in str(uses).split()}
-    for folder in sorted((outputs / "victims").glob("*/*")):
+    for folder in folders(outputs, "victims/*/*"):
         if folder.relative_to(outputs / "victims").as_posix() not in used:
             yield folder
         else:
             yield from waste(folder)
-    for folder in (outputs, *sorted((outputs / "runs").glob("*/*/*/*")), outputs / "figures"):
-        yield from waste(folder)
-    yield from sorted((outputs / LOCKS).glob("*.lock"))
+    for pattern in (".", "runs/*/*/*/*", "figures", "failed", "sweeps/*"):
+        for folder in folders(outputs, pattern):
+            yield from waste(folder)
+    for folder in folders(outputs, LOCKS):
+        yield from sorted(folder.glob("*.lock"))
+
+
+def folders(outputs: Path, pattern: str) -> Iterator[Path]:
+    """Yield the folders of a pattern, but none that a link takes out of the outputs folder."""
+    for folder in [outputs] if pattern == "." else sorted(outputs.glob(pattern)):
+        with contextlib.suppress(MadError):
+            yield below(outputs, folder.relative_to(outputs))
 
 
 def waste(folder: Path) -> Iterator[Path]:
@@ -60,12 +70,10 @@ def size(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, and the folders above it that are empty then."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    """Remove a file or a link, or a network's folder and its victim's if that was the last."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
-    for above in list(path.parents)[:2]:
-        if above.name in ("victims", "runs", LOCKS) or any(above.iterdir()):
-            return
-        above.rmdir()
+        return
+    shutil.rmtree(path)
+    with contextlib.suppress(OSError):  # it holds others
+        path.parent.rmdir()

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from common import HERE, ONE, TOY, draw_nothing, leftovers
+from common import HERE, ONE, TOY, draw_nothing
 
 from mad import files, prune, status
 
@@ -141,13 +141,16 @@ def test_a_hostile_list_of_cells_is_data(line, tmp_path, monkeypatch, capfd):
     assert "\x1b" not in out + err
 
 
-def test_pruning_follows_no_link(toy_run, tmp_path):
+@pytest.mark.parametrize(
+    "where", ["victims/link", "victims/toy/link", "runs/link", "runs/toy/mad/knockoff/link", "failed"]
+)
+def test_pruning_follows_no_link(where, toy_run, tmp_path):
     outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "precious").write_text("mine")
-    (tmp_path / "outputs/victims/toy/link").symlink_to(outside)
-    (tmp_path / "outputs/runs/toy/mad/link").symlink_to(outside)
+    for folder in (outside, outside / "deeper", outside / "deeper" / "deepest"):
+        folder.mkdir()
+        for name in ("weights.safetensors", "record.json", "a.damaged", ".a.1.tmp"):
+            (folder / name).write_text("mine")
+    (tmp_path / "outputs" / where).symlink_to(outside)
+    before = tree(outside)
     prune.prune(tmp_path / "outputs", yes=True)
-    assert (outside / "precious").read_text() == "mine"
-    assert not (tmp_path / "outputs/victims/toy/link").is_symlink()
-    assert leftovers(tmp_path / "outputs") == []
+    assert tree(outside) == before
