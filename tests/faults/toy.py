@@ -65,8 +65,8 @@ class Odd(Linear):
 class Logged(Trainer):
     """A trainer whose every finished training is a line of the log."""
 
-    def fit(self, model, images, targets, *, seed, device, task):
-        super().fit(model, images, targets, seed=seed, device=device, task=task)
+    def fit(self, model, images, targets, *, seed, task, **how):
+        super().fit(model, images, targets, seed=seed, task=task, **how)
         if "TOY_LOG" in os.environ:
             with open(os.environ["TOY_LOG"], "a") as log:
                 log.write(f"{os.getpid()} {task} {seed}\n")
