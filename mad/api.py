@@ -7,7 +7,6 @@ import threading
 import torch
 from torch import Tensor, nn
 
-from mad import simplex
 from mad.defenses import Defense
 from mad.errors import BudgetExceededError, MadError, number
 
@@ -63,10 +62,10 @@ class BlackBox:
                 )
             self.queries += len(images)
         clean, defended = self.answer(images)
-        distance = simplex.l1(clean, defended)
-        classes = clean.shape[1]
+        moved, classes = defended - clean, clean.shape[1]
+        distance = torch.linalg.vector_norm(moved, ord=1, dim=1)
         # Counting the unchanged answers apart and cutting them off is faster than selecting rows.
-        target = (defended - clean).argmax(dim=1).masked_fill_(distance <= UNCHANGED, classes)
+        target = moved.argmax(dim=1).masked_fill_(distance <= UNCHANGED, classes)
         counts = torch.bincount(target, minlength=classes + 1)[:classes]
         with self._lock:
             self._l1_total += distance.sum().item()
@@ -81,6 +80,8 @@ class BlackBox:
             batch = batch.to(self._device)
             clean = torch.softmax(self._model(batch), dim=1)
             both.append((clean.cpu(), self._defense(batch, clean).cpu()))
+        if len(both) == 1:
+            return both[0]
         clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
         return clean, defended
 

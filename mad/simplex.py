@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SUM = 1e-6  # how far from 1 a row may sum that needs no rescaling
+ROUNDING = 5e-6  # how far from 1 a row may sum, and a distance pass epsilon, before it is worth a pass to mend
 TOLERANCE = 1e-4  # how far from 1 a float32 softmax over a thousand classes may sum
 
 
@@ -14,14 +14,17 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a - b, ord=1, dim=1)
 
 
-def is_posterior(rows: Tensor, tolerance: float = TOLERANCE) -> Tensor:
-    """Tell, for each row, whether it is finite, non-negative and sums to one; bool (B,)."""
-    return (rows.amin(dim=1) >= 0) & ((rows.sum(dim=1) - 1).abs() <= tolerance)  # NaN compares false
+def are_posteriors(rows: Tensor, tolerance: float = TOLERANCE) -> bool:
+    """Tell whether every row (B, K) is finite, non-negative and sums to one."""
+    if not len(rows):
+        return True
+    least, most = torch.aminmax(rows.sum(dim=1))
+    return bool(rows.amin() >= 0 and least >= 1 - tolerance and most <= 1 + tolerance)  # NaN compares false
 
 
 def repair(rows: Tensor, clean: Tensor) -> Tensor:
     """Bring every row onto the simplex: drop negative mass, rescale; rows that cannot be saved become ``clean``."""
-    if is_posterior(rows, SUM).all():  # the rule: nothing to do
+    if are_posteriors(rows, ROUNDING):  # the rule: nothing to do
         return rows
     mass = rows.clamp(min=0)
     total = mass.sum(dim=1, keepdim=True)
@@ -35,7 +38,7 @@ def shrink(rows: Tensor, clean: Tensor, epsilon: float) -> Tensor:
     The segment between two posteriors stays on the simplex, so both promises hold at once.
     """
     distance = l1(rows, clean)
-    if (distance <= epsilon).all():
+    if not len(rows) or distance.amax() <= epsilon + ROUNDING / 10:
         return rows
     step = (epsilon / distance.clamp(min=1e-12)).clamp(max=1).unsqueeze(1)
     return torch.lerp(clean, rows, step)

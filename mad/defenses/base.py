@@ -96,7 +96,7 @@ class Defense(ABC):
         Raises:
             MadError: if a row of ``clean`` is no posterior; nothing wrong is passed on.
         """
-        if not simplex.is_posterior(clean).all():
+        if not simplex.are_posteriors(clean):
             raise MadError("the victim answered with NaN, infinities or rows off the simplex; check the victim")
         if self.epsilon == 0:
             return clean

@@ -24,9 +24,9 @@ def vertex(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None) ->
     score = (dot(u, toward).unsqueeze(1) - along).mul_(square.rsqrt_())
     # At p = y there is no direction to turn away from, and rounding must not choose one: the un-normalised objective
     # ||Theta^(1/2) (e_k - y)||^2 of the last layer still ranks the classes, the least likely first.
-    directed = u.norm(dim=1, keepdim=True) > NO_DIRECTION
-    if not directed.all():
-        score = torch.where(directed, score, y)
+    length = u.norm(dim=1, keepdim=True)
+    if len(y) and length.amin() <= NO_DIRECTION:
+        score = torch.where(length > NO_DIRECTION, score, y)
     return mix(y, score.argmin(dim=1), epsilon)
 
 
