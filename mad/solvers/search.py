@@ -86,7 +86,7 @@ class Search(ABC, Generic[B]):
         every = torch.arange(len(problem.y), device=problem.y.device)
         self.lowest, self.slope = self.score(every, self.best)
         # Relative to ||u||^2, the value at q = y.
-        self.tolerance = self.square * (1e-6 if start.dtype == torch.float32 else 1e-8)
+        self.tolerance = self.square * (1e-5 if start.dtype == torch.float32 else 1e-8)
 
     @abstractmethod
     def roots(self) -> B:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mad.solvers.metric import TINY, dot, times
 
-NO_DIRECTION = 1e-6
+NO_DIRECTION = 1e-7
 
 
 def vertex(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None) -> Tensor:
@@ -24,9 +24,9 @@ def vertex(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None) ->
     score = (dot(u, toward).unsqueeze(1) - along).mul_(square.rsqrt_())
     # At p = y there is no direction to turn away from, and rounding must not choose one: the un-normalised objective
     # ||Theta^(1/2) (e_k - y)||^2 of the last layer still ranks the classes, the least likely first.
-    length = u.norm(dim=1, keepdim=True)
-    if len(y) and length.amin() <= NO_DIRECTION:
-        score = torch.where(length > NO_DIRECTION, score, y)
+    peak = u.amax(dim=1, keepdim=True)  # u sums to zero: its largest entry is zero only where all are
+    if len(y) and peak.amin() <= NO_DIRECTION:
+        score = torch.where(peak > NO_DIRECTION, score, y)
     return mix(y, score.argmin(dim=1), epsilon)
 
 
