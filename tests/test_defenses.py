@@ -25,7 +25,8 @@ NODES |= {
     for key, value in (("solver", "exact"), ("gradient", "all"))
 }
 PERTURBING = [name for name in NODES if name != "none"]
-CASES = [("none", 0)] + [(name, epsilon) for name in PERTURBING for epsilon in EPSILONS]
+CASES = [("none", 0)]
+CASES += [(name, epsilon) for name in PERTURBING for epsilon in (EPSILONS if "=" not in name else (0.1, 0.95, 2))]
 ROWS = 12
 
 
@@ -114,7 +115,7 @@ def test_preparing_leaves_the_recipe_alone(name):
 @pytest.mark.parametrize("kind", ["dirichlet", "one_hot", "uniform", "tied", "surrogate"])
 @pytest.mark.parametrize("name", [name for name in NODES if name.startswith("mad_argmax")])
 def test_mad_argmax_keeps_every_top_class(name, kind):
-    for classes, epsilon in itertools.product((2, 10, 100), EPSILONS):
+    for classes, epsilon in itertools.product((2, 10, 100), (0.1, 0.95, 2)):
         clean = posteriors(kind, classes)
         answers = ready(name, epsilon, classes)(images_of(classes), clean)
         assert torch.equal(answers.argmax(dim=1), clean.argmax(dim=1)), (classes, epsilon)
