@@ -66,7 +66,7 @@ def check(answers, clean, epsilon):
 def alike(answers, expected, name):
     """Equal row by row; a solver may take another of two ways that are equally good but for a batch's rounding."""
     equal = ((answers - expected).abs() < 1e-5).all(dim=1).double().mean()
-    return equal >= (0.7 if name.startswith("mad") else 1)
+    return equal >= (0.7 if "=" in name or name == "mad_argmax" else 1)
 
 
 @pytest.fixture(autouse=True)
