@@ -128,9 +128,10 @@ def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
         for this in in_turn(cell, sweep):
             record, kept = run(this, store, device, force=config.force and this is cell)
             how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
-            epsilon = "" if record["epsilon"] is None else f" epsilon={record['epsilon']:g}"
+            strength = "" if record["strength"] is None else f" {record['dial']}={record['strength']:g}"
             err.print(
-                f"{record['victim']} {record['defense']}{epsilon}: defended {record['defended_accuracy']:.1%}, "
+                f"{record['victim']} {record['defense']}{strength}: "
+                f"defended {record['defended_accuracy']:.1%}, "
                 f"stolen {record['stolen_accuracy']:.1%} ({how})"
             )
     return cell.path

@@ -11,13 +11,23 @@ from mad.datasets import Split, batches, unit
 from mad.training import logits_of
 
 
-def utility(api: BlackBox, test: Split) -> dict[str, float]:
-    """Return what honest users get: accuracies in [0, 1], with and without the defense, and L1 in [0, 2]."""
+def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: torch.device) -> dict[str, float]:
+    """Return what honest users get: accuracies in [0, 1], with and without the defense, and L1 in [0, 2].
+
+    The L1 distance is that of each answer from the served model's posterior.
+
+    Args:
+        api: the defended API.
+        test: the victim's test split.
+        undefended: the victim, where a defense that acts at training time serves another model; else None.
+        device: where the victim lies.
+    """
     both = [api.answer(unit(some)) for some in batches(test.images, None, BATCH, torch.device("cpu"))]
     clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
     distance = simplex.l1(clean, defended)
+    before = clean if undefended is None else logits_of(undefended, test.images, device)
     return {
-        "victim_accuracy": accuracy(clean.argmax(dim=1), test.labels),
+        "victim_accuracy": accuracy(before.argmax(dim=1), test.labels),
         "defended_accuracy": accuracy(defended.argmax(dim=1), test.labels),
         "l1_mean": distance.mean().item(),
         "l1_max": distance.max().item(),

@@ -45,15 +45,16 @@ def digest(description: Any) -> str:
 
 
 def settings(thing: Any) -> str:
-    """Return the fields of a dataclass that differ from their defaults, as ``name=value``, epsilon apart.
+    """Return the fields of a dataclass that differ from their defaults, as ``name=value``.
 
-    Fields without a default are not shown; a nested dataclass shows its ``name`` and its own such fields.
+    Fields without a default, a defense's dial and an attack's budget are not shown; a nested dataclass shows its
+    ``name`` and its own such fields.
     """
-    changed = []
+    changed, apart = [], ("budget", getattr(thing, "dial", "epsilon"))
     for field in dataclasses.fields(thing):
         value = getattr(thing, field.name)
         missing = field.default is dataclasses.MISSING
-        if field.name == "epsilon" or not field.compare or missing or describe(field.default) == describe(value):
+        if field.name in apart or not field.compare or missing or describe(field.default) == describe(value):
             continue
         if dataclasses.is_dataclass(value):
             value = " ".join(filter(None, [getattr(value, "name", type(value).__name__), settings(value)]))

@@ -1,4 +1,4 @@
-"""The stolen model: how an adversary trains on its transfer set."""
+"""The stolen model's recipe: how an adversary trains on its transfer set."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mad.attacks import TransferSet
 from mad.errors import MadError
-from mad.seeds import seeded
 from mad.training import Trainer
-from mad.victim import Architecture, Victim
+from mad.victim import Architecture
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Knockoff:
 
     Args:
         trainer: the recipe; the arguments after ``architecture`` replace one field each where given.
-        architecture: None for the victim's, as in the paper.
+        architecture: None for the victim's, as in the paper; a cell fills it in.
         epochs: passes over the transfer set.
         optimizer: ``sgd``, ``momentum``, ``adam`` or ``adagrad``.
         learning_rate: see ``Trainer``.
@@ -52,20 +49,10 @@ class Knockoff:
         for name in changes:
             object.__setattr__(self, name, None)
 
-    def train(
-        self, transfer: TransferSet, targets: Tensor, victim: Victim, seed: int, device: torch.device
-    ) -> nn.Module:
-        """Return the knockoff after its last epoch; targets are posteriors (B, K)."""
-        with seeded(seed, "knockoff"):
-            model = (self.architecture or victim.architecture)(
-                shape=victim.dataset.shape, classes=victim.dataset.classes
-            )
-        if self.initial_weights:
-            self._start(model)
-        self.trainer.fit(model, transfer.images, targets, rows=transfer.rows, seed=seed, device=device, task="knockoff")
-        return model
-
-    def _start(self, model: nn.Module) -> None:
+    def start(self, model: nn.Module) -> None:
+        """Load the initial weights, where there are any, into an untrained network."""
+        if not self.initial_weights:
+            return
         from safetensors.torch import load_file
 
         try:

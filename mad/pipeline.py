@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mad import __version__
+from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks import Attack
 from mad.datasets import Images, Pool, Split
@@ -72,6 +73,11 @@ class Cell:
         del description["defense"], description["seed"], description["victim"]["seed"]
         return digest(description)
 
+    def adversary(self, device: torch.device) -> Adversary:
+        """Return who steals."""
+        dataset = self.victim.dataset
+        return Adversary(self.knockoff, self.recovery, dataset.shape, dataset.classes, self.seed, device)
+
     @property
     def path(self) -> Path:
         """Where this cell's record lies, below the outputs folder."""
@@ -112,24 +118,24 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
     What an earlier cell of this process asked the same networks is remembered: ``seconds_queries`` is then smaller.
     """
     model, seconds_victim = store.victim(cell.victim, device)
-    setting = Setting(cell.victim, model, cell.seed, device, store, SHARED)
+    adversary = cell.adversary(device)
+    setting = Setting(cell.victim, model, cell.seed, device, store, SHARED, adversary)
     served = cell.defense.serve(setting)
     defense = cell.defense.prepared(replace(setting, model=served))
     victim = setting.remembered(model, cell.victim.architecture)
     api = BlackBox(victim if served is model else served, defense, cell.victim.dataset.shape, budget, device)
 
     start = time.perf_counter()
-    transfer = cell.attack.transfer_set(api, images, cell.seed)
-    targets = cell.recovery(transfer.answers)
+    transfer = cell.attack.transfer_set(api, images, adversary)
     queried = time.perf_counter()
-    stolen = cell.knockoff.train(transfer, targets, cell.victim, cell.seed, device)
+    stolen = transfer.stolen or adversary.train(transfer)
     trained = time.perf_counter()
 
     return {
         **facts(cell),
         "budget": budget,
         "queries": api.queries,
-        **utility(api, test),
+        **utility(api, test, None if served is model else victim, device),
         **theft(stolen, victim, test, device),
         "l1_mean_queries": api.l1_mean,
         "target_entropy": api.target_entropy,
@@ -139,6 +145,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
         "seconds_knockoff": trained - queried,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        **transfer.facts,
     }
 
 
@@ -152,11 +159,15 @@ def facts(cell: Cell) -> dict[str, Any]:
         "defense": cell.defense.name,
         "defense_settings": settings(cell.defense),
         "epsilon": cell.defense.epsilon,
+        "dial": cell.defense.dial,
+        "strength": cell.defense.strength,
         "surrogate": getattr(getattr(cell.defense, "surrogate", None), "name", None),
         "attack": cell.attack.name,
+        "attack_settings": settings(cell.attack),
         "recovery": cell.recovery.name,
         "knockoff_architecture": name_of(cell.knockoff.architecture),
         "knockoff_epochs": cell.knockoff.trainer.epochs,
+        "knockoff_optimizer": cell.knockoff.trainer.optimizer,
         "seed": cell.seed,
         "scene": cell.scene,
         "fingerprint": cell.fingerprint,

@@ -12,7 +12,7 @@ from mad.files import Record, below, write_alone
 from mad.progress import err
 from mad.store import read_record
 
-ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "epsilon", "seed"]
+ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "strength", "seed"]
 
 
 def read(outputs: Path) -> pd.DataFrame:

@@ -25,9 +25,11 @@ from mad.victim import Victim
 FAILED = "failed"
 TEXT, NUMBER = str, (int, float)
 COLUMNS: dict[str, Any] = {  # what is read again from a record, and is therefore checked
-    **dict.fromkeys(("victim", "architecture", "pool", "defense", "attack", "recovery", "scene", "fingerprint"), TEXT),
-    **dict.fromkeys(("seed", "budget", "chance", "victim_accuracy", "defended_accuracy", "stolen_accuracy"), NUMBER),
-    "epsilon": (int, float, type(None)),
+    **dict.fromkeys(("victim", "architecture", "pool", "defense", "dial", "attack", "recovery"), TEXT),
+    **dict.fromkeys(("scene", "fingerprint"), TEXT),
+    **dict.fromkeys(("seed", "budget", "chance"), NUMBER),
+    **dict.fromkeys(("victim_accuracy", "defended_accuracy", "stolen_accuracy"), NUMBER),
+    **dict.fromkeys(("epsilon", "strength"), (int, float, type(None))),
     **dict.fromkeys(("agreement", "l1_mean", "seconds_victim", "seconds_queries", "seconds_knockoff"), NUMBER),
 }
 USES: ContextVar[set[str] | None] = ContextVar("uses", default=None)  # the networks that the cell being made asked for

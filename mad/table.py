@@ -14,7 +14,7 @@ def show(rows: pd.DataFrame) -> None:
     first = rows.iloc[0]
     title = f"{first.victim} stolen by {first.attack} from {first['pool']}, {first.queries:,} queries"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in ("defense", "epsilon", "seed"):
+    for heading in ("defense", "strength", "seed"):
         table.add_column(heading)
     for heading in (
         "victim\n%",
@@ -32,7 +32,7 @@ def show(rows: pd.DataFrame) -> None:
     for _, row in rows.iterrows():
         table.add_row(
             f"{row.defense} {row.defense_settings}".strip(),
-            "" if pd.isna(row.epsilon) else f"{row.epsilon:g}",
+            "" if pd.isna(row.strength) else f"{row.dial}={row.strength:g}",
             str(row.seed),
             *(f"{100 * row[name]:.1f}" for name in ("victim_accuracy", "defended_accuracy")),
             f"{row.l1_mean:.3f}",

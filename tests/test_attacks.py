@@ -2,22 +2,25 @@
 
 import pytest
 import torch
-from conftest import CPU, victim
+from conftest import CPU, cell
 
 from mad.api import BlackBox
 from mad.attacks.knockoff import KnockoffRandom
+from mad.augmentation import augmented
 from mad.defenses import Undefended
 from mad.errors import MadError
 from mad.recoveries import AsAnswered
 from mad.recoveries.argmax import Argmax
+from mad.seeds import generator
 
 POOL = torch.randint(0, 256, (300, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
-def steal(budget, seed=0):
-    model = victim().untrained(seed=0, purpose="victim")
+def steal(budget, seed=0, **how):
+    whole = cell(attack=KnockoffRandom(budget, **how), seed=seed)
+    model = whole.victim.untrained(seed=0, purpose="victim")
     api = BlackBox(model, Undefended(), (1, 8, 8), budget, CPU)
-    return KnockoffRandom(budget).transfer_set(api, POOL, seed), api, model
+    return whole.attack.transfer_set(api, POOL, whole.adversary(CPU)), api, model
 
 
 @pytest.mark.parametrize("budget", [1, 40, 300])
@@ -44,6 +47,33 @@ def test_a_budget_above_the_pool_names_both():
     with pytest.raises(MadError, match=r"301.* 300 .*mine"):
         KnockoffRandom(301).affordable(POOL, "mine")
     assert KnockoffRandom(300).affordable(POOL, "mine") == 300
+
+
+@pytest.mark.parametrize(("budget", "times", "images"), [(40, 4, 10), (41, 4, 11), (3, 5, 1), (300, 1, 300)])
+def test_answers_about_one_image_are_averaged_and_each_is_charged(budget, times, images):
+    transfer, api, _ = steal(budget, queries_per_image=times)
+    assert (api.queries, len(transfer.rows), len(transfer.answers)) == (budget, images, images)
+    once = steal(images)[0]
+    assert torch.equal(transfer.rows, once.rows)
+    assert torch.allclose(transfer.answers, once.answers, atol=1e-6)
+
+
+def test_augmented_queries_are_answered_about_the_changed_image():
+    transfer, api, model = steal(20, queries_per_image=4, augment="crop")
+    again = steal(20, queries_per_image=4, augment="crop")[0]
+    assert torch.equal(transfer.answers, again.answers)
+    assert not torch.allclose(transfer.answers, steal(20, queries_per_image=4)[0].answers, atol=1e-3)
+    draw = generator(0, "augmentation of queries")
+    views = augmented((POOL[transfer.rows] / 255).repeat_interleave(4, dim=0), "crop", draw)
+    expected = torch.softmax(model(views), dim=1).view(5, 4, -1).mean(dim=1)
+    assert torch.allclose(transfer.answers, expected, atol=1e-6)
+    assert api.queries == 20
+
+
+def test_the_pool_must_hold_the_images_of_the_budget():
+    assert KnockoffRandom(600, queries_per_image=2).affordable(POOL, "mine") == 600
+    with pytest.raises(MadError, match=r"601, for 301 images, .* 300 .*mine"):
+        KnockoffRandom(601, queries_per_image=2).affordable(POOL, "mine")
 
 
 @pytest.mark.parametrize(("size", "expected"), [(300, 300), (50_000, 50_000), (60_000, 50_000)])

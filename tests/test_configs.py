@@ -1,5 +1,7 @@
 """Every YAML below conf/ composes, builds its part, and is named like it."""
 
+from pathlib import Path
+
 import pytest
 from conftest import build, choices, compose
 from omegaconf import OmegaConf
@@ -27,7 +29,14 @@ def part(tmp_path):
         if name == "image_folder":
             Image.new("L", (9, 9), 50).save(tmp_path / "one.png")
             overrides.append(f"pool.path={tmp_path}")
-        return build(OmegaConf.select(compose(*overrides), group.replace("/", ".")))
+        if name == "idx":
+            overrides.append(f"pool.path={tmp_path}/some")
+        node = OmegaConf.select(compose(*overrides, f"data_root={tmp_path}"), group.replace("/", "."))
+        if node.get("_target_", "").endswith("IdxImages"):
+            for file in map(Path, [node.path] if isinstance(node.path, str) else node.path):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(b"any")
+        return build(node)
 
     return make
 

@@ -1,6 +1,7 @@
 """Images in, uint8 tensors out; what is missing is one line."""
 
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -14,6 +15,7 @@ from torchvision import datasets
 from mad.datasets import batches, unit
 from mad.datasets.digits import Digits, Letters
 from mad.datasets.folder import ImageFolder
+from mad.datasets.idx import IdxImages
 from mad.datasets.vision import Vision
 from mad.errors import MadError
 from mad.fingerprint import describe
@@ -241,3 +243,30 @@ def test_color_images_become_channels_first(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "CIFAR10", lambda *_, **__: fake)
     images = Vision("cifar10", "CIFAR10", str(tmp_path), shape=(3, 32, 30)).images((3, 32, 30))
     assert torch.equal(images, torch.from_numpy(stored).permute(0, 3, 1, 2))
+
+
+def test_idx_files_are_a_pool_in_their_order(tmp_path):
+    pixels = write_idx(tmp_path)
+    files = [str(next(tmp_path.rglob(f"{part}-images-idx3-ubyte"))) for part in ("t10k", "train")]
+    both = IdxImages(files, "mine")
+    expected = torch.from_numpy(np.concatenate([pixels["t10k"], pixels["train"]]))
+    assert torch.equal(both.images((1, 28, 28))[:, 0], expected)
+    moved = tmp_path / "moved"
+    moved.write_bytes(Path(files[0]).read_bytes())
+    assert describe(IdxImages(str(moved), "mine")) == describe(IdxImages(files[0], "mine")) != describe(both)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(16), struct.pack(">IIII", 2051, 2, 3, 3) + bytes(17)])
+def test_what_is_no_idx_file_is_refused(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(MadError, match="no whole IDX file"):
+        IdxImages(str(tmp_path / "file")).images((1, 3, 3))
+
+
+def test_idx_files_of_two_sizes_are_refused(tmp_path):
+    for side in (2, 3):
+        (tmp_path / str(side)).write_bytes(struct.pack(">IIII", 2051, 1, side, side) + bytes(side * side))
+    with pytest.raises(MadError, match=r"\(1, 2, 2\) and \(1, 3, 3\)"):
+        IdxImages([str(tmp_path / "2"), str(tmp_path / "3")]).images((1, 2, 2))
+    with pytest.raises(MadError, match=r"set pool\.path"):
+        IdxImages()

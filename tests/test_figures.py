@@ -34,6 +34,8 @@ def row(defense, epsilon, seed, defended, stolen, l1, **more):
         **BASE,
         "defense": defense,
         "epsilon": epsilon,
+        "dial": "epsilon",
+        "strength": epsilon,
         "seed": seed,
         "defended_accuracy": defended,
         "stolen_accuracy": stolen,

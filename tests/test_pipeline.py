@@ -254,14 +254,12 @@ def test_knockoff_starts_from_given_weights(tmp_path):
     slow = trainer(epochs=1, optimizer="sgd", learning_rate=1e-6)
     given = replace(Knockoff(slow), initial_weights=str(tmp_path / "start.safetensors"))
     transfer = transfer_set(toy)
-    trained = given.train(transfer, transfer.answers, toy, 0, CPU)
+    trained = cell(knockoff=given).adversary(CPU).train(transfer)
     assert torch.allclose(trained.head.weight, start.head.weight * 50, atol=1e-3)
     with pytest.raises(MadError, match="initial_weights"):
-        Knockoff(slow, initial_weights=str(tmp_path / "absent")).train(transfer, transfer.answers, toy, 0, CPU)
+        Knockoff(slow, initial_weights=str(tmp_path / "absent"))
     with pytest.raises(MadError, match="fits"):
-        Knockoff(slow, initial_weights=str(tmp_path / "start.safetensors")).train(
-            transfer, transfer.answers, victim(5), 0, CPU
-        )
+        cell(knockoff=given, victim=victim(5)).adversary(CPU).untrained()
 
 
 def transfer_set(toy):

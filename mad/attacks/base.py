@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.datasets import Images, batches, unit
 from mad.errors import MadError, number
@@ -25,9 +26,11 @@ class TransferSet:
     Pool attacks keep ``rows`` into the pool and never a second copy of the images.
     """
 
-    images: Images  # the pool, uint8 or float in [0, 1], (N, C, H, W)
-    rows: Tensor  # int64 (B,)
-    answers: Tensor  # float32 (B, K)
+    images: Images  # the pool, or what was made, uint8 or float in [0, 1], (N, C, H, W)
+    rows: Tensor  # int64 (M,)
+    answers: Tensor  # float32 (M, K)
+    stolen: nn.Module | None = None  # by attacks that train while they query: nothing is trained afterwards
+    facts: dict[str, Any] = field(default_factory=dict)  # further columns of the record: plain values
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,25 @@ class Attack(ABC):
         """Return the number of queries to make.
 
         Raises:
-            MadError: if the budget is above the pool's size.
+            MadError: if the pool has too few images for them.
         """
-        if self.budget is not None and self.budget > len(pool):
+        budget = self.budget or min(PAPER_BUDGET, len(pool))
+        needed = self.images_for(budget)
+        if needed > len(pool):
+            takes = "" if needed == budget else f", for {needed} images,"
             raise MadError(
-                f"attack.budget={self.budget} is above the {len(pool)} images of pool {name}; "
+                f"attack.budget={budget}{takes} is above the {len(pool)} images of pool {name}; "
                 "lower the budget or take a larger pool"
             )
-        return self.budget or min(PAPER_BUDGET, len(pool))
+        return budget
+
+    def images_for(self, budget: int) -> int:
+        """Return how many images of the pool a budget takes: one a query, if an attack does not say otherwise."""
+        return budget
 
     @abstractmethod
-    def transfer_set(self, api: BlackBox, pool: Images, seed: int) -> TransferSet:
-        """Query the API, exactly ``api.budget`` times, with images of the pool, uint8 (N, C, H, W)."""
+    def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
+        """Query the API, exactly ``api.budget`` times; the pool is uint8 (N, C, H, W)."""
 
 
 def ask(api: BlackBox, pool: Images, rows: Tensor) -> Tensor:

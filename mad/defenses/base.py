@@ -15,6 +15,7 @@ from mad.errors import MadError, number
 from mad.memo import Memo, Remembered
 
 if TYPE_CHECKING:
+    from mad.adversary import Adversary
     from mad.store import Store
     from mad.victim import Victim
 
@@ -33,6 +34,7 @@ class Setting:
         device: where to compute.
         store: keeps what is trained; None trains anew each time.
         memo: what cells of one process share; None shares nothing.
+        adversary: who is about to steal: for white-box studies alone.
     """
 
     victim: Victim
@@ -41,6 +43,7 @@ class Setting:
     device: torch.device
     store: Store | None = None
     memo: Memo | None = None
+    adversary: Adversary | None = None
 
     def trained(self, recipe: Victim) -> nn.Module:
         """Return the network of a recipe, in eval mode: trained once, and kept as victims are."""
@@ -61,11 +64,18 @@ class Defense(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    dial: ClassVar[str] = "epsilon"  # the field that is turned to trade utility for protection: a curve's points
     epsilon: float | None
 
     def __post_init__(self) -> None:
         if self.epsilon is not None:
             number("defense.epsilon", self.epsilon, 0, EPSILON_MAX)
+
+    @property
+    def strength(self) -> float | None:
+        """Where the dial stands; None where there is nothing to turn."""
+        value = getattr(self, self.dial)
+        return None if value is None else float(value)
 
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError for a victim this defense cannot guard, before anything is trained; by default never."""

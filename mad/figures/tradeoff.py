@@ -28,10 +28,10 @@ INK = "#444444"
 
 
 def curves(scene: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return, for each defense of a scene, its points by rising epsilon, in percent, mean and deviation over seeds.
+    """Return, for each defense of a scene, its points by rising strength, in percent, mean and deviation over seeds.
 
-    Each frame is indexed by epsilon and has columns (value, "mean" | "std"). The undefended point is every curve's
-    first: a budget of 0 is no defense.
+    Each frame is indexed by the strength (epsilon, or what else the defense is turned by) and has columns
+    (value, "mean" | "std"). The undefended point is every curve's first: a strength of 0.
     """
     percent = scene.copy()
     accuracies = [value for value in VALUES if value != "l1_mean"]
@@ -40,9 +40,9 @@ def curves(scene: pd.DataFrame) -> dict[str, pd.DataFrame]:
     found = {}
     for (name, settings), rows in percent[percent.defense != "none"].groupby(["defense", "defense_settings"]):
         label = f"{name} ({settings})" if settings else str(name)
-        found[label] = pd.concat([origin, rows]).groupby("epsilon", dropna=False)[VALUES].agg(["mean", "std"])
+        found[label] = pd.concat([origin, rows]).groupby("strength", dropna=False)[VALUES].agg(["mean", "std"])
     if not found and len(origin):
-        found["none"] = origin.groupby("epsilon")[VALUES].agg(["mean", "std"])
+        found["none"] = origin.groupby("strength")[VALUES].agg(["mean", "std"])
     return found
 
 
@@ -117,7 +117,7 @@ def landmarks(axes: Axes, scene: pd.DataFrame, x: str, ideal: tuple[float, float
 
 
 def line(axes: Axes, points: pd.DataFrame, x: str, label: str, style: tuple[str, str, str]) -> None:
-    """Draw one defense's curve, each point but the undefended one labelled with its epsilon."""
+    """Draw one defense's curve, each point but the undefended one labelled with its strength."""
     color, marker, dashes = style
     xs, ys = points[x]["mean"], points["stolen_accuracy"]["mean"]
     spread = {"xerr": points[x]["std"], "yerr": points["stolen_accuracy"]["std"]}
@@ -134,12 +134,12 @@ def line(axes: Axes, points: pd.DataFrame, x: str, label: str, style: tuple[str,
         capsize=2,
         label=label,
     )
-    for place, (epsilon, at_x, at_y) in enumerate(zip(points.index, xs, ys, strict=True)):
-        if epsilon and not pd.isna(epsilon):
+    for place, (strength, at_x, at_y) in enumerate(zip(points.index, xs, ys, strict=True)):
+        if strength and not pd.isna(strength):
             # On the right points crowd toward epsilon 1: every other label goes below.
             below = x == "l1_mean" and place % 2 == 0
             axes.annotate(
-                f"{epsilon:g}",
+                f"{strength:g}",
                 (at_x, at_y),
                 xytext=(-5, -4) if below else (-4, 4) if x != "l1_mean" else (4, 4),
                 textcoords="offset points",
@@ -154,10 +154,11 @@ def title(scene: pd.DataFrame) -> str:
     """Return one line that says what was stolen, how, and over how many seeds."""
     first: Any = scene.iloc[0]
     seeds = scene.seed.nunique()
+    dials = ", ".join(dict.fromkeys(scene[scene.defense != "none"].dial)) or "epsilon"
     recovery = "" if first.recovery == "none" else f", {first.recovery} of the answers"
     return (
         f"victim {first.victim} ({first.architecture}) - attack {first.attack} with {first.budget:,} queries "
-        f"from {first['pool']}{recovery} - {seeds} seed{'s' * (seeds > 1)}, points labelled with epsilon"
+        f"from {first['pool']}{recovery} - {seeds} seed{'s' * (seeds > 1)}, points labelled with {dials}"
     )
 
 

@@ -17,11 +17,15 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
 import torch
 from common import arguments, paired, ratio, report
+
+from mad.adversary import Adversary
+from mad.recoveries import AsAnswered
 
 STATE: dict[str, Any] = {}
 
@@ -50,7 +54,9 @@ def knockoff(threads: int, seed: int) -> tuple[float, str]:
     torch.set_num_threads(threads)
     start = time.process_time()
     transfer = STATE["transfer"]
-    model = STATE["knockoff"].train(transfer, transfer.answers, STATE["victim"], seed, torch.device("cpu"))
+    dataset, knockoff = STATE["victim"].dataset, replace(STATE["knockoff"], architecture=STATE["victim"].architecture)
+    adversary = Adversary(knockoff, AsAnswered(), dataset.shape, dataset.classes, seed, torch.device("cpu"))
+    model = adversary.train(transfer)
     spent = time.process_time() - start
     weights = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
     return spent, hashlib.sha256(weights).hexdigest()

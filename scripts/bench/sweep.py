@@ -82,10 +82,11 @@ def main() -> None:
         images, budget, _ = gather(cell)
         model, victim_seconds = Store(outputs).victim(cell.victim, device)
         api = BlackBox(model, Undefended(), cell.victim.dataset.shape, budget, device)
-        transfer = cell.attack.transfer_set(api, images, cell.seed)
+        adversary = cell.adversary(device)
+        transfer = cell.attack.transfer_set(api, images, adversary)
 
         def knockoff() -> None:
-            cell.knockoff.train(transfer, transfer.answers, cell.victim, cell.seed, device)
+            adversary.train(transfer)
 
         half = max(1, given.repeats // 2)
         alone = [seconds(knockoff, given.device) for _ in range(half)]

@@ -1,0 +1,65 @@
+"""The adversary: what an attack may lean on while it queries, and who trains the stolen model in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mad.recoveries import Recovery
+from mad.seeds import seeded
+from mad.training import Trainer
+
+if TYPE_CHECKING:
+    from mad.attacks import TransferSet
+    from mad.knockoff import Knockoff
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """An adversary's knowledge and means; of the victim it knows the shape of an image and the classes, no more.
+
+    Args:
+        knockoff: how it trains.
+        recovery: what it makes of answers before it trains on them.
+        shape: (C, H, W) of the images that the API takes.
+        classes: K.
+        seed: the cell's.
+        device: where it computes.
+    """
+
+    knockoff: Knockoff
+    recovery: Recovery
+    shape: tuple[int, int, int]
+    classes: int
+    seed: int
+    device: torch.device
+
+    def untrained(self, purpose: str = "knockoff") -> nn.Module:
+        """Return its network as it is before any training; the purpose, with the seed, draws the weights."""
+        with seeded(self.seed, purpose):
+            model = self.knockoff.architecture(shape=self.shape, classes=self.classes)  # type: ignore[misc]
+        self.knockoff.start(model)
+        return model
+
+    def train(self, transfer: TransferSet, task: str = "knockoff", trainer: Trainer | None = None) -> nn.Module:
+        """Return a network, in eval mode, trained anew on what it recovers from a transfer set.
+
+        Args:
+            transfer: images and answers.
+            task: what the progress bar calls this; with the seed, it draws weights and order.
+            trainer: another recipe than the knockoff's.
+        """
+        model = self.untrained(task)
+        (trainer or self.knockoff.trainer).fit(
+            model,
+            transfer.images,
+            self.recovery(transfer.answers),
+            rows=transfer.rows,
+            seed=self.seed,
+            device=self.device,
+            task=task,
+        )
+        return model
