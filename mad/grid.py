@@ -34,11 +34,9 @@ def jobs(config: DictConfig, overrides: Job) -> list[Job]:
         MadError: if a line of the grid is not overrides as the command line takes them.
     """
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    grid = config.get("grid")
-    if not grid:
-        return split([*params, *overrides])
-    lines = [words(line) for line in grid]
-    found = [job for line in lines for job in split([*params, *line, *overrides, LAID_OUT])]
+    lines = [words(line) for line in config.get("grid") or []]
+    last = [LAID_OUT] if lines else []
+    found = [job for line in lines or [[]] for job in split([*params, *line, *overrides, *last])]
     return list({tuple(sorted(job)): job for job in found}.values())
 
 

@@ -51,7 +51,7 @@ def test_without_a_grid_a_sweep_is_hydras():
     assert jobs([], "seed=0,1", "defense=mad,none") == [
         {f"seed={seed}", f"defense={name}"} for seed, name in product((0, 1), ("mad", "none"))
     ]
-    assert len(jobs([], "seed=1,1")) == 2
+    assert len(jobs([], "seed=1,1")) == 1
 
 
 def test_the_command_line_wins_and_equal_cells_are_one():
