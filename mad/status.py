@@ -19,14 +19,14 @@ from omegaconf import DictConfig
 
 from mad import cli, grid
 from mad.errors import MadError
-from mad.files import DamagedError, Record, below, clear, holder, lock_file, locked, write
+from mad.files import DamagedError, Record, below, holder, lock_file, write
+from mad.notes import SWEEPS, begin
 from mad.progress import out
 
 if TYPE_CHECKING:
     from mad.pipeline import Cell
 
 PLAN = "cells.jsonl"
-SWEEPS = "sweeps"
 STATES = ("done", "running", "failed", "missing")
 
 
@@ -40,32 +40,21 @@ class Planned:
 
 
 class SweepStart(Callback):
-    """Before a sweep: leave the list of its cells for ``mad-status``."""
+    """Before a sweep: begin its folder, and leave the list of its cells there for ``mad-status``."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the list; records are found by it, and nothing in it is ever run."""
-        outputs, folder = Path(config.outputs), Path(config.hydra.sweep.dir)
+        folder = Path(config.hydra.sweep.dir)
         try:
+            begin(Path(config.outputs), folder)
             if not grid.chosen(config):
                 return
             cells = plan(grid.jobs(config, list(config.hydra.overrides.task)))
-            leave(outputs, folder, "".join(json.dumps(dataclasses.asdict(cell), default=str) + "\n" for cell in cells))
+            lines = (json.dumps(dataclasses.asdict(cell), default=str) + "\n" for cell in cells)
+            write(folder / PLAN, "".join(lines).encode())
         except Exception as error:  # raised, it would become a warning of Hydra's
             cli.report(error)
             sys.exit(1)
-
-
-def leave(outputs: Path, folder: Path, lines: str) -> None:
-    """Write a sweep's list, and clear what killed sweeps left of theirs."""
-    area = Path(SWEEPS)
-    if not folder.is_relative_to(outputs / area):
-        write(folder / PLAN, lines.encode())
-        return
-    below(outputs, folder.relative_to(outputs))
-    with locked(outputs, area):
-        for earlier in (outputs / area).glob("*"):
-            clear(earlier, PLAN)
-        write(folder / PLAN, lines.encode())
 
 
 def plan(jobs: list[grid.Job]) -> list[Planned]:
