@@ -41,13 +41,12 @@ def begin(outputs: Path, folder: Path) -> None:
         clear(folder, "*.json")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            OPEN.append(file := (folder / HELD).open("x"))
+            OPEN.append(file := (folder / HELD).open("xb", buffering=0))
         except OSError as error:
             raise unwritable(folder, error) from error
         with suppress(OSError):  # where there are no locks at all, the store says so
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.write(socket.gethostname())
-            file.flush()
+            file.write(socket.gethostname().encode())
 
 
 def end() -> None:
