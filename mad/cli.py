@@ -1,11 +1,11 @@
-"""``mad-run`` and ``mad-figures``: with ``mad.engines`` and ``mad.status`` all that knows Hydra."""
+"""``mad-run`` and ``mad-figures``: with ``mad.engines``, ``mad.grid`` and ``mad.status`` all that knows Hydra."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import os
+import secrets
 import sys
 import traceback
 import warnings
@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mad import engines, progress
+from mad import engines, grid, notes, progress
 from mad.errors import MadError
+from mad.files import locked
 from mad.progress import err, out
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from mad.pipeline import Cell
 
 PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
@@ -37,8 +38,10 @@ ALIASES = {
     "defense/surrogate/dataset": "dataset",
 }
 EXTRAS = {"hydra_joblib": "mad", "hydra_submitit": "mad[slurm]", "hydra_ray": "mad[ray]"}
+DERIVED = Path("derived")  # its lock: who reads records later writes later what is derived from them
 TRACEBACK = "MAD_TRACEBACK"  # tells the jobs of a sweep that HYDRA_FULL_ERROR was the user's wish
 OmegaConf.register_new_resolver("mad_jobs", engines.jobs, replace=True)
+OmegaConf.register_new_resolver("mad_token", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 # Hydra finds the launchers' own schemas beside conf/hydra/launcher; checked or not, those files are whole.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
@@ -73,6 +76,8 @@ def run() -> None:
     except Exception as error:
         report(error)
         sys.exit(1)
+    finally:
+        notes.end()
 
 
 def task(config: DictConfig) -> None:
@@ -86,13 +91,13 @@ def task(config: DictConfig) -> None:
         return
     settle(HydraConfig.get())
     sweep = Path(HydraConfig.get().sweep.dir)
-    overrides, doubt = list(HydraConfig.get().overrides.task), engines.doubt(sweep)
+    overrides, doubt = list(HydraConfig.get().overrides.task), notes.doubt(sweep)
     try:
         found = {"record": str(cell_path(config, sweep))}
     except Exception as error:
         report(error)
         found = {"error": one_line(error)}
-    note(sweep, HydraConfig.get().job.num, {"overrides": overrides, "doubt": doubt, **found})
+    notes.note(sweep, HydraConfig.get().job.num, {"overrides": overrides, "doubt": doubt, **found})
 
 
 def settle(hydra_config: Any) -> None:
@@ -103,13 +108,6 @@ def settle(hydra_config: Any) -> None:
         sys.path.append(folder)
     if not hydra_config.launcher._target_.endswith(".BasicLauncher"):
         progress.plain = True
-
-
-def note(folder: Path, number: int, content: dict[str, Any]) -> None:
-    """Write the note of one of a sweep's jobs; whoever reads sees the old one or the new one."""
-    beside = folder / f".{number}.tmp"
-    beside.write_text(json.dumps(content))
-    beside.replace(folder / f"{number}.json")
 
 
 def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
@@ -141,6 +139,8 @@ def cell_of(config: DictConfig) -> Cell:
     """Build the cell that a config describes; nothing is run."""
     from mad.pipeline import Cell
 
+    if config.get("grid"):
+        raise MadError("this experiment is a grid of cells, not one: choose no second experiment beside it, and say -m")
     parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
     return Cell(**parts, seed=config.seed)
 
@@ -149,12 +149,9 @@ def in_turn(cell: Cell, sweep: Path | None) -> list[Cell]:
     """Return the cell and its reference in the order to run them: the reference last, if another job has begun it."""
     if cell.reference.path == cell.path:
         return [cell]
-    try:
-        if sweep:
-            (sweep / f".{cell.reference.fingerprint}").touch(exist_ok=False)
-    except FileExistsError:
-        return [cell, cell.reference]
-    return [cell.reference, cell]
+    if sweep is None or notes.first(sweep, cell.reference.fingerprint):
+        return [cell.reference, cell]
+    return [cell, cell.reference]
 
 
 class SweepEnd(Callback):
@@ -162,56 +159,58 @@ class SweepEnd(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note what will be launched: a job that dies can leave no note of its own."""
-        engines.go_on(config.hydra.launcher._target_)
-        folder = Path(config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        engines.hold(folder)  # jobs on other hosts try this lock
-        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        for number, each in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
-            note(folder, number, {"overrides": each})
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Read the notes that the sweep's jobs left."""
-        engines.release()
-        folder = Path(config.hydra.sweep.dir)
-        notes = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"), key=lambda f: int(f.stem))]
         try:
-            finish([Path(each["record"]) for each in notes if "record" in each], Path(config.outputs))
+            engines.go_on(config.hydra.launcher._target_)
+            jobs = grid.jobs(config, list(config.hydra.overrides.task)) if grid.chosen(config) else []
+            for number, each in enumerate(jobs):
+                notes.note(Path(config.hydra.sweep.dir), number, {"overrides": each})
         except Exception as error:  # raised, it would become a warning of Hydra's
             report(error)
             sys.exit(1)
-        for doubt in sorted({each["doubt"] for each in notes if each.get("doubt")}):
-            err.print(doubt, soft_wrap=True)
-        failed = [each for each in notes if "record" not in each]
-        list_failures(failed, notes)
-        if failed:
-            err.print(f"{len(failed)} of {len(notes)} cells failed; the others are kept")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Read the notes that the sweep's jobs left."""
+        notes.end()
+        try:
+            every = notes.read(Path(config.hydra.sweep.dir))
+            finish([Path(each["record"]) for each in every if "record" in each], Path(config.outputs))
+        except Exception as error:  # raised, it would become a warning of Hydra's
+            report(error)
             sys.exit(1)
-
-
-def list_failures(failed: list[dict[str, Any]], notes: list[dict[str, Any]]) -> None:
-    """Print one line a cell that failed: what sets it apart from the sweep's other cells, and why it failed."""
-    common = set.intersection(*(set(each["overrides"]) for each in notes)) if len(notes) > 1 else set()
-    names = [" ".join(word for word in each["overrides"] if word not in common) for each in failed]
-    for name, each in zip(names, failed, strict=True):
-        why = each.get("error", "ended without a word: killed, or out of memory?")
-        err.print(f"failed: {name:<{max(map(len, names))}}  {why}", soft_wrap=True, markup=False)
+        for doubt in sorted({each["doubt"] for each in every if each.get("doubt")}):
+            err.print(doubt, soft_wrap=True)
+        failed = [each for each in every if "record" not in each]
+        if failed:
+            notes.list_failures(failed, every)
+            err.print(f"{len(failed)} of {len(every)} cells failed; the others are kept")
+            sys.exit(1)
 
 
 def finish(paths: list[Path], outputs: Path) -> None:
     """Print the table of some records; write ``records.csv`` and the figures of their scenes."""
     from mad import records
-    from mad.figures import tradeoff
     from mad.table import show
 
-    table = records.read(outputs)
-    if table.empty:
+    if not paths:
         return
-    mine = table[table.fingerprint.isin([path.parent.name for path in paths])]
-    scenes = table[table.scene.isin(mine.scene)]
-    if mine.empty:
-        return
-    show(scenes[scenes.fingerprint.isin(mine.fingerprint) | (scenes.defense == "none") & scenes.seed.isin(mine.seed)])
+    with locked(outputs, DERIVED):
+        table = records.read(outputs)
+        if table.empty:
+            return
+        mine = table[table.fingerprint.isin([path.parent.name for path in paths])]
+        scenes = table[table.scene.isin(mine.scene)]
+        if mine.empty:
+            return
+        reference = (scenes.defense == "none") & scenes.seed.isin(mine.seed)
+        show(scenes[scenes.fingerprint.isin(mine.fingerprint) | reference])
+        derive(table, scenes, outputs)
+
+
+def derive(table: DataFrame, scenes: DataFrame, outputs: Path) -> None:
+    """Write ``records.csv`` and the figures of some scenes; the caller read the records under the lock of these."""
+    from mad import records
+    from mad.figures import tradeoff
+
     out.print(str(records.write_csv(table, outputs)), soft_wrap=True)
     for figure in tradeoff.write_all(scenes, outputs / "figures"):
         out.print(str(figure), soft_wrap=True)
@@ -226,15 +225,13 @@ def figures() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
     arguments = parser.parse_args()
     from mad import records
-    from mad.figures import tradeoff
 
     try:
-        table = records.read(arguments.outputs)
-        if table.empty:
+        if records.read(arguments.outputs).empty:
             raise MadError(f"no record below {arguments.outputs}/runs; run mad-run first, or say --outputs FOLDER")
-        out.print(str(records.write_csv(table, arguments.outputs)), soft_wrap=True)
-        for figure in tradeoff.write_all(table, arguments.outputs / "figures"):
-            out.print(str(figure), soft_wrap=True)
+        with locked(arguments.outputs, DERIVED):
+            table = records.read(arguments.outputs)
+            derive(table, table, arguments.outputs)
     except (MadError, OSError) as error:
         report(error)
         sys.exit(1)

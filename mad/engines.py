@@ -5,15 +5,12 @@ A job that dies leaves its note as it was when the sweep began, and the sweep's 
 
 from __future__ import annotations
 
-import fcntl
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +19,6 @@ from hydra.core.utils import JobReturn, JobStatus
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 SLOT = "MAD_SLOT"  # which of the processes that share this machine one is
 IDLE_SECONDS = 60.0  # a worker whose sweep was killed ends by itself after these
-HELD = ".held"
-OPEN: list[Any] = []  # the file that this process holds; of no callback, since those travel into the jobs
 OVER = JobReturn(status=JobStatus.COMPLETED)  # all that Hydra wants to know; a cell's note says the rest
 
 
@@ -50,32 +45,6 @@ def jobs(device: Any) -> int:
     if device == "auto" and torch.cuda.is_available():
         return int(torch.cuda.device_count())
     return int(cpu_count()) if device in ("auto", "cpu") else 1
-
-
-def hold(folder: Path) -> None:
-    """Lock a file of the sweep's folder until ``release``, and say in it on which host."""
-    OPEN.append(file := (folder / HELD).open("w"))
-    with suppress(OSError):  # where there are no locks at all, the store says so
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.write(socket.gethostname())
-        file.flush()
-
-
-def release() -> None:
-    """Give up what ``hold`` locked."""
-    while OPEN:
-        OPEN.pop().close()
-
-
-def doubt(folder: Path) -> str | None:
-    """Return what is wrong if a lock that the sweep's first host holds can be taken on this host, too."""
-    here = socket.gethostname()
-    with suppress(OSError), (folder / HELD).open("r+") as file:
-        there = file.read()
-        if there and there != here:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where locks hold
-            return f"locks of {there} do not hold on {here}: cells may be made twice there, but each record is whole"
-    return None
 
 
 class Pool:

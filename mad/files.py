@@ -130,6 +130,13 @@ def below(outputs: Path, path: Path) -> Path:
     return full
 
 
+def folders(outputs: Path, pattern: str) -> Iterator[Path]:
+    """Yield the folders of a pattern, but none that a link takes out of the outputs folder."""
+    for folder in [outputs] if pattern == "." else sorted(outputs.glob(pattern)):
+        with contextlib.suppress(MadError):
+            yield below(outputs, folder.relative_to(outputs))
+
+
 def lock_file(path: Path) -> Path:
     """Return the file, below the outputs folder, whose lock guards a path that is relative to it."""
     return Path(LOCKS, "-".join(path.parts) + ".lock")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mad import records
 from mad.errors import MadError
-from mad.files import LOCKS, below, holder
+from mad.files import LOCKS, folders, holder
+from mad.notes import HIDDEN
 from mad.progress import out
 
 
@@ -49,16 +50,9 @@ def unneeded(outputs: Path) -> Iterator[Path]:
         yield from sorted(folder.glob("*.lock"))
 
 
-def folders(outputs: Path, pattern: str) -> Iterator[Path]:
-    """Yield the folders of a pattern, but none that a link takes out of the outputs folder."""
-    for folder in [outputs] if pattern == "." else sorted(outputs.glob(pattern)):
-        with contextlib.suppress(MadError):
-            yield below(outputs, folder.relative_to(outputs))
-
-
 def waste(folder: Path) -> Iterator[Path]:
-    """Yield the damaged and the half-written files of a folder."""
-    yield from sorted((*folder.glob("*.damaged"), *folder.glob(".*.tmp")))
+    """Yield the damaged and the half-written files of a folder, and what a killed sweep left hidden in its own."""
+    yield from sorted(file for pattern in ("*.damaged", *HIDDEN) for file in folder.glob(pattern))
 
 
 def size(path: Path) -> int:

@@ -6,11 +6,12 @@ import pickle
 import sys
 
 import conftest
+import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mad import cli, engines
+from mad import cli, engines, grid, notes
 from mad.device import choose, use_threads
 from mad.errors import MadError
 from mad.progress import bar
@@ -57,18 +58,27 @@ def test_submitted_jobs_are_waited_for_or_cancelled():
     assert all(job.cancelled for job in jobs)
 
 
-def sweep(folder, *words):
-    launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
-    hydra = {"sweep": {"dir": str(folder)}, "launcher": launcher, "overrides": {"task": list(words)}}
-    return OmegaConf.create({"outputs": str(folder), "hydra": hydra})
+@pytest.fixture
+def sweep(tmp_path):
+    """What turns words of a command line into the config of their sweep, in this folder."""
+    nodes = {"launcher": {"_target_": "BasicLauncher"}, "sweeper": {"_target_": grid.SWEEPER}}
+
+    def config(*words):
+        node = {"sweep": {"dir": str(tmp_path)}, "overrides": {"task": list(words)}, **nodes}
+        return OmegaConf.create({"outputs": str(tmp_path), "hydra": node})
+
+    with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+        yield config
+    notes.end()
 
 
-def test_a_job_that_left_no_word_is_a_failure(tmp_path, capfd):
-    config = sweep(tmp_path, "defense.epsilon=0.1,0.2", "seed=7")
+def test_a_job_that_left_no_word_is_a_failure(sweep, tmp_path, capfd):
+    config = sweep("defense.epsilon=0.1,0.2", "seed=7")
+    notes.begin(tmp_path, tmp_path)
     end = cli.SweepEnd()
     end.on_multirun_start(config)
     assert json.loads((tmp_path / "1.json").read_text()) == {"overrides": ["defense.epsilon=0.2", "seed=7"]}
-    cli.note(tmp_path, 0, {"overrides": ["defense.epsilon=0.1", "seed=7"], "record": "runs/a/b/c/d/record.json"})
+    notes.note(tmp_path, 0, {"overrides": ["defense.epsilon=0.1", "seed=7"], "record": "runs/a/b/c/d/record.json"})
     with pytest.raises(SystemExit) as exit_:
         end.on_multirun_end(config)
     assert exit_.value.code == 1
@@ -83,20 +93,21 @@ def test_the_second_job_leaves_the_reference_for_later(tmp_path):
     assert cli.in_turn(reference, tmp_path) == [reference]
 
 
-def test_locks_that_do_not_hold_between_hosts_are_said(tmp_path, monkeypatch, capfd):
-    config = sweep(tmp_path, "seed=1,2")
-    assert engines.doubt(tmp_path) is None
+def test_locks_that_do_not_hold_between_hosts_are_said(sweep, tmp_path, monkeypatch, capfd):
+    config = sweep("seed=1,2")
+    assert notes.doubt(tmp_path) is None
+    notes.begin(tmp_path, tmp_path)
     end = cli.SweepEnd()
     end.on_multirun_start(config)
     pickle.dumps(end)  # callbacks travel into the jobs
-    assert engines.doubt(tmp_path) is None
+    assert notes.doubt(tmp_path) is None
     monkeypatch.setattr("socket.gethostname", lambda: "other")
-    assert engines.doubt(tmp_path) is None
-    engines.release()  # on a file system whose locks stay on one host, it looks like this from another
-    doubt = engines.doubt(tmp_path)
+    assert notes.doubt(tmp_path) is None
+    notes.OPEN.pop().close()  # on a file system whose locks stay on one host, it looks like this from another
+    doubt = notes.doubt(tmp_path)
     assert "do not hold on other" in doubt
     for number in range(2):
-        cli.note(tmp_path, number, {"overrides": [], "doubt": doubt, "record": "runs/a/b/c/d/record.json"})
+        notes.note(tmp_path, number, {"overrides": [], "doubt": doubt, "record": "runs/a/b/c/d/record.json"})
     end.on_multirun_end(config)
     assert capfd.readouterr().err.splitlines() == [doubt]
 

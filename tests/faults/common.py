@@ -63,8 +63,8 @@ def finished(outputs):
 
 
 def leftovers(outputs):
-    """Temporary, damaged and lock files."""
-    return [file for pattern in (".*.tmp", "*.lock", "*.damaged") for file in outputs.rglob(pattern)]
+    """Temporary, damaged and lock files, and what a sweep hides in its folder."""
+    return [file for pattern in (".*.tmp", "*.lock", "*.damaged", "*.turn", ".held") for file in outputs.rglob(pattern)]
 
 
 def draw_nothing(monkeypatch):

@@ -1,0 +1,109 @@
+"""A sweep's folder: a note a job, read at the sweep's end, and hidden files that go with it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import socket
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mad.errors import MadError
+from mad.files import Record, below, folders, holder, locked, unwritable, write
+from mad.progress import err
+
+SWEEPS = Path("sweeps")
+HELD = ".held"
+HIDDEN = (".*.tmp", ".*.turn", HELD)
+OPEN: list[Any] = []  # the file that this process holds; of no callback, since those travel into the jobs
+
+
+def begin(outputs: Path, folder: Path) -> None:
+    """Make a sweep's folder and hold it until ``end``; clear it, and what killed sweeps left hidden in theirs.
+
+    Raises:
+        MadError: if another sweep holds the folder, or it cannot be made.
+    """
+    with locked(outputs, SWEEPS):
+        if folder.is_relative_to(outputs):
+            below(outputs, folder.relative_to(outputs))
+        if holder(folder / HELD):
+            raise MadError(f"{folder} is the folder of a sweep that still runs: choose another hydra.sweep.dir")
+        for earlier in (*folders(outputs, f"{SWEEPS}/*"), folder):
+            if not holder(earlier / HELD):
+                clear(earlier, *HIDDEN)
+        clear(folder, "*.json")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            OPEN.append(file := (folder / HELD).open("xb", buffering=0))
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        with suppress(OSError):  # where there are no locks at all, the store says so
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.write(socket.gethostname().encode())
+
+
+def end() -> None:
+    """Give up the folder that this process holds, and clear what was hidden in it."""
+    while OPEN:
+        file = OPEN.pop()
+        clear(Path(file.name).parent, *HIDDEN)
+        file.close()
+
+
+def clear(folder: Path, *patterns: str) -> None:
+    """Remove a folder's files of some patterns."""
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            with suppress(OSError):
+                file.unlink()
+
+
+def doubt(folder: Path) -> str | None:
+    """Return what is wrong if a lock that the sweep's first host holds can be taken on this host, too."""
+    here = socket.gethostname()
+    with suppress(OSError), (folder / HELD).open("r+") as file:
+        there = file.read()
+        if there and there != here:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where locks hold
+            return f"locks of {there} do not hold on {here}: cells may be made twice there, but each record is whole"
+    return None
+
+
+def note(folder: Path, number: int, content: Record) -> None:
+    """Write the note of one of a sweep's jobs; whoever reads sees the old one or the new one."""
+    write(folder / f"{number}.json", json.dumps(content).encode())
+
+
+def read(folder: Path) -> list[Record]:
+    """Return a sweep's notes in the order of its jobs."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"), key=lambda file: int(file.stem))]
+
+
+def first(folder: Path, name: str) -> bool:
+    """Tell whether no other job of this sweep has asked this about the same name."""
+    try:
+        (folder / f".{name}.turn").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def list_failures(failed: list[Record], every: list[Record]) -> None:
+    """Print a table, a line a cell that failed: what sets it apart from the sweep's other cells, and why it failed."""
+    common = set.intersection(*(set(each["overrides"]) for each in every)) if len(every) > 1 else set()
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for each in failed:
+        name = " ".join(word for word in each["overrides"] if word not in common)
+        why = each.get("error", "ended without a word: killed, or out of memory?")
+        table.add_row(Text(f"failed: {name}"), Text(why))
+    lines = StringIO()
+    Console(file=lines, width=10_000).print(table)  # however narrow the terminal, no line is folded or cut
+    for line in lines.getvalue().splitlines():
+        err.print(line.rstrip(), soft_wrap=True, markup=False)
