@@ -82,6 +82,15 @@ def test_reverse_sigmoid_keeps_every_top_class(clean, beta, gamma, epsilon):
     assert epsilon is None or simplex.l1(answer, clean) <= epsilon + 1e-5
 
 
+def test_reverse_sigmoid_lets_no_rounding_choose_the_top_class():
+    close = torch.rand(2000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    close[:, :2] = 1
+    close = (close / close.sum(dim=1, keepdim=True)).float()
+    close[:, 1] = torch.nextafter(close[:, 0], torch.ones(2000))
+    answers = ready(ReverseSigmoid(beta=1.0))(IMAGES, close)
+    assert (answers.argmax(dim=1) == 1).all()
+
+
 def test_reverse_sigmoid_is_weaker_only_where_the_top_class_would_change():
     flat = torch.tensor([[0.2, 0.15, 0.15, 0.15, 0.15, 0.2 - 1e-3, 1e-3, 0, 0, 0]])
     defense = ready(ReverseSigmoid(beta=1.0))

@@ -29,6 +29,7 @@ BUDGETED = [name for name in PERTURBING if NODES[name].epsilon is not None]
 FREE = [name for name in PERTURBING if name not in BUDGETED]
 CASES = [("none", 0), ("random_noise", None), *((name, None) for name in FREE)]
 CASES += [(name, epsilon) for name in PERTURBING for epsilon in (EPSILONS if "=" not in name else (0.1, 0.95, 2))]
+CASES = [case for case in CASES if case[0] != "dp_sgd" or not case[1]]  # it moves no answer, and takes no budget
 ROWS = 12
 
 
