@@ -145,6 +145,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
         "seconds_knockoff": trained - queried,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        **cell.defense.facts(setting),
         **transfer.facts,
     }
 

@@ -122,6 +122,27 @@ def test_a_defense_without_epsilon_is_drawn(tmp_path):
     assert tradeoff.curves(scene)["free"]["stolen_accuracy"]["mean"].tolist() == pytest.approx([82, 50])
 
 
+def test_a_curve_starts_where_its_defense_is_weak():
+    classes = [row("top_k", None, 0, 0.9, 0.7, l1, dial="k", strength=k) for k, l1 in ((1, 0.3), (2, 0.2), (5, 0.1))]
+    found = tradeoff.curves(records.frame([*ROWS, *classes]))
+    assert found["top_k"].index.tolist() == [0, 5, 2, 1]
+    assert found["mad"].index.tolist() == [0, 0.5, 1]
+
+
+def test_two_dials_of_a_defense_are_two_curves():
+    scaled = row("random_noise", None, 0, 0.8, 0.7, 0.4, dial="scale", strength=0.5)
+    found = tradeoff.curves(records.frame([*ROWS, scaled]))
+    assert found["random_noise"]["defended_accuracy"]["mean"].tolist() == pytest.approx([90, 85])
+    assert found["random_noise by scale"]["defended_accuracy"]["mean"].tolist() == pytest.approx([90, 80])
+
+
+def test_a_defense_that_moves_no_answer_has_no_l1_to_show():
+    private = row("dp_sgd", None, 0, 0.8, 0.5, 0.0, dial="noise_multiplier", strength=1.0)
+    left, right = tradeoff.draw(records.frame([*ROWS, private])).axes
+    drawn = [{bars.get_label() for bars in axes.containers} for axes in (left, right)]
+    assert drawn[0] - drawn[1] == {"dp_sgd"}
+
+
 def test_every_scene_is_written_as_png_and_pdf(tmp_path):
     other = [{**each, "scene": "fedcba9876543210", "budget": 20} for each in ROWS]
     written = tradeoff.write_all(records.frame([*ROWS, *other]), tmp_path / "figures")

@@ -280,6 +280,9 @@ class Swapped(Defense):
     def prepare(self, setting):
         self._model = setting.model
 
+    def facts(self, setting):
+        return {"classes": setting.victim.dataset.classes}
+
     def perturb(self, images, clean):
         assert torch.allclose(torch.softmax(self._model(images), dim=1), clean)
         return clean
@@ -291,6 +294,7 @@ def test_the_model_that_is_served_is_kept_too(tmp_path, fits):
     assert len(list(tmp_path.glob("victims/swap/*/weights.safetensors"))) == 1
     assert records[0]["l1_max"] < 1e-6
     assert records[0]["target_entropy"] is None
+    assert records[0]["classes"] == 4  # what a defense knows of itself
 
 
 def test_a_defense_may_refuse_a_victim():

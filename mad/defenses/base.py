@@ -94,6 +94,10 @@ class Defense(ABC):
         """Return the model that is served; a defense that acts at training time returns another than the victim."""
         return setting.model
 
+    def facts(self, setting: Setting) -> dict[str, Any]:
+        """Return further columns of the record: numbers or one line of text, under names of their own."""
+        return {}
+
     @abstractmethod
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return what to answer, float (B, K); images (B, C, H, W) in [0, 1], clean posteriors (B, K)."""

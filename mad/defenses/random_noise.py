@@ -8,42 +8,70 @@ import torch
 from torch import Tensor
 
 from mad.defenses.base import Defense, Setting
-from mad.errors import number
+from mad.errors import number, one_of
 from mad.seeds import derive
 
 EDGE = 1e-6  # logits of exact zeros and ones are infinite
+NORMS = {"l1": 1, "l2": 2}
 
 
 @dataclass
 class RandomNoise(Defense):
-    """Add uniform noise to z = log(y / (1 - y)), map back and rescale; shrink to the L1 budget.
+    """Add uniform noise to z = log(y / (1 - y)), map back and rescale.
+
+    With an L1 budget the noise is symmetric and the answer is shrunk to the budget. Without one it is the published
+    form: non-negative noise in [0, 2 scale / K^(1/p)], projected onto the L_p ball of radius ``scale``.
 
     The noise is a function of a secret key and of the image: asking twice brings the same answer, so averaging
-    repeated queries removes nothing, and no answer depends on its batch.
+    repeated queries removes nothing, and no answer depends on its batch. The published code draws afresh.
 
     Args:
-        epsilon: L1 budget in [0, 2].
-        scale: noise is uniform in [-scale, scale], in logits. A sure answer's top logit is near 14, so 50 lets
-            the budget decide how much changes; at 10 most test answers would hardly move.
+        epsilon: L1 budget in [0, 2]; None for the published form, which ``scale`` alone turns.
+        scale: in logits. With a budget, noise is uniform in [-scale, scale]: a sure answer's top logit is near 14,
+            so 50 lets the budget decide how much changes; at 10 most test answers would hardly move. Without one,
+            the radius of the ball.
+        norm: of the ball, ``l1`` or ``l2``; of no use with a budget.
     """
 
     name = "random_noise"
     epsilon: float | None
     scale: float = 50.0
+    norm: str = "l1"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("defense.scale", self.scale, 0)
+        one_of("defense.norm", self.norm, tuple(NORMS))
+
+    @property
+    def dial(self) -> str:  # type: ignore[override]
+        """The budget where there is one, else the radius."""
+        return "scale" if self.epsilon is None else "epsilon"
 
     def prepare(self, setting: Setting) -> None:
         """Draw the secret key."""
         self._key = derive(setting.seed, "noise")
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return posteriors with noisy logits."""
-        noise = keyed_uniform(images, clean.shape[1], self._key).to(clean.dtype)
-        z = torch.logit(clean, eps=EDGE) + self.scale * (2 * noise - 1)
-        return torch.sigmoid(z)
+        """Return what the noisy logits stand for, not yet rescaled."""
+        classes = clean.shape[1]
+        noise = keyed_uniform(images, classes, self._key)
+        if self.epsilon is None:
+            noise = projected(2 * self.scale / classes ** (1 / NORMS[self.norm]) * noise, self.scale, self.norm)
+        else:
+            noise = self.scale * (2 * noise - 1)
+        return torch.sigmoid(torch.logit(clean, eps=EDGE) + noise.to(clean.dtype))
+
+
+def projected(noise: Tensor, radius: float, norm: str) -> Tensor:
+    """Return the nearest points, in Euclidean distance, of an L_p ball to non-negative noise (B, K)."""
+    if norm == "l2":
+        return noise * (radius / noise.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+    # All entries fall by the same amount, not below zero, until they sum to the radius (Duchi et al., 2008).
+    largest = noise.sort(dim=1, descending=True).values
+    count = torch.arange(1, noise.shape[1] + 1, device=noise.device)
+    fall = ((largest.cumsum(dim=1) - radius) / count).amax(dim=1, keepdim=True).clamp(min=0)
+    return (noise - fall).clamp(min=0)
 
 
 def keyed_uniform(images: Tensor, width: int, key: int) -> Tensor:

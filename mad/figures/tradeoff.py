@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mad.api import UNCHANGED
 from mad.errors import word
 from mad.files import write_alone
 
@@ -28,19 +29,27 @@ INK = "#444444"
 
 
 def curves(scene: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return, for each defense of a scene, its points by rising strength, in percent, mean and deviation over seeds.
+    """Return, for each defense of a scene, its points from weak to strong, in percent, mean and deviation over seeds.
 
     Each frame is indexed by the strength (epsilon, or what else the defense is turned by) and has columns
-    (value, "mean" | "std"). The undefended point is every curve's first: a strength of 0.
+    (value, "mean" | "std"). The undefended point is every curve's first: a strength of 0. The others rise, or fall
+    where a larger number disturbs less (the classes that ``top_k`` keeps).
     """
     percent = scene.copy()
     accuracies = [value for value in VALUES if value != "l1_mean"]
     percent[accuracies] = percent[accuracies] * 100
     origin = percent[percent.defense == "none"]
     found = {}
-    for (name, settings), rows in percent[percent.defense != "none"].groupby(["defense", "defense_settings"]):
+    defended = percent[percent.defense != "none"]
+    for (name, settings, dial), rows in defended.groupby(["defense", "defense_settings", "dial"]):
         label = f"{name} ({settings})" if settings else str(name)
-        found[label] = pd.concat([origin, rows]).groupby("strength", dropna=False)[VALUES].agg(["mean", "std"])
+        label = f"{label} by {dial}" if label in found else label  # random noise is turned in two ways
+        points = pd.concat([origin, rows]).groupby("strength", dropna=False)[VALUES].agg(["mean", "std"])
+        own = points[points.index != 0]
+        distance = own["l1_mean"]["mean"]
+        if len(own) and distance.iloc[0] > distance.iloc[-1] + UNCHANGED:
+            points = pd.concat([points[points.index == 0], own[::-1]])
+        found[label] = points
     if not found and len(origin):
         found["none"] = origin.groupby("strength")[VALUES].agg(["mean", "std"])
     return found
@@ -54,6 +63,8 @@ def draw(scene: pd.DataFrame) -> Figure:
     found = curves(scene)
     for axes, x, best in ((left, "defended_accuracy", victim), (right, "l1_mean", 0.0)):
         for (label, points), style in zip(found.items(), itertools.cycle(STYLES)):
+            if x == "l1_mean" and label != "none" and points[x]["mean"].max() < UNCHANGED:
+                continue  # a defense that acts at training time moves no answer: L1 is no measure of its cost
             line(axes, points, x, label, style)
         landmarks(axes, scene, x, (best, chance))
     right.annotate(

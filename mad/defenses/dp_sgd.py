@@ -1,0 +1,199 @@
+"""DP-SGD (Abadi et al., 2016): a victim that was trained with differential privacy, the paper's baseline."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mad.augmentation import augmented
+from mad.datasets import Images, batches, unit
+from mad.defenses.base import Defense, Setting
+from mad.errors import MadError, number
+from mad.progress import bar
+from mad.seeds import derive, generator
+from mad.training import Trainer, place
+from mad.victim import Victim
+
+LARGE_ORDERS = (80, 100, 150, 250, 500, 1000)  # of the Renyi divergence, for much noise
+
+
+@dataclass(frozen=True)
+class PrivateTrainer(Trainer):
+    """Training in which each image's gradient is clipped, and their sum blurred by Gaussian noise, in float32.
+
+    A step takes every image with the same chance (Poisson sampling, which the accountant presumes), ``batch_size`` of
+    them on average. Opacus clips; in its ghost form, which holds no gradients of single images and is as exact. The
+    noise comes from the seed, so that a victim can be made again: whoever knows the seed is promised no privacy.
+
+    Args:
+        noise_multiplier: standard deviation of the noise, in units of ``max_grad_norm``.
+        max_grad_norm: L2 norm to which the gradient of one image is clipped.
+    """
+
+    noise_multiplier: float = 1.0
+    max_grad_norm: float = 1.0
+
+    def chance(self, size: int) -> float:
+        """Return how likely a step takes one of ``size`` images."""
+        return min(1.0, self.batch_size / size)
+
+    def steps(self, size: int) -> tuple[int, int]:
+        """Return the number of epochs, and of steps in each, on ``size`` images."""
+        steps = -(-size // self.batch_size)
+        return max(self.epochs, -(-self.min_steps // steps)), steps
+
+    def spent(self, size: int, delta: float) -> float:
+        """Return the epsilon of the (epsilon, delta)-privacy of each of ``size`` images: an upper bound (Renyi)."""
+        from opacus.accountants import RDPAccountant
+
+        accountant, (epochs, steps) = RDPAccountant(), self.steps(size)
+        accountant.history = [(self.noise_multiplier, self.chance(size), epochs * steps)]
+        orders = [*accountant.DEFAULT_ALPHAS, *LARGE_ORDERS]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that another order might give a smaller bound
+            return float(accountant.get_epsilon(delta=delta, alphas=orders))
+
+    def epochs_of(
+        self,
+        model: nn.Module,
+        images: Images,
+        targets: Tensor,
+        *,
+        seed: int,
+        device: torch.device,
+        task: str,
+        rows: Tensor | None = None,
+    ) -> Iterator[int]:
+        """Train ``model`` in place as ``Trainer.epochs_of`` does; an epoch is the steps that see each image once."""
+        from opacus.grad_sample import GradSampleModuleFastGradientClipping
+        from opacus.optimizers import DPOptimizerFastGradientClipping
+        from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+
+        images = images.to(device) if isinstance(images, Tensor) else images
+        rows = torch.arange(len(images)) if rows is None else rows
+        size, targets = len(rows), targets.to(device)
+        epochs, steps = self.steps(size)
+        # Opacus leaves hooks and attributes behind: they stay with a copy.
+        private = copy.deepcopy(model).to(device).train()
+        plain = self._optimizer(private, device)
+        scheduler = self._scheduler(plain, steps, epochs)
+        network = GradSampleModuleFastGradientClipping(private, max_grad_norm=self.max_grad_norm)
+        optimizer = DPOptimizerFastGradientClipping(
+            plain,
+            noise_multiplier=self.noise_multiplier,
+            max_grad_norm=self.max_grad_norm,
+            expected_batch_size=min(self.batch_size, size),
+            generator=torch.Generator(device).manual_seed(derive(seed, f"noise of {task}")),
+        )
+        criterion = DPLossFastGradientClipping(network, optimizer, nn.CrossEntropyLoss())
+        order, draw = generator(seed, f"order of {task}"), generator(seed, f"augmentation of {task}")
+        with bar(task, epochs * size) as progress:
+            for epoch in range(1, epochs + 1):
+                for _ in range(steps):
+                    some = (torch.rand(size, generator=order) < self.chance(size)).nonzero().squeeze(1)
+                    batch = next(batches(images, rows[some], max(1, len(some)), device))
+                    logits = network(unit(augmented(batch, self.augment, draw)))
+                    loss = criterion(logits, targets[some.to(device)])
+                    optimizer.zero_grad()
+                    with warnings.catch_warnings():  # of the images, which need no gradient
+                        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+                        loss.backward()
+                    optimizer.step()
+                    scheduler.step()
+                    progress(len(some), f"epoch {epoch}/{epochs}", loss.detach())
+                model.load_state_dict(private.state_dict())
+                place(model, device).train()
+                yield epoch
+
+
+@dataclass
+class DpSgd(Defense):
+    """Serve a model of the victim's architecture that was trained with DP-SGD; its answers are left as they are.
+
+    It is trained once for each of its settings, and kept as victims are. The privacy that was spent lands in the
+    record: ``dp_epsilon``, at ``dp_delta``.
+
+    Args:
+        epsilon: None: there is no L1 budget, and the privacy's epsilon follows from the other settings.
+        noise_multiplier: standard deviation of the noise in units of ``max_grad_norm``; more is more private.
+        max_grad_norm: L2 norm to which the gradient of one image is clipped.
+        batch_size: images of a step, on average.
+        epochs: passes over the training images.
+        min_steps: sets too small for these many steps in ``epochs`` get more epochs.
+        learning_rate: the peak of one cycle.
+        delta: the chance, in (0, 1), that the privacy's epsilon does not hold.
+    """
+
+    name = "dp_sgd"
+    dial = "noise_multiplier"
+    epsilon: float | None = None
+    noise_multiplier: float = 1.0
+    max_grad_norm: float = 1.0
+    batch_size: int = 256
+    epochs: int = 5
+    min_steps: int = 800
+    learning_rate: float = 0.1
+    delta: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epsilon:
+            raise MadError(
+                f"defense=dp_sgd has no L1 budget, got defense.epsilon={self.epsilon:g}: turn defense.noise_multiplier"
+            )
+        number("defense.noise_multiplier", self.noise_multiplier, 0.01)
+        number("defense.max_grad_norm", self.max_grad_norm, 1e-9)
+        number("defense.delta", self.delta, 1e-300, 1)
+        self.trainer()  # refuses the rest
+
+    def trainer(self) -> PrivateTrainer:
+        """Return how the served model is trained."""
+        return PrivateTrainer(
+            self.epochs,
+            self.batch_size,
+            optimizer="momentum",
+            learning_rate=self.learning_rate,
+            momentum=0.9,
+            weight_decay=0.0,
+            schedule="one_cycle",
+            min_steps=self.min_steps,
+            precision="float32",
+            noise_multiplier=self.noise_multiplier,
+            max_grad_norm=self.max_grad_norm,
+        )
+
+    def check(self, victim: Victim) -> None:
+        """Refuse architectures whose batch norm mixes images, and machines without Opacus."""
+        if importlib.util.find_spec("opacus") is None:
+            raise MadError("defense=dp_sgd needs Opacus: pip install 'mad[dp]'")
+        network = victim.untrained(seed=0, purpose="check")
+        if any(isinstance(part, _BatchNorm) for part in network.modules()):
+            raise MadError(
+                f"defense=dp_sgd needs an architecture without batch norm, which mixes images, got "
+                f"{type(network).__name__}: choose another, such as architecture=lenet"
+            )
+
+    def recipe(self, victim: Victim) -> Victim:
+        """Return the recipe of the model that is served in a victim's place."""
+        return replace(victim, name=f"{victim.name}-{self.name}", trainer=self.trainer())
+
+    def serve(self, setting: Setting) -> nn.Module:
+        """Train the private model, or load it."""
+        return setting.trained(self.recipe(setting.victim))
+
+    def facts(self, setting: Setting) -> dict[str, Any]:
+        """Return the privacy that was spent: computed, not measured."""
+        size = len(setting.victim.dataset.train().labels)
+        return {"dp_epsilon": self.trainer().spent(size, self.delta), "dp_delta": self.delta}
+
+    def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Return the posteriors of the private model."""
+        return clean

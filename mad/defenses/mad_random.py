@@ -1,0 +1,36 @@
+"""MAD's ablation y* = random: a corner of the simplex that nothing chose (paper, fig. 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mad.defenses.base import Defense, Setting
+from mad.defenses.random_noise import keyed_uniform
+from mad.seeds import derive
+from mad.solvers.vertex import mix
+
+
+@dataclass
+class MadRandom(Defense):
+    """Mix each answer with the one-hot posterior of a random class, as far as the budget allows.
+
+    The class is a function of a secret key and of the image, so that averaging repeated queries removes nothing; the
+    published code draws it afresh.
+
+    Args:
+        epsilon: L1 budget in [0, 2].
+    """
+
+    name = "mad_random"
+    epsilon: float | None
+
+    def prepare(self, setting: Setting) -> None:
+        """Draw the secret key."""
+        self._key = derive(setting.seed, "random corner")
+
+    def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Return posteriors mixed with one-hot ones."""
+        drawn = keyed_uniform(images, 1, self._key).squeeze(1)
+        return mix(clean, (drawn * clean.shape[1]).long(), self.epsilon or 0.0)
