@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from mad.recoveries import Recovery
 from mad.seeds import seeded
-from mad.training import Trainer
+from mad.training import Trainer, place
 
 if TYPE_CHECKING:
     from mad.attacks import TransferSet
@@ -43,6 +44,11 @@ class Adversary:
             model = self.knockoff.architecture(shape=self.shape, classes=self.classes)  # type: ignore[misc]
         self.knockoff.start(model)
         return model
+
+    @cached_property
+    def live(self) -> nn.Module:
+        """The one network that an online attack changes in place, and that white-box defenses read; in eval mode."""
+        return place(self.untrained(), self.device).eval()
 
     def train(self, transfer: TransferSet, task: str = "knockoff", trainer: Trainer | None = None) -> nn.Module:
         """Return a network, in eval mode, trained anew on what it recovers from a transfer set.

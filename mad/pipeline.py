@@ -29,6 +29,7 @@ from mad.memo import Memo, identity
 from mad.recoveries import Recovery
 from mad.store import Store
 from mad.victim import Victim
+from mad.whitebox import Witness
 
 SHARED = Memo()
 
@@ -52,6 +53,12 @@ class Cell:
         if self.defense.epsilon == 0:  # whatever the defense, its answers are the clean ones
             object.__setattr__(self, "defense", Undefended())
         self.defense.check(self.victim)
+        surrogate: Any = getattr(self.defense, "surrogate", None)
+        if getattr(surrogate, "white_box", False) and not self.attack.online:
+            raise MadError(
+                f"surrogate {surrogate.name} reads a network that is trained while it queries, "
+                f"attack {self.attack.name} trains none: take attack=online"
+            )
         if self.knockoff.architecture is None:
             own = replace(self.knockoff, architecture=self.victim.architecture)
             object.__setattr__(self, "knockoff", own)
@@ -123,7 +130,8 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
     served = cell.defense.serve(setting)
     defense = cell.defense.prepared(replace(setting, model=served))
     victim = setting.remembered(model, cell.victim.architecture)
-    api = BlackBox(victim if served is model else served, defense, cell.victim.dataset.shape, budget, device)
+    witness = Witness(adversary, test, budget) if cell.attack.online else None
+    api = BlackBox(victim if served is model else served, defense, cell.victim.dataset.shape, budget, device, witness)
 
     start = time.perf_counter()
     transfer = cell.attack.transfer_set(api, images, adversary)
@@ -145,6 +153,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
         "seconds_knockoff": trained - queried,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        **({} if witness is None else witness.facts()),
         **transfer.facts,
     }
 

@@ -43,6 +43,7 @@ class Attack(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    online: ClassVar[bool] = False  # whether it trains adversary.live, in place, while it queries
     budget: int | None = None
 
     def __post_init__(self) -> None:
