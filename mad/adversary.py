@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mad.recoveries import Recovery
 from mad.seeds import seeded
@@ -29,6 +29,8 @@ class Adversary:
         classes: K.
         seed: the cell's.
         device: where it computes.
+        labels: the class of each image of its pool, int64 (N,), of classes that need not be the victim's; None for an
+            attack that does not choose by them.
     """
 
     knockoff: Knockoff
@@ -37,6 +39,7 @@ class Adversary:
     classes: int
     seed: int
     device: torch.device
+    labels: Tensor | None = None
 
     def untrained(self, purpose: str = "knockoff") -> nn.Module:
         """Return its network as it is before any training; the purpose, with the seed, draws the weights."""

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mad import __version__
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks import Attack
-from mad.datasets import Images, Pool, Split
+from mad.datasets import Images, Labelled, Pool, Split
 from mad.defenses import Defense, Setting, Undefended
 from mad.errors import MadError, number, word
 from mad.evaluation import theft, utility
@@ -83,7 +84,23 @@ class Cell:
     def adversary(self, device: torch.device) -> Adversary:
         """Return who steals."""
         dataset = self.victim.dataset
-        return Adversary(self.knockoff, self.recovery, dataset.shape, dataset.classes, self.seed, device)
+        parts = (self.knockoff, self.recovery, dataset.shape, dataset.classes, self.seed, device)
+        return Adversary(*parts, self.labels() if self.attack.labelled else None)
+
+    def labels(self) -> Tensor:
+        """Return the class of each image of the pool, of classes of the pool's own, int64 (N,).
+
+        Raises:
+            MadError: if it has none to choose from.
+        """
+        pool, found = self.pool, torch.zeros(0)
+        if isinstance(pool, Labelled):
+            found = SHARED.get(("labels", identity(pool)), pool.labels)
+        if len(found.unique()) < 2:
+            raise MadError(
+                f"attack {self.attack.name} chooses among classes, pool {pool.name} has none: take another pool"
+            )
+        return found
 
     @property
     def path(self) -> Path:
@@ -115,6 +132,10 @@ def gather(cell: Cell) -> tuple[Images, int, Split]:
         raise MadError(
             f"pool {pool.name} gives {tuple(images.shape[1:])}, victim {cell.victim.name} takes {taken}: "
             "choose another pool"
+        )
+    if cell.attack.labelled and len(cell.labels()) != len(images):
+        raise MadError(
+            f"pool {pool.name} has {len(images)} images and {len(cell.labels())} labels: give it one an image"
         )
     return images, cell.attack.affordable(images, pool.name), SHARED.get(("test", identity(dataset)), dataset.test)
 
