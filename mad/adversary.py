@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mad.recoveries import Recovery
 from mad.seeds import seeded
-from mad.training import Trainer
+from mad.training import Trainer, place
 
 if TYPE_CHECKING:
     from mad.attacks import TransferSet
@@ -28,6 +29,8 @@ class Adversary:
         classes: K.
         seed: the cell's.
         device: where it computes.
+        labels: the class of each image of its pool, int64 (N,), of classes that need not be the victim's; None for an
+            attack that does not choose by them.
     """
 
     knockoff: Knockoff
@@ -36,6 +39,7 @@ class Adversary:
     classes: int
     seed: int
     device: torch.device
+    labels: Tensor | None = None
 
     def untrained(self, purpose: str = "knockoff") -> nn.Module:
         """Return its network as it is before any training; the purpose, with the seed, draws the weights."""
@@ -43,6 +47,11 @@ class Adversary:
             model = self.knockoff.architecture(shape=self.shape, classes=self.classes)  # type: ignore[misc]
         self.knockoff.start(model)
         return model
+
+    @cached_property
+    def live(self) -> nn.Module:
+        """The one network that an online attack changes in place, and that white-box defenses read; in eval mode."""
+        return place(self.untrained(), self.device).eval()
 
     def train(self, transfer: TransferSet, task: str = "knockoff", trainer: Trainer | None = None) -> nn.Module:
         """Return a network, in eval mode, trained anew on what it recovers from a transfer set.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ class BlackBox:
         shape: (C, H, W) of the images it takes.
         budget: how many images may be asked about; None for the defender's own measurements.
         device: where the model lies.
+        watch: called with the images, the clean and the defended posteriors of each request: for studies alone.
     """
 
     def __init__(
@@ -32,13 +34,14 @@ class BlackBox:
         shape: tuple[int, int, int],
         budget: int | None,
         device: torch.device,
+        watch: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     ) -> None:
         if model.training:
             raise MadError("the served model is in train mode; call model.eval()")
         if budget is not None:
             number("attack.budget", budget, 1, whole=True)
         self._model, self._defense, self._device = model, defense, device
-        self._lock = threading.Lock()
+        self._watch, self._lock = watch, threading.Lock()
         self._l1_total = 0.0
         self._targets = torch.zeros(0, dtype=torch.int64)  # answers by the class whose probability was raised most
         self.shape, self.budget = tuple(shape), budget
@@ -70,6 +73,8 @@ class BlackBox:
         with self._lock:
             self._l1_total += distance.sum().item()
             self._targets = counts + self._targets if len(self._targets) else counts
+        if self._watch is not None:
+            self._watch(images, clean, defended)
         return defended
 
     @torch.no_grad()

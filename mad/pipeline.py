@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mad import __version__
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks import Attack
-from mad.datasets import Images, Pool, Split
+from mad.datasets import Images, Labelled, Pool, Split
 from mad.defenses import Defense, Setting, Undefended
 from mad.errors import MadError, number, word
 from mad.evaluation import theft, utility
@@ -29,6 +30,7 @@ from mad.memo import Memo, identity
 from mad.recoveries import Recovery
 from mad.store import Store
 from mad.victim import Victim
+from mad.whitebox import Witness
 
 SHARED = Memo()
 
@@ -52,6 +54,12 @@ class Cell:
         if self.defense.epsilon == 0:  # whatever the defense, its answers are the clean ones
             object.__setattr__(self, "defense", Undefended())
         self.defense.check(self.victim)
+        surrogate: Any = getattr(self.defense, "surrogate", None)
+        if getattr(surrogate, "white_box", False) and not self.attack.online:
+            raise MadError(
+                f"surrogate {surrogate.name} reads a network that is trained while it queries, "
+                f"attack {self.attack.name} trains none: take attack=online"
+            )
         if self.knockoff.architecture is None:
             own = replace(self.knockoff, architecture=self.victim.architecture)
             object.__setattr__(self, "knockoff", own)
@@ -76,7 +84,23 @@ class Cell:
     def adversary(self, device: torch.device) -> Adversary:
         """Return who steals."""
         dataset = self.victim.dataset
-        return Adversary(self.knockoff, self.recovery, dataset.shape, dataset.classes, self.seed, device)
+        parts = (self.knockoff, self.recovery, dataset.shape, dataset.classes, self.seed, device)
+        return Adversary(*parts, self.labels() if self.attack.labelled else None)
+
+    def labels(self) -> Tensor:
+        """Return the class of each image of the pool, of classes of the pool's own, int64 (N,).
+
+        Raises:
+            MadError: if it has none to choose from.
+        """
+        pool, found = self.pool, torch.zeros(0)
+        if isinstance(pool, Labelled):
+            found = SHARED.get(("labels", identity(pool)), pool.labels)
+        if len(found.unique()) < 2:
+            raise MadError(
+                f"attack {self.attack.name} chooses among classes, pool {pool.name} has none: take another pool"
+            )
+        return found
 
     @property
     def path(self) -> Path:
@@ -109,6 +133,10 @@ def gather(cell: Cell) -> tuple[Images, int, Split]:
             f"pool {pool.name} gives {tuple(images.shape[1:])}, victim {cell.victim.name} takes {taken}: "
             "choose another pool"
         )
+    if cell.attack.labelled and len(cell.labels()) != len(images):
+        raise MadError(
+            f"pool {pool.name} has {len(images)} images and {len(cell.labels())} labels: give it one an image"
+        )
     return images, cell.attack.affordable(images, pool.name), SHARED.get(("test", identity(dataset)), dataset.test)
 
 
@@ -123,7 +151,8 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
     served = cell.defense.serve(setting)
     defense = cell.defense.prepared(replace(setting, model=served))
     victim = setting.remembered(model, cell.victim.architecture)
-    api = BlackBox(victim if served is model else served, defense, cell.victim.dataset.shape, budget, device)
+    witness = Witness(adversary, test, budget) if cell.attack.online else None
+    api = BlackBox(victim if served is model else served, defense, cell.victim.dataset.shape, budget, device, witness)
 
     start = time.perf_counter()
     transfer = cell.attack.transfer_set(api, images, adversary)
@@ -146,6 +175,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         **cell.defense.facts(setting),
+        **({} if witness is None else witness.facts()),
         **transfer.facts,
     }
 

@@ -43,6 +43,8 @@ class Attack(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    online: ClassVar[bool] = False  # whether it trains adversary.live, in place, while it queries
+    labelled: ClassVar[bool] = False  # whether it takes the pool's own labels: adversary.labels
     budget: int | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,6 +64,18 @@ class Pool(Protocol):
 
     def images(self, shape: tuple[int, int, int]) -> Images:
         """Return the images, uint8 (N, C, H, W); ``shape`` is (C, H, W) of what the victim takes."""
+
+
+@runtime_checkable
+class Labelled(Pool, Protocol):
+    """A pool whose images are sorted into classes of their own."""
+
+    def labels(self) -> Tensor:
+        """Return the class of each image, int64 (N,), in the order of ``images``.
+
+        Raises:
+            MadError: if this one's are not.
+        """
 
 
 def unit(images: Tensor) -> Tensor:

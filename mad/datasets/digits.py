@@ -47,6 +47,10 @@ class Digits:
         """Return the training images, for use as a pool."""
         return self.train().images
 
+    def labels(self) -> Tensor:
+        """Return the labels of the training images."""
+        return self.train().labels
+
     def _split(self, part: slice) -> Split:
         from sklearn.datasets import load_digits  # a slow import
 
@@ -88,6 +92,11 @@ class Letters:
         # Thin fonts fade when they shrink; a digit's darkest pixel is always near full ink.
         peak = small.amax(dim=(2, 3), keepdim=True).clamp(min=1e-3)
         return enlarge(small / peak)
+
+    def labels(self) -> Tensor:
+        """Return which letter each image is, 0 to 51 for a-z and A-Z."""
+        chosen = torch.randint(len(render_glyphs()), (self.size,), generator=generator(self.seed, "letters"))
+        return chosen % len(string.ascii_letters)
 
 
 def render_glyphs() -> Tensor:

@@ -50,6 +50,12 @@ class ImageFolder:
         stream = Files(self.files, shape)
         return stream if math.prod(stream.shape) > WHOLE else torch.stack([stream[row] for row in range(len(stream))])
 
+    def labels(self) -> Tensor:
+        """Return which of the folders right below ``path`` each image lies in; those in none are a class too."""
+        tops = [file.relative_to(str(self.path)).parts[:-1][:1] for file in self.files]
+        places = {top: place for place, top in enumerate(sorted(set(tops)))}
+        return torch.tensor([places[top] for top in tops])
+
 
 @dataclass(frozen=True)
 class Files:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mad.errors import MadError
 
 MAGIC = 0x0803  # unsigned bytes in three dimensions
+LABELS = 0x0801  # in one
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,26 @@ class IdxImages:
         sizes = sorted({tuple(images.shape[1:]) for images in found})
         if len(sizes) > 1:
             raise MadError(f"the files of pool.path hold images of {' and '.join(map(str, sizes))}; give one size")
+        return torch.cat(found)
+
+    def labels(self) -> Tensor:
+        """Return what is in the files of labels beside those of images, ``labels-idx1`` for ``images-idx3``.
+
+        The pool's name in records stands for its images alone: their labels are taken to come with them.
+
+        Raises:
+            MadError: if there are no such files.
+        """
+        found = []
+        for file in map(Path, self.files):
+            beside = file.with_name(file.name.replace("images-idx3", "labels-idx1"))
+            if beside == file or not beside.expanduser().is_file():
+                raise MadError(f"{file} has no labels beside it, looked for labels-idx1; take another pool")
+            content = bytes_of(str(beside))
+            header = np.frombuffer(content[:8], dtype=">u4")
+            if header.tolist() != [LABELS, len(content) - 8]:
+                raise MadError(f"{beside} is no whole IDX file of labels (unsigned bytes in one dimension)")
+            found.append(torch.from_numpy(np.frombuffer(content, dtype=np.uint8, offset=8).copy()).long())
         return torch.cat(found)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from mad.datasets.base import Images, Split
 from mad.errors import MadError
@@ -50,6 +51,10 @@ class Vision:
     def images(self, shape: tuple[int, int, int]) -> Images:
         """Return the training images, for use as a pool."""
         return self.train().images
+
+    def labels(self) -> Tensor:
+        """Return the labels of the training images."""
+        return self.train().labels
 
     def _split(self, train: bool) -> Split:
         raw = self._open(train)

@@ -23,6 +23,7 @@ class Surrogate(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    white_box: ClassVar[bool] = False  # whether it takes an attack that trains while it queries
 
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError for a victim this surrogate does not fit, before anything is trained; by default never."""
@@ -124,3 +125,21 @@ class VictimSurrogate(Surrogate):
     def build(self, setting: Setting) -> nn.Module:
         """Return the model that is served."""
         return setting.model
+
+
+@dataclass(frozen=True)
+class AdversarySurrogate(Surrogate):
+    """The adversary's own network as it is at every query: the white box of the paper's figs. 6 and 7.
+
+    ``ready`` freezes it, and an attack that trains it turns its gradients on again; ``Remembered`` notices the weights
+    that a step has changed in place, and stands aside.
+    """
+
+    name = "adversary"
+    white_box = True
+
+    def build(self, setting: Setting) -> nn.Module:
+        """Return the network that the adversary is going to train."""
+        if setting.adversary is None:
+            raise MadError("surrogate adversary needs a setting with an adversary, got none")
+        return setting.adversary.live

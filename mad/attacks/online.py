@@ -1,0 +1,61 @@
+"""An adversary that trains while it queries (MAD's paper, figs. 6 and 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.optim import SGD
+
+from mad.adversary import Adversary
+from mad.api import BlackBox
+from mad.attacks.base import Attack, TransferSet
+from mad.datasets import Images, batches, unit
+from mad.errors import number
+from mad.progress import bar
+from mad.seeds import generator
+
+
+@dataclass(frozen=True)
+class Online(Attack):
+    """Query random images of the pool, each once, and take one step of plain SGD on the answers to each request.
+
+    The images are those of ``knockoff``, and the network starts from its initial weights; it is what is stolen. With
+    ``defense/surrogate=adversary`` the defense reads that network. It stays in eval mode throughout: a batch of one
+    image has no statistics of its own, and adversary and defense mean the same gradient.
+
+    The record gets the columns of ``mad.whitebox.Witness``, whose measuring counts among the seconds of the queries.
+
+    Args:
+        batch_size: images a request and a step.
+        learning_rate: of SGD.
+    """
+
+    name = "online"
+    online = True
+    batch_size: int = 1
+    learning_rate: float = 0.001
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("attack.batch_size", self.batch_size, 1, whole=True)
+        number("attack.learning_rate", self.learning_rate, 0)
+
+    def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
+        """Spend the API's whole budget."""
+        rows = torch.randperm(len(pool), generator=generator(adversary.seed, "pool order"))[: api.budget]
+        network, answers = adversary.live.requires_grad_(True), []
+        optimizer = SGD(network.parameters(), lr=self.learning_rate)
+        with bar("queries", len(rows)) as progress:
+            for images in batches(pool, rows, self.batch_size, torch.device("cpu")):
+                images = unit(images)
+                answers.append(api(images))
+                targets = adversary.recovery(answers[-1]).to(adversary.device)
+                loss = F.cross_entropy(network(images.to(adversary.device)), targets)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                progress(len(images), "", loss)
+        facts = {"knockoff_epochs": 1, "knockoff_optimizer": "sgd"}  # the knockoff's own recipe was not used
+        return TransferSet(pool, rows, torch.cat(answers), network, facts)
