@@ -1,0 +1,160 @@
+"""What the Jacobian-based attacks share: a transfer set that grows from a few seeds (Papernot et al., AsiaCCS 2017)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+
+from mad.adversary import Adversary
+from mad.api import BlackBox
+from mad.attacks.base import REQUEST, Attack, TransferSet, ask
+from mad.datasets import Images, batches, unit
+from mad.errors import MadError, number
+from mad.seeds import generator
+from mad.training import Trainer
+
+BATCH = 256  # images whose gradients are computed at once
+
+
+@dataclass(frozen=True)
+class Jacobian(Attack):
+    """Start from random images of the pool; round by round, train a substitute and query what it moves images to.
+
+    Every round trains a fresh network of the knockoff's architecture on all that is held, and moves each held image,
+    or a random ``reservoir`` of them, along the sign of a gradient of it. The last round moves the images that were
+    held first, as many as the budget leaves. What is stored lies in [0, 1], beside the API's answer to just that.
+
+    The published recipe of a substitute is 20 epochs in batches of 64, momentum 0.9, weight decay 5e-4 and a rate of
+    0.1, at which LeNet's weights overflow. Where a set grows to many thousands those epochs are most of an attack's
+    cost, so a round is bounded.
+
+    Args:
+        seeds: images of the pool to begin with; a budget below it takes that many.
+        epochs: passes of a substitute over what is held.
+        round_images: the most images that a round trains on, counted once an epoch: larger sets get fewer epochs, down
+            to one. The published code has no such bound.
+        learning_rate: of a substitute.
+        reservoir: held images that are moved in one round (kappa); None, as published, for all: a set then grows
+            geometrically.
+        reservoir_after: rounds before the reservoir is in force (sigma).
+    """
+
+    seeds: int = 100
+    epochs: int = 20
+    round_images: int = 200_000
+    learning_rate: float = 0.03
+    reservoir: int | None = None
+    reservoir_after: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seeds", "epochs", "round_images"):
+            number(f"attack.{name}", getattr(self, name), 1, whole=True)
+        number("attack.learning_rate", self.learning_rate, 1e-9)
+        if self.reservoir is not None:
+            number("attack.reservoir", self.reservoir, 1, whole=True)
+        number("attack.reservoir_after", self.reservoir_after, 0, whole=True)
+
+    @property
+    def children(self) -> int:
+        """How many queries one moved image makes."""
+        return 1
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether children also take their parents' rows: an error of the published code."""
+        return False
+
+    @abstractmethod
+    def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
+        """Return what to ask about, and what to store for it: the same, but where the published code errs.
+
+        Args:
+            substitute: in eval mode.
+            images: (B, C, H, W) in [0, 1], on the substitute's device; the results are (B * children, C, H, W).
+            labels: int64 (B,), the top class of the API's answer to each.
+            turn: which round this is, from 0.
+        """
+
+    def images_for(self, budget: int) -> int:
+        """Return how many images of the pool a budget takes: the seeds."""
+        return min(self.seeds, budget)
+
+    def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
+        """Spend the API's whole budget; the images are float32 in [0, 1].
+
+        Raises:
+            MadError: if a substitute's training diverges, since no image would be moved.
+        """
+        budget = api.budget or 0
+        images, answers = torch.empty(budget, *api.shape), torch.empty(budget, adversary.classes)
+        held = self.images_for(budget)
+        order = torch.randperm(len(pool), generator=generator(adversary.seed, "pool order"))
+        images[:held] = torch.cat([unit(some) for some in batches(pool, order[:held], REQUEST, torch.device("cpu"))])
+        answers[:held] = ask(api, images, torch.arange(held))
+        for turn in count():
+            if held == budget:
+                break
+            known = TransferSet(images[:held], torch.arange(held), answers[:held])
+            substitute = adversary.train(known, f"substitute {turn}", self.trainer(held))
+            if not all(weights.isfinite().all() for weights in substitute.parameters()):
+                raise MadError(f"substitute {turn} diverged at attack.learning_rate={self.learning_rate:g}; lower it")
+            parents = self.parents(held, turn, adversary.seed)[: -(-(budget - held) // self.children)]
+            asked, stored = self._moved(substitute, known, parents, turn, adversary.device)
+            new = slice(held, min(budget, held + len(asked)))
+            images[new] = stored[: new.stop - held]
+            answers[new] = ask(api, asked, torch.arange(new.stop - held))
+            if self.overwrites and not self._reserved(turn):
+                images[parents], answers[parents] = images[new].clone(), answers[new].clone()
+            held = new.stop
+        return TransferSet(images, torch.arange(budget), answers)
+
+    def trainer(self, held: int) -> Trainer:
+        """Return the recipe of a substitute that learns ``held`` images."""
+        epochs = min(self.epochs, max(1, self.round_images // held))
+        return Trainer(
+            epochs=epochs,
+            batch_size=64,
+            optimizer="momentum",
+            learning_rate=self.learning_rate,
+            momentum=0.9,
+            weight_decay=5e-4,
+            schedule="step",
+            step_epochs=30,
+        )
+
+    def parents(self, held: int, turn: int, seed: int) -> Tensor:
+        """Return which of the held images are moved in a round, int64 (M,)."""
+        if not self._reserved(turn):
+            return torch.arange(held)
+        return torch.randperm(held, generator=generator(seed, f"reservoir {turn}"))[: self.reservoir]
+
+    def _reserved(self, turn: int) -> bool:
+        return self.reservoir is not None and turn >= self.reservoir_after
+
+    def _moved(
+        self, substitute: nn.Module, known: TransferSet, parents: Tensor, turn: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Move the parents, a batch at a time; return what to ask about and what to store, on the CPU."""
+        pairs, labels = [], known.answers.argmax(dim=1).to(device)
+        for some, rows in zip(batches(known.images, parents, BATCH, device), parents.split(BATCH), strict=True):
+            pairs.append(self.moved(substitute, some, labels[rows.to(device)], turn))
+        asked, stored = (torch.cat([part.cpu() for part in parts]) for parts in zip(*pairs, strict=True))
+        return asked, stored
+
+
+def ascent(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return the sign, in {-1, 0, 1}, of a score's gradient in each of the images (B, C, H, W).
+
+    Args:
+        score: of images, one number each (B,), an image's own depending on no other.
+        images: where.
+    """
+    at = images.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    (gradient,) = torch.autograd.grad(score(at).sum(), at)
+    return gradient.sign()
