@@ -1,4 +1,4 @@
-"""``mad-run`` and ``mad-figures``: with ``mad.engines`` and ``mad.status`` all that knows Hydra."""
+"""``mad-run`` and ``mad-figures``: with ``mad.engines``, ``mad.grid`` and ``mad.status`` all that knows Hydra."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mad import engines, progress
+from mad import engines, grid, progress
 from mad.errors import MadError
 from mad.progress import err, out
 
@@ -141,6 +139,8 @@ def cell_of(config: DictConfig) -> Cell:
     """Build the cell that a config describes; nothing is run."""
     from mad.pipeline import Cell
 
+    if config.get("grid"):
+        raise MadError("this experiment is a grid of cells, not one: choose no second experiment beside it, and say -m")
     parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
     return Cell(**parts, seed=config.seed)
 
@@ -166,8 +166,8 @@ class SweepEnd(Callback):
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         engines.hold(folder)  # jobs on other hosts try this lock
-        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        for number, each in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
+        jobs = grid.jobs(config, list(config.hydra.overrides.task)) if grid.chosen(config) else []
+        for number, each in enumerate(jobs):
             note(folder, number, {"overrides": each})
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from mad import cli
+from mad import cli, grid
 from mad.errors import MadError
 from mad.files import DamagedError, Record, below, clear, holder, lock_file, locked, write
 from mad.progress import out
@@ -47,9 +46,9 @@ class SweepStart(Callback):
         """Write the list; records are found by it, and nothing in it is ever run."""
         outputs, folder = Path(config.outputs), Path(config.hydra.sweep.dir)
         try:
-            if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
-                return  # another sweeper chooses its cells as it goes
-            cells = plan(swept_by(config) + list(config.hydra.overrides.task))
+            if not grid.chosen(config):
+                return
+            cells = plan(grid.jobs(config, list(config.hydra.overrides.task)))
             leave(outputs, folder, "".join(json.dumps(dataclasses.asdict(cell), default=str) + "\n" for cell in cells))
         except Exception as error:  # raised, it would become a warning of Hydra's
             cli.report(error)
@@ -69,17 +68,11 @@ def leave(outputs: Path, folder: Path, lines: str) -> None:
         write(folder / PLAN, lines.encode())
 
 
-def swept_by(config: DictConfig) -> list[str]:
-    """Return the overrides that a config itself sweeps over."""
-    return [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-
-
-def plan(overrides: list[str]) -> list[Planned]:
-    """Return the cells of a sweep's overrides, each after its undefended reference, every one once."""
-    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
+def plan(jobs: list[grid.Job]) -> list[Planned]:
+    """Return the cells of a sweep's jobs, each after its undefended reference, every one once."""
     found: dict[Any, Planned] = {}
     for job in jobs:
-        label = " ".join(word for word in job if not word.startswith(("hydra.", "hydra/")))
+        label = " ".join(word for word in job if not word.startswith(("hydra.", "hydra/", "grid=")))
         try:
             cell = cli.cell_of(hydra.compose("config", overrides=job))
         except Exception as error:
@@ -145,7 +138,7 @@ def composed(overrides: list[str], config_dir: str | None) -> list[Planned]:
     with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
         parsed = OverridesParser.create().parse_overrides(overrides)
         fixed = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
-        return plan(swept_by(hydra.compose("config", overrides=fixed, return_hydra_config=True)) + overrides)
+        return plan(grid.jobs(hydra.compose("config", overrides=fixed, return_hydra_config=True), overrides))
 
 
 def listed(folder: Path) -> list[Planned]:

@@ -26,6 +26,7 @@ def test_the_wheel_carries_the_configs_and_runs_from_anywhere(tmp_path):
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     assert (installed / "mad" / "conf" / "config.yaml").exists()
+    assert (installed / "hydra_plugins" / "mad_grid.py").exists()
     points = next(installed.glob("*.dist-info/entry_points.txt")).read_text()
     assert "mad-run = mad.cli:run" in points
     assert "mad-figures = mad.cli:figures" in points

@@ -6,11 +6,12 @@ import pickle
 import sys
 
 import conftest
+import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mad import cli, engines
+from mad import cli, engines, grid
 from mad.device import choose, use_threads
 from mad.errors import MadError
 from mad.progress import bar
@@ -57,14 +58,21 @@ def test_submitted_jobs_are_waited_for_or_cancelled():
     assert all(job.cancelled for job in jobs)
 
 
-def sweep(folder, *words):
-    launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
-    hydra = {"sweep": {"dir": str(folder)}, "launcher": launcher, "overrides": {"task": list(words)}}
-    return OmegaConf.create({"outputs": str(folder), "hydra": hydra})
+@pytest.fixture
+def sweep(tmp_path):
+    """What turns words of a command line into the config of their sweep, in this folder."""
+    nodes = {"launcher": {"_target_": "BasicLauncher"}, "sweeper": {"_target_": grid.SWEEPER}}
+
+    def config(*words):
+        node = {"sweep": {"dir": str(tmp_path)}, "overrides": {"task": list(words)}, **nodes}
+        return OmegaConf.create({"outputs": str(tmp_path), "hydra": node})
+
+    with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+        yield config
 
 
-def test_a_job_that_left_no_word_is_a_failure(tmp_path, capfd):
-    config = sweep(tmp_path, "defense.epsilon=0.1,0.2", "seed=7")
+def test_a_job_that_left_no_word_is_a_failure(sweep, tmp_path, capfd):
+    config = sweep("defense.epsilon=0.1,0.2", "seed=7")
     end = cli.SweepEnd()
     end.on_multirun_start(config)
     assert json.loads((tmp_path / "1.json").read_text()) == {"overrides": ["defense.epsilon=0.2", "seed=7"]}
@@ -83,8 +91,8 @@ def test_the_second_job_leaves_the_reference_for_later(tmp_path):
     assert cli.in_turn(reference, tmp_path) == [reference]
 
 
-def test_locks_that_do_not_hold_between_hosts_are_said(tmp_path, monkeypatch, capfd):
-    config = sweep(tmp_path, "seed=1,2")
+def test_locks_that_do_not_hold_between_hosts_are_said(sweep, tmp_path, monkeypatch, capfd):
+    config = sweep("seed=1,2")
     assert engines.doubt(tmp_path) is None
     end = cli.SweepEnd()
     end.on_multirun_start(config)

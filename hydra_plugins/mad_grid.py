@@ -1,0 +1,17 @@
+"""Where Hydra looks for plug-ins: the sweeper of ``conf/hydra/sweeper/grid.yaml``."""
+
+from __future__ import annotations
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+
+from mad.grid import Job, jobs
+
+
+class GridSweeper(BasicSweeper):
+    """Hydra's own sweeper, over ``mad.grid.jobs``."""
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[Job]]:
+        """Return the jobs, in batches."""
+        every = jobs(self.config, list(self.config.hydra.overrides.task))
+        return list(self.split_overrides_to_chunks(every, max_batch_size))
