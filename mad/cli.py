@@ -223,18 +223,23 @@ def figures() -> None:
         prog="mad-figures",
         description="Draw every trade-off curve from the records of earlier runs; trains nothing.",
     )
+    parser.add_argument("what", nargs="?", choices=["paper"], help="the paper's figures, Table 1 and ledger instead")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
     arguments = parser.parse_args()
     from mad import records
-    from mad.figures import tradeoff
+    from mad.figures import paper, tradeoff
 
     try:
         table = records.read(arguments.outputs)
         if table.empty:
             raise MadError(f"no record below {arguments.outputs}/runs; run mad-run first, or say --outputs FOLDER")
         out.print(str(records.write_csv(table, arguments.outputs)), soft_wrap=True)
-        for figure in tradeoff.write_all(table, arguments.outputs / "figures"):
-            out.print(str(figure), soft_wrap=True)
+        if arguments.what:
+            written = paper.write_all(table, arguments.outputs)
+        else:
+            written = tradeoff.write_all(table, arguments.outputs / "figures")
+        for file in written:
+            out.print(str(file), soft_wrap=True)
     except (MadError, OSError) as error:
         report(error)
         sys.exit(1)
