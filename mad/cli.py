@@ -206,14 +206,23 @@ def finish(paths: list[Path], outputs: Path) -> None:
         derive(table, scenes, outputs)
 
 
-def derive(table: DataFrame, scenes: DataFrame, outputs: Path) -> None:
-    """Write ``records.csv`` and the figures of some scenes; the caller read the records under the lock of these."""
+def derive(table: DataFrame, scenes: DataFrame, outputs: Path, *, paper: bool = False) -> None:
+    """Write ``records.csv`` and figures; the caller read the records under the lock of these.
+
+    Args:
+        table: every record.
+        scenes: those whose trade-off curves are drawn.
+        outputs: the outputs folder.
+        paper: draw the paper's figures in place of the trade-off curves.
+    """
     from mad import records
+    from mad.figures import paper as papers
     from mad.figures import tradeoff
 
     out.print(str(records.write_csv(table, outputs)), soft_wrap=True)
-    for figure in tradeoff.write_all(scenes, outputs / "figures"):
-        out.print(str(figure), soft_wrap=True)
+    written = papers.write_all(table, outputs) if paper else tradeoff.write_all(scenes, outputs / "figures")
+    for file in written:
+        out.print(str(file), soft_wrap=True)
 
 
 def figures() -> None:
@@ -222,6 +231,7 @@ def figures() -> None:
         prog="mad-figures",
         description="Draw every trade-off curve from the records of earlier runs; trains nothing.",
     )
+    parser.add_argument("what", nargs="?", choices=["paper"], help="the paper's figures, Table 1 and ledger instead")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
     arguments = parser.parse_args()
     from mad import records
@@ -231,7 +241,7 @@ def figures() -> None:
             raise MadError(f"no record below {arguments.outputs}/runs; run mad-run first, or say --outputs FOLDER")
         with locked(arguments.outputs, DERIVED):
             table = records.read(arguments.outputs)
-            derive(table, table, arguments.outputs)
+            derive(table, table, arguments.outputs, paper=arguments.what == "paper")
     except (MadError, OSError) as error:
         report(error)
         sys.exit(1)

@@ -180,11 +180,15 @@ def write_all(table: pd.DataFrame, folder: Path) -> list[Path]:
         first = scene.iloc[0]
         stem = f"tradeoff-{first.victim}-{first['pool']}-{first.attack}-{first.budget}-{str(name)[:6]}"
         word("the name of a figure", stem)
-        figure = draw(scene)
-        for ending in ("pdf", "png"):
-            content = io.BytesIO()
-            figure.savefig(content, format=ending, dpi=200)
-            area = Path(folder.name)
-            write_alone(folder.parent, area, area / f"{stem}.{ending}", content.getvalue())
-        written.append(folder / f"{stem}.png")
+        area = Path(folder.name)
+        written.append(save(draw(scene), folder.parent, area / stem, area))
     return written
+
+
+def save(figure: Figure, outputs: Path, stem: Path, area: Path) -> Path:
+    """Write a figure below the outputs folder as PNG and PDF, under the lock of its area; return the PNG."""
+    for ending in ("pdf", "png"):
+        content = io.BytesIO()
+        figure.savefig(content, format=ending, dpi=200)
+        path = write_alone(outputs, area, stem.with_name(f"{stem.name}.{ending}"), content.getvalue())
+    return path

@@ -1,0 +1,120 @@
+"""Which records a figure of the paper is drawn from: one scene a series, said in words beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+VALUES = ["victim_accuracy", "defended_accuracy", "stolen_accuracy", "l1_mean"]
+FILLED = {"attack_settings": "", "defense_settings": "", "dial": "epsilon", "knockoff_optimizer": ""}
+
+
+@dataclass(frozen=True)
+class Theft:
+    """All records of one victim stolen with one pool.
+
+    Args:
+        victim: its name.
+        pool: the pool's.
+        rows: the records, as ``mad.records.frame`` returns them.
+    """
+
+    victim: str
+    pool: str
+    rows: pd.DataFrame
+
+    @cached_property
+    def plain(self) -> pd.DataFrame:
+        """Return the scene of the paper's knockoff: random images, each asked about once, the victim's architecture."""
+        own = self.rows[self.rows.knockoff_architecture == self.rows.architecture]
+        return scene(own, attack="knockoff", recovery="none", attack_settings="", knockoff_optimizer=usual(own))
+
+    def cells(self, attack: str = "knockoff", recovery: str = "none", **other: str) -> pd.DataFrame:
+        """Return the scene of an attack; what is not said is as in ``plain``.
+
+        Args:
+            attack: its name.
+            recovery: what is done to its answers.
+            other: values of ``attack_settings``, ``knockoff_architecture`` or ``knockoff_optimizer``.
+        """
+        rows = self.rows
+        if attack != "online":  # which has a recipe of its own
+            optimizer = other.setdefault("knockoff_optimizer", usual(rows))
+            other.setdefault("knockoff_architecture", rows.architecture.iloc[0] if len(rows) else "")
+            plain = self.plain
+            if len(plain) and optimizer == plain.knockoff_optimizer.iloc[0]:
+                rows = rows[rows.knockoff_epochs == plain.knockoff_epochs.iloc[0]]
+        other.setdefault("attack_settings", "")
+        return scene(rows, attack=attack, recovery=recovery, **other)
+
+
+def thefts(table: pd.DataFrame) -> list[Theft]:
+    """Return the thefts of a table of records, in the order of their victims' names."""
+    whole = table.assign(**{name: table.get(name, pd.Series(index=table.index, dtype=object)) for name in FILLED})
+    whole = whole.fillna(FILLED)
+    return [Theft(str(victim), str(pool), rows) for (victim, pool), rows in whole.groupby(["victim", "pool"])]
+
+
+def usual(rows: pd.DataFrame) -> str:
+    """Return the optimizer that most knockoffs were trained with."""
+    found = rows[rows.attack != "online"].knockoff_optimizer
+    return str(found.mode().iloc[0]) if len(found) else ""
+
+
+def scene(rows: pd.DataFrame, **wanted: str) -> pd.DataFrame:
+    """Return the records with these values, of them the largest budget's, of these the scene with the most records."""
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    rows = rows[rows.budget == rows.budget.max()]
+    return rows[rows.scene == rows.scene.mode().iloc[0]] if len(rows) else rows
+
+
+def undefended(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the undefended cells."""
+    return rows[rows.defense == "none"]
+
+
+def under(rows: pd.DataFrame, defense: str, dial: str | None = None) -> pd.DataFrame:
+    """Return a defense's cells in the settings of its YAML, or else in those that most of its cells have.
+
+    Args:
+        rows: cells of one scene.
+        defense: its name.
+        dial: the dial to take where a defense has been turned by several.
+    """
+    rows = rows[rows.defense == defense]
+    if dial is not None and (rows.dial == dial).any():
+        rows = rows[rows.dial == dial]
+    if not (rows.defense_settings == "").any() and len(rows):
+        return rows[rows.defense_settings == rows.defense_settings.mode().iloc[0]]
+    return rows[rows.defense_settings == ""]
+
+
+def curve(rows: pd.DataFrame, defense: str, dial: str | None = None) -> pd.DataFrame:
+    """Return a defense's points, from undefended on by rising strength: accuracies in percent.
+
+    Indexed by the strength, with columns (value, "mean" | "min" | "max"); empty if the defense has no cells.
+    """
+    defended = under(rows, defense, dial)
+    if defended.empty:
+        return defended
+    return pd.concat([points(undefended(rows).assign(strength=0.0)), points(defended)])
+
+
+def points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return mean, least and greatest of each value over the seeds, by strength; accuracies in percent."""
+    percent = rows[VALUES] * [100, 100, 100, 1]
+    return percent.groupby(rows.strength).agg(["mean", "min", "max"])
+
+
+def shown(theft: Theft, *parts: pd.DataFrame) -> str:
+    """Say what a panel shows: the victim, the pool, the budget and the seeds."""
+    rows: Any = pd.concat(parts)
+    budgets = " / ".join(f"{budget:,}" for budget in sorted(set(rows.budget)))
+    seeds = [part.groupby(["defense", "defense_settings", "strength"], dropna=False).seed.nunique() for part in parts]
+    least, most = int(min(each.min() for each in seeds)), int(max(each.max() for each in seeds))
+    said = f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
+    return f"{theft.victim} stolen with {theft.pool}\n{budgets} queries, {said}"

@@ -1,0 +1,64 @@
+"""The paper's numbers beside ours: one row a published number, victim and pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from mad.figures.cells import Theft
+from mad.figures.measures import MEASURES, Found
+
+PUBLISHED = Path(__file__).with_name("published.csv")
+ANY = "*"  # a number that is stated of every victim
+CELLS = "Table 1"  # stated of one victim and of no other
+STATED = ("source", "victim", "claim", "published")
+NUMBERS = ("spend", "limit", "at", "low", "high")
+
+
+def published() -> pd.DataFrame:
+    """Return what the paper states: all columns text, as in the file."""
+    return pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
+
+
+def rows_of(found: Found | None, theft: Theft | None, experiment: str) -> dict[str, object]:
+    """Return our columns of a ledger's row; blank where there is nothing."""
+    if found is None or theft is None:
+        return {"victim": theft.victim if theft else "", "pool": theft.pool if theft else ""}
+    values, rows = found.values.dropna(), found.rows
+    seeds = sorted(int(seed) for seed in values.index)
+    budgets = sorted(set(rows.budget))
+    budget = "" if experiment == "budget" else f" attack.budget={budgets[-1]}"
+    listed = ",".join(map(str, seeds))
+    return {
+        "victim": theft.victim,
+        "pool": theft.pool,
+        "mean": f"{values.mean():.4g}",
+        "deviation": f"{values.std():.2g}" if len(values) > 1 else "",
+        "seeds": len(seeds),
+        "where": found.where,
+        "budget": " ".join(str(each) for each in budgets),
+        "overrides": f"experiment=paper/{experiment} victim={theft.victim} pool={theft.pool}{budget} seed={listed}",
+        "fingerprints": " ".join(sorted(set(rows[rows.seed.isin(seeds)].fingerprint))),
+    }
+
+
+def ledger(thefts: list[Theft]) -> pd.DataFrame:
+    """Return the ledger: the columns of ``published.csv``, then ours, blank where there are no records.
+
+    A cell of Table 1 is joined to its own victim's records. Any other number is, too, where there are such; else to
+    those of every victim there is: most of the paper's text is of CIFAR-10.
+    """
+    lines = []
+    for _, stated in published().iterrows():
+        own = [theft for theft in thefts if stated.victim in (theft.victim, ANY)]
+        joined: list[Theft | None] = list(own or ([] if stated.source == CELLS else thefts)) or [None]
+        arguments = dict(part.split("=") for part in stated.arguments.split())
+        typed = {key: float(value) if key in NUMBERS else value for key, value in arguments.items()}
+        for theft in joined:
+            found = MEASURES[stated.measure](theft, **typed) if theft and stated.measure else None
+            ours = {f"our_{key}": value for key, value in rows_of(found, theft, stated.experiment).items()}
+            lines.append({name: stated[name] for name in STATED} | ours)
+    order = ["victim", "pool", "mean", "deviation", "seeds", "where", "budget", "overrides", "fingerprints"]
+    columns = [*STATED, *(f"our_{name}" for name in order)]
+    return pd.DataFrame(lines, columns=columns, dtype=object).fillna("")

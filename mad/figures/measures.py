@@ -1,0 +1,273 @@
+"""How each number that the paper states is measured in our records.
+
+A measure takes a theft and returns what was found: a value a seed, where it was found, and from which records; None
+where a record is missing. Accuracies, and differences of them, are in percent. What has to be chosen, such as the
+strength that costs less than a point, is chosen by means over the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mad.figures.cells import Theft, curve, points, undefended, under
+from mad.figures.moves import by_budget, moves
+from mad.figures.online import BINS, LOSSES, angles, numbers, study
+from mad.figures.plane import ATTACKS, DIALS
+
+STOLEN, DEFENDED, VICTIM = "stolen_accuracy", "defended_accuracy", "victim_accuracy"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a measure found.
+
+    Args:
+        values: one a seed, which index them.
+        rows: the records that they come from.
+        where: the choice that was made, such as a strength; empty where there was none.
+    """
+
+    values: pd.Series
+    rows: pd.DataFrame
+    where: str = ""
+
+
+Measure = Callable[..., Found | None]
+
+
+def percent(rows: pd.DataFrame, column: str = STOLEN) -> pd.Series:
+    """Return a column of cells in percent, indexed by their seeds."""
+    return 100 * rows.groupby("seed")[column].mean()
+
+
+def at_strength(rows: pd.DataFrame, strength: float) -> pd.DataFrame:
+    """Return the cells of one strength."""
+    return rows[np.isclose(rows.strength.astype(float), strength)]
+
+
+def turned(rows: pd.DataFrame, defense: str) -> pd.DataFrame:
+    """Return a defense's cells as the paper's figures draw them."""
+    return under(rows, defense, DIALS.get(defense))
+
+
+def difference(more: pd.DataFrame, less: pd.DataFrame, where: str = "") -> Found | None:
+    """Return by how many points the thief gets more in some cells than in others, seed by seed."""
+    values = (percent(more) - percent(less)).dropna()
+    return Found(values, pd.concat([more, less]), where) if len(values) else None
+
+
+def of(rows: pd.DataFrame, values: pd.Series, where: str = "") -> Found | None:
+    """Return what was found, or None if it is nothing."""
+    return Found(values, rows, where) if len(values.dropna()) else None
+
+
+def victim(theft: Theft) -> Found | None:
+    """Return the undefended victim's accuracy."""
+    rows = undefended(theft.plain)
+    return of(rows, percent(rows, VICTIM))
+
+
+def stolen(theft: Theft, attack: str, defense: str = "none", at: float | None = None) -> Found | None:
+    """Return the stolen model's accuracy under no defense, or at a strength of one."""
+    rows = theft.cells(attack)
+    rows = undefended(rows) if at is None else at_strength(turned(rows, defense), at)
+    return of(rows, percent(rows))
+
+
+def cheapest(theft: Theft, attack: str, spend: float) -> tuple[pd.DataFrame, pd.DataFrame, str] | None:
+    """Return MAD's cells that leave an attack least for less than so many points of the API's accuracy.
+
+    And the undefended cells, and the strength.
+    """
+    rows = theft.cells(attack)
+    found = curve(rows, "mad")
+    if found.empty or undefended(rows).empty:
+        return None
+    spent = found[VICTIM]["mean"] - found[DEFENDED]["mean"]
+    allowed = found[(spent < spend) & (found.index > 0)]
+    if allowed.empty:
+        return None
+    best = float(allowed[STOLEN]["mean"].idxmin())
+    return at_strength(turned(rows, "mad"), best), undefended(rows), f"epsilon={best:g}"
+
+
+def stolen_within(theft: Theft, attack: str, spend: float) -> Found | None:
+    """Return the least accuracy that MAD leaves an attack for less than so many points of the API's."""
+    found = cheapest(theft, attack, spend)
+    return of(found[0], percent(found[0]), found[2]) if found else None
+
+
+def reduction(theft: Theft, spend: float, attacks: str = "", of: str = "most") -> Found | None:
+    """Return the points that MAD takes from an attack for less than so many of the API's: of all, the most or least."""
+    names = [attacks] if attacks else ATTACKS
+    known = [(name, cheapest(theft, name, spend)) for name in names]
+    if len(known) > 1 and any(found is None for _, found in known):
+        return None  # the most of all attacks takes all attacks
+    each = [difference(f[1], f[0], f"{name} {f[2]}" if len(known) > 1 else f[2]) for name, f in known if f]
+    measured = [one for one in each if one]
+    pick = max if of == "most" else min
+    return pick(measured, key=lambda one: one.values.mean()) if measured else None
+
+
+def error_ratio(theft: Theft, spend: float) -> Found | None:
+    """Return the thief's error over the victim's: of all attacks there are, the most."""
+    best = None
+    for attack in ATTACKS:
+        found = cheapest(theft, attack, spend)
+        if found is None:
+            return None
+        ratio = (100 - percent(found[0])) / (100 - percent(found[0], VICTIM))
+        if best is None or ratio.mean() > best.values.mean():
+            best = Found(ratio, found[0], f"{attack} {found[2]}")
+    return best
+
+
+def l1_ratio(theft: Theft, other: str, at: float) -> Found | None:
+    """Return MAD's mean L1 over the least that another defense needs to leave the thief no more."""
+    rows = theft.cells()
+    ours = at_strength(turned(rows, "mad"), at)
+    theirs = curve(rows, other)
+    if ours.empty or theirs.empty:
+        return None
+    enough = theirs[theirs[STOLEN]["mean"] <= percent(ours).mean()]
+    if enough.empty:
+        return None
+    needed = float(enough["l1_mean"]["mean"].idxmin())
+    those = at_strength(turned(rows, other), needed)
+    ratio = ours.groupby("seed").l1_mean.mean() / those.groupby("seed").l1_mean.mean()
+    return of(pd.concat([ours, those]), ratio.dropna(), f"{those.dial.iloc[0]}={needed:g}")
+
+
+def strongest(theft: Theft, defense: str, recovery: str = "none") -> Found | None:
+    """Return the points that a defense takes from knockoff at the strength that takes the most."""
+    rows = theft.cells(recovery=recovery)
+    cells = turned(rows, defense)
+    if cells.empty or undefended(rows).empty:
+        return None
+    best = float(points(cells)[STOLEN]["mean"].idxmin())
+    return difference(undefended(rows), at_strength(cells, best), f"{cells.dial.iloc[0]}={best:g}")
+
+
+def below(theft: Theft, defense: str, limit: float) -> tuple[pd.DataFrame, str] | None:
+    """Return the cells of the strength that keeps the API best while it holds knockoff below a limit."""
+    cells = turned(theft.cells(), defense)
+    found = points(cells)
+    found = found[found[STOLEN]["mean"] < limit]
+    if found.empty:
+        return None
+    best = float(found[DEFENDED]["mean"].idxmax())
+    return at_strength(cells, best), f"{cells.dial.iloc[0]}={best:g}"
+
+
+def defended_below(theft: Theft, defense: str, limit: float) -> Found | None:
+    """Return the API's accuracy there."""
+    found = below(theft, defense, limit)
+    return of(found[0], percent(found[0], DEFENDED), found[1]) if found else None
+
+
+def spent_below(theft: Theft, defense: str, limit: float) -> Found | None:
+    """Return the points of the API's accuracy that are spent there."""
+    found = below(theft, defense, limit)
+    return of(found[0], percent(found[0], VICTIM) - percent(found[0], DEFENDED), found[1]) if found else None
+
+
+def gap(theft: Theft, defense: str, other: str, at: float) -> Found | None:
+    """Return by how many points the thief gets more under a defense than under another at the same strength."""
+    rows = theft.cells()
+    return difference(at_strength(turned(rows, defense), at), at_strength(turned(rows, other), at), f"epsilon={at:g}")
+
+
+def lost_by_argmax(theft: Theft) -> Found | None:
+    """Return the points that keeping top classes alone costs the thief of an undefended API."""
+    return difference(undefended(theft.cells()), undefended(theft.cells(recovery="argmax")))
+
+
+def best(theft: Theft, defense: str) -> tuple[str, pd.DataFrame] | None:
+    """Return the counter-move that gets most under a defense, and its cells; None where no counter-move was made."""
+    found = {name: turned(rows, defense) for name, rows in moves(theft).items()}
+    found = {name: rows for name, rows in found.items() if len(rows)}
+    if len(found) < 2:
+        return None
+    name = max(found, key=lambda name: percent(found[name]).mean())
+    return name, found[name]
+
+
+def best_move(theft: Theft, defense: str) -> Found | None:
+    """Return the accuracy of the best counter-move."""
+    found = best(theft, defense)
+    return of(found[1], percent(found[1]), found[0]) if found else None
+
+
+def kept_by(theft: Theft, defense: str) -> Found | None:
+    """Return the points that a defense takes in spite of the best counter-move."""
+    found = best(theft, defense)
+    return difference(undefended(theft.plain), found[1], found[0]) if found else None
+
+
+def recovered(theft: Theft, defense: str) -> Found | None:
+    """Return the best counter-move's accuracy over the undefended theft's."""
+    found = best(theft, defense)
+    if not found:
+        return None
+    origin = undefended(theft.plain)
+    return of(pd.concat([found[1], origin]), (percent(found[1]) / percent(origin)).dropna(), found[0])
+
+
+def angle(theft: Theft, low: float, high: float) -> Found | None:
+    """Return the mean angular deviation under MAD at strengths of an interval, in degrees."""
+    rows = study(theft, BINS)
+    rows = rows[(rows.defense == "mad") & rows.strength.between(low - 1e-9, high + 1e-9)]
+    return of(rows, rows.groupby("seed").deviation_mean.mean()) if len(rows) else None
+
+
+def greatest_angle(theft: Theft) -> Found | None:
+    """Return the upper end of the last degree that any angular deviation fell in."""
+    rows = study(theft, BINS)
+    rows = rows[rows.defense == "mad"]
+    ends = {}
+    for seed, cells in rows.groupby("seed"):
+        counts = angles(cells).sum(axis=1)
+        ends[seed] = float(counts[counts > 0].index.max()) + 90 / len(counts)
+    return of(rows, pd.Series(ends, dtype=float))
+
+
+def loss_rise(theft: Theft, at: float) -> Found | None:
+    """Return the last minus the first test loss of the adversary at a strength."""
+    rows = study(theft, LOSSES)
+    rows = at_strength(rows[rows.defense == "mad"], at)
+    losses = {cell.seed: numbers(cell[LOSSES]) for _, cell in rows.iterrows()}
+    return of(rows, pd.Series({seed: found[-1] - found[0] for seed, found in losses.items()}, dtype=float))
+
+
+def budget_ratio(theft: Theft, at: float) -> Found | None:
+    """Return the whole budget over what the undefended theft needs for what MAD leaves of it, by interpolation.
+
+    Where the least budget measured already brings as much, the ratio is at least what is returned.
+    """
+    rows = by_budget(theft)
+    if rows.empty:
+        return None
+    largest = rows.budget.max()
+    ours = at_strength(rows[(rows.defense == "mad") & (rows.budget == largest)], at)
+    free = undefended(rows)
+    found, least = {}, False
+    for seed, left in percent(ours).items():
+        known = 100 * free[free.seed == seed].groupby("budget").stolen_accuracy.mean().cummax()
+        if len(known) > 1:
+            least |= bool(left <= known.iloc[0])
+            needed = np.exp(np.interp(left, known, np.log(known.index)))
+            found[seed] = float(largest / needed)
+    return of(pd.concat([ours, free]), pd.Series(found, dtype=float), "at least" if least else "")
+
+
+MEASURES: dict[str, Measure] = {
+    measure.__name__: measure
+    for measure in (
+        *(victim, stolen, stolen_within, reduction, error_ratio, l1_ratio, strongest, defended_below, spent_below),
+        *(gap, lost_by_argmax, best_move, kept_by, recovered, angle, greatest_angle, loss_rise, budget_ratio),
+    )
+}

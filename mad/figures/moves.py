@@ -1,0 +1,99 @@
+"""An adversary's counter-moves (figure 9), and how many queries a theft takes."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mad.figures.cells import Theft, points, shown, undefended, under
+from mad.figures.drawing import BARS, finish, sheet, spread, style
+from mad.figures.tradeoff import INK
+
+DEFENSES = ("mad", "mad_argmax")
+EPSILON = 0.95
+
+
+def moves(theft: Theft) -> dict[str, pd.DataFrame]:
+    """Return the scene of each counter-move that there are cells of; ``none`` is the paper's knockoff."""
+    plain, rows = theft.plain, theft.rows[theft.rows.attack == "knockoff"]
+    if plain.empty:
+        return {}
+    usual = plain.iloc[0]
+    found = {"none": plain, "argmax": theft.cells(recovery="argmax")}
+    for other in sorted(set(rows.knockoff_architecture) - {usual.architecture}):
+        found[f"arch: {other}"] = theft.cells(knockoff_architecture=other)
+    for settings in sorted(set(rows.attack_settings) - {""}):
+        name = "nquery+aug" if "augment" in settings else "nquery"
+        found.setdefault(name, theft.cells(attack_settings=settings))
+    for other in sorted(set(rows.knockoff_optimizer) - {usual.knockoff_optimizer}):
+        found[f"opt: {other}"] = theft.cells(knockoff_optimizer=other)
+    kept = {name: rows[(rows.defense == "none") | (rows.epsilon == EPSILON)] for name, rows in found.items()}
+    return {name: rows for name, rows in kept.items() if rows.defense.isin(DEFENSES).any()}
+
+
+def fig9(thefts: list[Theft]) -> Figure | None:
+    """Draw what each counter-move brings under no defense, MAD and MAD-argmax."""
+    known = [(theft, moves(theft)) for theft in thefts]
+    known = [(theft, found) for theft, found in known if len(found) > 1]
+    if not known:
+        return None
+    figure, axes = sheet(1, len(known), heights=3.2)
+    for each, (theft, found) in zip(axes[0], known, strict=True):
+        for offset, defense in zip((-0.2, 0, 0.2), ("none", *DEFENSES), strict=True):
+            got = {}
+            for place, rows in enumerate(found.values()):
+                cells = undefended(rows) if defense == "none" else under(rows, defense)
+                if len(cells):
+                    got[place + offset] = points(cells)["stolen_accuracy"].iloc[0]
+            line(each, pd.DataFrame(got).T, "none" if defense == "none" else f"{defense}, epsilon {EPSILON:g}", defense)
+        chance = 100 * theft.rows.chance.iloc[0]
+        each.axhline(chance, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), label="chance")
+        each.set_xticks(range(len(found)), list(found), rotation=45, ha="right")
+        each.set(ylim=(0, 104), ylabel="accuracy of the stolen model, %")
+        each.set_title(shown(theft, *found.values()), fontsize=8)
+    return finish(figure, axes.flat, "Fig. 9: an adversary's counter-moves")
+
+
+def line(axes: Axes, found: pd.DataFrame, label: str, name: str, *, joined: bool = False) -> None:
+    """Draw accuracies of a defense (mean, min, max) at the places that index them; hollow and black with none."""
+    marks = style(name) | {"markersize": 5}
+    if name == "none":
+        label, marks = "undefended", marks | {"color": "black", "marker": "o", "markerfacecolor": "white"}
+    marks["linestyle"] = ("-" if name == "none" else marks["linestyle"]) if joined else "none"
+    axes.errorbar(found.index, found["mean"], yerr=spread(found), **marks, **BARS, label=label)
+
+
+def by_budget(theft: Theft) -> pd.DataFrame:
+    """Return the cells of the paper's knockoff under MAD, and of none, at every budget."""
+    plain = theft.plain
+    if plain.empty:
+        return plain
+    same = ["attack", "attack_settings", "recovery", "knockoff_architecture", "knockoff_optimizer", "knockoff_epochs"]
+    rows = theft.rows[(theft.rows[same] == plain[same].iloc[0]).all(axis=1)]
+    rows = pd.concat([undefended(rows), under(rows, "mad")])
+    swept = rows.groupby(["defense", "strength"]).budget.transform("nunique") > 1
+    return rows[swept].drop_duplicates(["defense", "strength", "budget", "seed"])
+
+
+def budget(thefts: list[Theft]) -> Figure | None:
+    """Draw the stolen model's accuracy against the queries that it took."""
+    known = [(theft, by_budget(theft)) for theft in thefts]
+    known = [(theft, rows) for theft, rows in known if len(rows)]
+    if not known:
+        return None
+    figure, axes = sheet(1, len(known))
+    names = ("mad", "mad_argmax", "reverse_sigmoid", "random_noise")  # whose marks the strengths borrow
+    for each, (theft, rows) in zip(axes[0], known, strict=True):
+        for place, at in enumerate(sorted(set(rows.strength))):
+            cells = rows[rows.strength == at]
+            found = 100 * cells.groupby("budget").stolen_accuracy.agg(["mean", "min", "max"])
+            name = names[(place - 1) % len(names)] if at else "none"
+            line(each, found, f"mad, epsilon {at:g}" if at else "none", name, joined=True)
+        each.set_xscale("log")
+        each.set_xticks(sorted(set(rows.budget)), [f"{at:,}" for at in sorted(set(rows.budget))], rotation=45)
+        each.minorticks_off()
+        each.set(ylim=(0, 104), xlabel="queries", ylabel="accuracy of the stolen model, %")
+        largest = rows[rows.budget == rows.budget.max()]
+        each.set_title(shown(theft, largest).replace("\n", "\nup to "), fontsize=8)
+    return finish(figure, axes.flat, "Queries that a theft takes")

@@ -1,0 +1,88 @@
+"""The white-box study: how far gradients are turned (figure 6) and the loss that this leads to (figure 7)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mad.figures.cells import Theft, shown
+from mad.figures.drawing import finish, sheet
+from mad.figures.tradeoff import STYLES
+
+BINS = "deviation_histogram"
+LOSSES, QUERIES = "test_loss", "test_loss_queries"
+
+
+def study(theft: Theft, column: str) -> pd.DataFrame:
+    """Return the cells of MAD, and of no defense, against ``attack=online`` that have a column."""
+    rows = theft.cells("online")
+    if column not in rows:
+        return rows[:0]
+    rows = rows[rows[column].notna() & rows.defense.isin(["mad", "none"])]
+    return rows if (rows.defense == "mad").any() else rows[:0]
+
+
+def numbers(text: str) -> np.ndarray:
+    """Return the numbers of a record's text, which spaces part."""
+    return np.array(str(text).split(), dtype=float)
+
+
+def angles(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return counts by angle, rows of one degree (index: its middle), a column a strength; seeds are added up."""
+    sums = {at: np.sum([numbers(text) for text in cells[BINS]], axis=0) for at, cells in rows.groupby("strength")}
+    found = pd.DataFrame(sums)
+    return found.set_index(180 / len(found) * (np.arange(len(found)) + 0.5))
+
+
+def mean_angle(rows: pd.DataFrame) -> float:
+    """Return the mean angle of cells, in degrees."""
+    return float(rows.deviation_mean.mean())
+
+
+def fig6(thefts: list[Theft]) -> Figure | None:
+    """Draw the angles' histograms, one a strength."""
+    known = [(theft, study(theft, BINS)) for theft in thefts]
+    known = [(theft, rows) for theft, rows in known if len(rows)]
+    if not known:
+        return None
+    figure, axes = sheet(1, len(known))
+    for each, (theft, rows) in zip(axes[0], known, strict=True):
+        counts = angles(rows[rows.defense == "mad"])
+        for at, (color, _, dashes) in zip(counts, marks(len(counts.columns)), strict=True):
+            share = 100 * counts[at] / counts[at].sum()
+            mean = mean_angle(rows[(rows.defense == "mad") & (rows.strength == at)])
+            each.plot(share.index, share, color=color, linestyle=dashes, linewidth=1.2, label=f"epsilon {at:g}")
+            each.plot([mean], [-0.03 * each.get_ylim()[1]], marker="^", color=color, clip_on=False, markersize=5)
+        each.set(xlim=(0, 180), xlabel="angle between clean and poisoned gradient, degrees", ylabel="queries, %")
+        each.set_xticks(range(0, 181, 30))
+        each.set_ylim(bottom=0)
+        each.set_title(shown(theft, rows), fontsize=8)
+    return finish(figure, axes.flat, "Fig. 6: how far MAD turns a white-box adversary's gradients")
+
+
+def fig7(thefts: list[Theft]) -> Figure | None:
+    """Draw the test loss along the queries: mean over seeds, a band from the least to the greatest."""
+    known = [(theft, study(theft, LOSSES)) for theft in thefts]
+    known = [(theft, rows) for theft, rows in known if len(rows)]
+    if not known:
+        return None
+    figure, axes = sheet(1, len(known))
+    for each, (theft, rows) in zip(axes[0], known, strict=True):
+        strengths = sorted(set(rows.strength))
+        for at, (color, _, dashes) in zip(strengths, marks(len(strengths)), strict=True):
+            cells = rows[rows.strength == at]
+            losses = np.stack([numbers(text) for text in cells[LOSSES]])
+            queries = numbers(cells[QUERIES].iloc[0])
+            label = f"epsilon {at:g}" if at else "undefended"
+            each.plot(queries, losses.mean(axis=0), color=color, linestyle=dashes, linewidth=1.2, label=label)
+            each.fill_between(queries, losses.min(axis=0), losses.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        each.set(xlabel="queries", ylabel="test loss of the adversary", ylim=(0, None))
+        each.set_title(shown(theft, rows), fontsize=8)
+    return finish(figure, axes.flat, "Fig. 7: a white-box adversary's test loss while it trains on MAD's answers")
+
+
+def marks(count: int) -> list[tuple[str, str, str]]:
+    """Return as many styles as there are series: hue and dash come round at different times."""
+    dashes = ("-", "--", "-.", ":")
+    return [(STYLES[i % len(STYLES)][0], "", dashes[i % len(dashes)]) for i in range(count)]

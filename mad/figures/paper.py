@@ -1,0 +1,40 @@
+"""Every figure of the paper whose cells are there, Table 1, and the ledger of the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from mad.figures import ledger, moves, online, plane, table1
+from mad.figures.cells import thefts
+from mad.figures.tradeoff import save
+from mad.files import write_alone
+
+FIGURES = {
+    "fig3": plane.fig3,
+    "fig4": plane.fig4,
+    "fig5": plane.fig5,
+    "fig6": online.fig6,
+    "fig7": online.fig7,
+    "fig8": plane.fig8,
+    "fig9": moves.fig9,
+    "budget": moves.budget,
+}
+
+
+def write_all(table: pd.DataFrame, outputs: Path) -> list[Path]:
+    """Print Table 1; write it, the figures and the ledger below ``outputs/figures/paper``; return what was written."""
+    known, area, written = thefts(table), Path("figures", "paper"), []
+    first = table1.table1(known)
+    texts = {"ledger.csv": ledger.ledger(known).to_csv(index=False)}
+    if len(first):
+        table1.show(first)
+        texts |= {"table1.csv": first.to_csv(index=False), "table1.md": table1.markdown(first)}
+    for name, text in texts.items():
+        written.append(write_alone(outputs, area, area / name, text.encode()))
+    for name, draw in FIGURES.items():
+        figure = draw(known)
+        if figure is not None:
+            written.append(save(figure, outputs, area / name, area))
+    return written
