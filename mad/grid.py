@@ -9,7 +9,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mad.errors import MadError
 
@@ -34,7 +34,8 @@ def jobs(config: DictConfig, overrides: Job) -> list[Job]:
         MadError: if a line of the grid is not overrides as the command line takes them.
     """
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    lines = [words(line) for line in config.get("grid") or []]
+    grid = config.get("grid") or []
+    lines = [words(line) for line in (grid if OmegaConf.is_list(grid) else [grid])]
     last = [LAID_OUT] if lines else []
     found = [job for line in lines or [[]] for job in split([*params, *line, *overrides, *last])]
     return list({tuple(sorted(job)): job for job in found}.values())

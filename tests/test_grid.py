@@ -71,6 +71,12 @@ def test_a_malformed_line_is_an_error_of_one_line(line):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_grid_that_is_no_list_is_a_line():
+    assert jobs("seed=1,2") == [{"seed=1"}, {"seed=2"}]
+    with pytest.raises(MadError, match="got 3"):
+        jobs(3)
+
+
 @pytest.fixture
 def launches(monkeypatch):
     """The overrides of every launch; nothing is run."""

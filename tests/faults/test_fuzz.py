@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from common import HERE, ONE, TOY, draw_nothing
+from common import HERE, ONE, TOY, draw_nothing, leftovers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -65,6 +65,7 @@ KEYS = [
     "unknown",
     "defense.unknown.deeper",
     "hydra.job.chdir",
+    "grid",
 ]
 GROUPS = {
     "defense": ("none", "mad", "mad_argmax", "random_noise", "mad_trained", "null", "madd"),
@@ -107,8 +108,7 @@ def check_artefacts(folder):
     for facts in folder.rglob("victim.json"):
         content = facts.with_name("weights.safetensors").read_bytes()
         assert files.unseal(facts)["weights_sha256"] == files.hashlib.sha256(content).hexdigest()
-    left = [*folder.rglob(".*.tmp"), *folder.rglob("*.lock"), *folder.rglob("*.damaged")]
-    assert left == []
+    assert leftovers(folder) == []
 
 
 def check_lines(code, err):
