@@ -9,6 +9,7 @@ from conftest import CPU, cell, victim
 from torch import nn
 
 from mad.api import BlackBox
+from mad.attacks import TransferSet
 from mad.attacks.jbda import Jbda, Jbself
 from mad.attacks.jbtopk import JbTopK
 from mad.defenses import Undefended
@@ -28,6 +29,8 @@ TOGETHER = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{atta
 def steal(attack, budget, seed=0, classes=6, pool=POOL):
     whole = cell(victim=victim(classes), attack=replace(attack, budget=budget), seed=seed)
     model = whole.victim.untrained(seed=0, purpose="victim")
+    with torch.no_grad():
+        model.head.bias -= model(POOL / 255).mean(dim=0)  # every class is some image's top one
     api = BlackBox(model, Undefended(), (1, 8, 8), budget, CPU)
     return whole.attack.transfer_set(api, pool, whole.adversary(CPU)), api, model
 
@@ -175,6 +178,7 @@ def test_as_published_overwrites_the_seeds_where_no_reservoir_is_in_force():
     assert kept() == (10, 40)
     assert kept(as_published=True) == (0, 10)
     assert kept(as_published=True, reservoir=10, reservoir_after=0)[0] == 10
+    assert steal(Jbda(**SHORT, as_published=True), 33)[1].queries == 33
 
 
 def test_as_published_jbself_stores_another_image_than_was_asked_about():
@@ -206,6 +210,19 @@ def test_more_targets_than_other_classes_are_refused():
 def test_a_substitute_that_diverges_stops_the_attack():
     with pytest.raises(MadError, match=r"substitute 0 diverged at attack\.learning_rate=1e\+30"):
         steal(Jbda(seeds=SEEDS, epochs=20, learning_rate=1e30), 20)
+
+
+@pytest.mark.parametrize("reservoir", [None, 280])
+def test_a_round_in_batches_moves_each_image_by_its_own_label(reservoir):
+    attack = Jbda(seeds=300, epochs=2, reservoir=reservoir, reservoir_after=0)
+    transfer = steal(attack, 590)[0]
+    adversary = cell(victim=victim(6)).adversary(CPU)
+    known = TransferSet(transfer.images[:300], torch.arange(300), transfer.answers[:300])
+    substitute = adversary.train(known, "substitute 0", attack.trainer(300))
+    assert len(known.answers.argmax(dim=1).unique()) == 6
+    rows = attack.parents(300, 0, seed=0)
+    expected = attack.moved(substitute, known.images[rows], known.answers[rows].argmax(dim=1), 0)[0]
+    assert torch.allclose(transfer.images[300:580], expected[:280], atol=1e-6)
 
 
 def test_every_round_trains_a_substitute_of_its_own(fits):
