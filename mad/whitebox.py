@@ -39,7 +39,7 @@ class Along(nn.Module):
 
 
 def angle(uu: Tensor, ud: Tensor, dd: Tensor) -> Tensor:
-    """Return the angle between u and u + d in degrees, [0, 180], from their inner products; 0 for a zero vector.
+    """Return the angle between u and u + d in degrees, [0, 180], from their inner products.
 
     As arctan: where d is small, rounding would turn the arccos of nearly 1 into a tenth of a degree.
     """
@@ -50,7 +50,8 @@ def deviations(network: nn.Module, image: Tensor, clean: Tensor, given: Tensor) 
     """Return how far training on ``given`` in place of ``clean`` turns the gradient of one step, in degrees, (2,).
 
     First with respect to all weights, then to those of the last layer, taken to be linear: its gradient (p - q) h^T
-    has the features h in common.
+    has the features h in common. NaN where a gradient is zero. Once the network has learned an answer, p - q is mostly
+    rounding in float32, so p and what is left of it are computed in float64; only its direction goes on from there.
 
     Args:
         network: the adversary's as it is now, in eval mode.
@@ -59,8 +60,10 @@ def deviations(network: nn.Module, image: Tensor, clean: Tensor, given: Tensor) 
         given: the target (1, K) that the given answer makes.
     """
     with torch.no_grad():
-        p = torch.softmax(network(image), dim=1)
-    directions = torch.cat([clean - p, given - clean])
+        p = torch.softmax(network(image).double(), dim=1)
+    steps = [target - p * target.sum() for target in (clean.double(), given.double())]
+    u, a = (step / step.abs().amax() for step in steps)
+    directions = torch.cat([u, a - u]).to(image.dtype)
     whole = theta(Along(network, directions), image)[1][0]
     both = torch.stack([whole, directions @ directions.T]).double()
     return angle(both[:, 0, 0], both[:, 0, 1], both[:, 1, 1]).cpu()
@@ -100,14 +103,16 @@ class Witness:
         """Return columns of the record, lists as numbers with spaces between them.
 
         ``deviation_histogram`` counts the answers by angle, in 180 bins of one degree, and ``deviation_mean`` is in
-        degrees; both are with respect to all weights, and again to the last layer's. ``test_loss`` is the mean
+        degrees; both are with respect to all weights, and again to the last layer's, and leave out answers that make
+        either gradient zero. ``test_loss`` is the mean
         cross-entropy, on the test split's labels, after each of the numbers of queries in ``test_loss_queries``.
         """
         self._take_loss()
         found: dict[str, Any] = {}
         for name, angles in zip(("", "_last_layer"), torch.stack(self._angles).T, strict=True):
+            angles = angles[~angles.isnan()]
             counts = torch.bincount(angles.long().clamp(max=DEGREES - 1), minlength=DEGREES)
-            found[f"deviation{name}_mean"] = angles.mean().item()
+            found[f"deviation{name}_mean"] = angles.mean().item() if len(angles) else None
             found[f"deviation{name}_histogram"] = " ".join(map(str, counts.tolist()))
         found["test_loss_queries"] = " ".join(map(str, self._losses))
         found["test_loss"] = " ".join(f"{loss:.6g}" for loss in self._losses.values())

@@ -1,5 +1,6 @@
 """The adversary that trains while it queries, and what is measured of it."""
 
+import copy
 import math
 
 import pytest
@@ -117,6 +118,39 @@ def test_the_angle_is_that_of_the_two_gradients(epsilon):
         )
         assert angle.item() == pytest.approx(math.degrees(torch.acos(F.cosine_similarity(u, a, dim=0))), abs=1e-3)
     assert all(value.requires_grad for value in network.parameters())
+
+
+@pytest.mark.parametrize("sure", [1, 30, 60, 400])
+def test_the_angle_of_a_network_that_has_learned_its_answer(sure):
+    """From a logit of 30 on, p - q is 0 or rounding in float32; the twin computes in float64."""
+    network, image = Deep((1, 8, 8), 4).eval(), torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        network[-1].bias += torch.tensor([0.0, 0.0, sure, 0.0])
+    clean, given = torch.tensor([[0.1, 0.2, 0.3, 0.4]]), torch.eye(4)[2:3]
+    found, twin = deviations(network, image, clean, given), copy.deepcopy(network).double()
+    p = torch.softmax(twin(image.double()), dim=1)
+    gradients = []
+    for target in (clean, given):
+        step = p.detach() * target.double().sum() - target.double()
+        step = step / step.abs().max()
+        gradients.append(torch.autograd.grad((twin(image.double()) * step).sum(), list(twin.parameters())))
+    u, a = (torch.cat([part.flatten() for part in gradient]) for gradient in gradients)
+    assert found[0].item() == pytest.approx(math.degrees(torch.acos(F.cosine_similarity(u, a, dim=0))), abs=0.05)
+    assert found[1] > 90
+
+
+def test_an_answer_without_a_gradient_has_no_angle():
+    who, even = adversary(architecture=Tiny), torch.full((1, 4), 0.25)
+    who.live.requires_grad_(False)
+    for value in who.live.parameters():
+        value.zero_()
+    witness = Witness(who, Blobs().test(), 2)
+    witness(torch.rand(1, 1, 8, 8), even, torch.eye(4)[:1])
+    facts = witness.facts()
+    assert facts["deviation_mean"] is None
+    assert sum(histogram(facts)) == 0
+    witness(torch.rand(1, 1, 8, 8), torch.eye(4)[:1], torch.eye(4)[:1])
+    assert sum(histogram(witness.facts())) == 1
 
 
 def test_a_small_angle_is_no_rounding():
