@@ -207,14 +207,7 @@ def finish(paths: list[Path], outputs: Path) -> None:
 
 
 def derive(table: DataFrame, scenes: DataFrame, outputs: Path, *, paper: bool = False) -> None:
-    """Write ``records.csv`` and figures; the caller read the records under the lock of these.
-
-    Args:
-        table: every record.
-        scenes: those whose trade-off curves are drawn.
-        outputs: the outputs folder.
-        paper: draw the paper's figures in place of the trade-off curves.
-    """
+    """Write ``records.csv`` and figures, of some scenes or the paper's; the caller read the records under their lock."""
     from mad import records
     from mad.figures import paper as papers
     from mad.figures import tradeoff
