@@ -207,7 +207,7 @@ def finish(paths: list[Path], outputs: Path) -> None:
 
 
 def derive(table: DataFrame, scenes: DataFrame, outputs: Path, *, paper: bool = False) -> None:
-    """Write ``records.csv`` and figures, of some scenes or the paper's; the caller read the records under their lock."""
+    """Write ``records.csv`` and figures, of some scenes or the paper's; the caller holds the lock of these."""
     from mad import records
     from mad.figures import paper as papers
     from mad.figures import tradeoff

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -14,7 +16,8 @@ from mad.training import logits_of
 def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: torch.device) -> dict[str, float]:
     """Return what honest users get: accuracies in [0, 1], with and without the defense, and L1 in [0, 2].
 
-    The L1 distance is that of each answer from the served model's posterior.
+    The L1 distance is that of each answer from the served model's posterior; ``answer_entropy`` is the answers' mean
+    entropy in bits.
 
     Args:
         api: the defended API.
@@ -31,6 +34,7 @@ def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: to
         "defended_accuracy": accuracy(defended.argmax(dim=1), test.labels),
         "l1_mean": distance.mean().item(),
         "l1_max": distance.max().item(),
+        "answer_entropy": entropy(defended),
     }
 
 
@@ -38,6 +42,12 @@ def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device
     """Return what the adversary got: its accuracy, and how often it agrees with the undefended victim, in [0, 1]."""
     theirs, ours = (logits_of(net, test.images, device).argmax(dim=1) for net in (stolen, model))
     return {"stolen_accuracy": accuracy(theirs, test.labels), "agreement": accuracy(theirs, ours)}
+
+
+def entropy(posteriors: torch.Tensor) -> float:
+    """Return the mean entropy, in bits, of posteriors (N, K)."""
+    p = posteriors.double()
+    return -(torch.xlogy(p, p).sum(dim=1).mean() / math.log(2)).item() + 0.0
 
 
 def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:

@@ -15,6 +15,7 @@ from mad.defenses import Defense, Setting, Undefended
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
 from mad.errors import MadError
+from mad.evaluation import entropy
 from mad.knockoff import Knockoff
 from mad.pipeline import Cell, run
 from mad.recoveries.argmax import Argmax
@@ -313,3 +314,10 @@ def test_without_a_store_everything_is_trained_anew(fits):
         assert not setting.trained(victim(seed=3)).training
     assert fits == ["victim toy"] * 2
     assert setting.remembered(setting.model, "toy") is setting.model
+
+
+def test_the_answers_entropy_is_that_of_what_is_served():
+    flat, sure = torch.full((3, 4), 0.25), torch.eye(4)
+    assert entropy(flat) == pytest.approx(2)
+    assert entropy(sure) == 0
+    assert entropy(torch.cat([flat[:2], sure[:2]])) == pytest.approx(1)

@@ -264,10 +264,22 @@ def budget_ratio(theft: Theft, at: float) -> Found | None:
     return of(pd.concat([ours, free]), pd.Series(found, dtype=float), "at least" if least else "")
 
 
+def entropy(theft: Theft, defense: str, at: float) -> Found | None:
+    """Return the mean entropy of a defense's answers, in bits, at a mean L1: between the strengths on either side."""
+    rows = turned(theft.cells(), defense)
+    if "answer_entropy" not in rows:
+        return None
+    known = rows.dropna(subset="answer_entropy").sort_values("l1_mean")
+    reached = {seed: each for seed, each in known.groupby("seed") if each.l1_mean.min() <= at <= each.l1_mean.max()}
+    values = {seed: np.interp(at, each.l1_mean, each.answer_entropy) for seed, each in reached.items()}
+    return of(known[known.seed.isin(list(values))], pd.Series(values, dtype=float), f"L1 {at:g}")
+
+
 MEASURES: dict[str, Measure] = {
     measure.__name__: measure
     for measure in (
         *(victim, stolen, stolen_within, reduction, error_ratio, l1_ratio, strongest, defended_below, spent_below),
         *(gap, lost_by_argmax, best_move, kept_by, recovered, angle, greatest_angle, loss_rise, budget_ratio),
+        entropy,
     )
 }
