@@ -34,7 +34,7 @@ def jobs(config: DictConfig, overrides: Job) -> list[Job]:
         MadError: if a line of the grid is not overrides as the command line takes them.
     """
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    grid = config.get("grid") or []
+    grid = config.get("grid") or OmegaConf.create([])
     lines = [words(line) for line in (grid if OmegaConf.is_list(grid) else [grid])]
     last = [LAID_OUT] if lines else []
     found = [job for line in lines or [[]] for job in split([*params, *line, *overrides, *last])]

@@ -21,7 +21,7 @@ from mad.progress import err
 SWEEPS = Path("sweeps")
 HELD = ".held"
 HIDDEN = (".*.tmp", ".*.turn", HELD)
-OPEN: list[Any] = []  # the file that this process holds; of no callback, since those travel into the jobs
+OPEN: list[tuple[Path, Any]] = []  # what this process holds; of no callback, since those travel into the jobs
 
 
 def begin(outputs: Path, folder: Path) -> None:
@@ -35,26 +35,33 @@ def begin(outputs: Path, folder: Path) -> None:
             below(outputs, folder.relative_to(outputs))
         if holder(folder / HELD):
             raise MadError(f"{folder} is the folder of a sweep that still runs: choose another hydra.sweep.dir")
-        for earlier in (*folders(outputs, f"{SWEEPS}/*"), folder):
-            if not holder(earlier / HELD):
-                clear(earlier, *HIDDEN)
+        clear_dead(outputs, folder)
         clear(folder, "*.json")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            OPEN.append(file := (folder / HELD).open("xb", buffering=0))
+            file = (folder / HELD).open("xb", buffering=0)
         except OSError as error:
             raise unwritable(folder, error) from error
+        OPEN.append((outputs, file))
         with suppress(OSError):  # where there are no locks at all, the store says so
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(socket.gethostname().encode())
 
 
 def end() -> None:
-    """Give up the folder that this process holds, and clear what was hidden in it."""
+    """Give up the folder that this process holds, and clear what was hidden in it and in those of killed sweeps."""
     while OPEN:
-        file = OPEN.pop()
-        clear(Path(file.name).parent, *HIDDEN)
+        outputs, file = OPEN.pop()
         file.close()
+        with suppress(MadError), locked(outputs, SWEEPS):  # a disk that cannot be written keeps what it has
+            clear_dead(outputs, Path(file.name).parent)
+
+
+def clear_dead(outputs: Path, folder: Path) -> None:
+    """Clear what is hidden in the folders of sweeps that run no more; the caller holds the lock of them all."""
+    for each in (*folders(outputs, f"{SWEEPS}/*"), folder):
+        if not holder(each / HELD):
+            clear(each, *HIDDEN)
 
 
 def clear(folder: Path, *patterns: str) -> None:

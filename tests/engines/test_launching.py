@@ -103,7 +103,7 @@ def test_locks_that_do_not_hold_between_hosts_are_said(sweep, tmp_path, monkeypa
     assert notes.doubt(tmp_path) is None
     monkeypatch.setattr("socket.gethostname", lambda: "other")
     assert notes.doubt(tmp_path) is None
-    notes.OPEN.pop().close()  # on a file system whose locks stay on one host, it looks like this from another
+    notes.OPEN.pop()[1].close()  # on a file system whose locks stay on one host, it looks like this from another
     doubt = notes.doubt(tmp_path)
     assert "do not hold on other" in doubt
     for number in range(2):
