@@ -229,9 +229,10 @@ def test_figure_5_sets_the_recovered_beside_the_posteriors():
 def test_figure_6_shows_shares_and_7_losses():
     figure = online.fig6([theft(WHITE)])
     lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
-    assert np.flatnonzero(lines["epsilon 0.95"][:, 1]).tolist() == [18, 22]
+    seen = lines["epsilon 0.95"]
+    assert seen[seen[:, 1] > 0].tolist() == [[17.5, 50], [22.5, 50]]
     assert lines["epsilon 2"][:, 1].sum() == pytest.approx(100)
-    assert lines["epsilon 2"][0, 0] == 0.5
+    assert [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "^"] == [20.5, 30.5, 95.5]
     losses = {line.get_label(): line.get_xydata().tolist() for line in online.fig7([theft(WHITE)]).axes[0].lines}
     assert losses["epsilon 2"] == [[0, 2], [25, 3], [50, 5]]
     assert set(losses) == {"undefended", "epsilon 0.95", "epsilon 0.99", "epsilon 2"}
