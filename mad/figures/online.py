@@ -52,12 +52,13 @@ def fig6(thefts: list[Theft]) -> Figure | None:
         return None
     figure, axes = sheet(1, len(known))
     for each, (theft, rows) in zip(axes[0], known, strict=True):
-        counts = angles(rows[rows.defense == "mad"])
+        poisoned = rows[rows.defense == "mad"]
+        counts = angles(poisoned)
         edges = np.arange(0, 180 + WIDTH, WIDTH)
-        for at, marks in styles(counts.columns.tolist()):
+        for at, marks in styles(sorted(set(poisoned.strength))):
             drawn = np.histogram(counts.index, edges, weights=100 * counts[at] / counts[at].sum())[0]
             each.plot((edges[1:] + edges[:-1]) / 2, drawn, **marks, label=f"epsilon {at:g}")
-            mean = mean_angle(rows[(rows.defense == "mad") & (rows.strength == at)])
+            mean = mean_angle(poisoned[poisoned.strength == at])
             each.plot([mean], [0], "^", color=marks["color"], clip_on=False, markersize=6, zorder=5)
         each.set(
             xlim=(0, 180),
