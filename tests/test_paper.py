@@ -86,9 +86,9 @@ def test_the_budget_of_all_but_the_budget_figure_is_the_papers(hydra_):
 
 
 def paper_row(defense, strength, seed, stolen, **more):
-    """Return a made-up record of knockoff on MNIST: L1 as the strength, half a point lost at 0.95, all at 1.1."""
+    """Return a made-up record of knockoff on MNIST: L1 as the strength, half a point lost at 0.95, all at 1.1, ..."""
     more = {"dial": "epsilon", **more}
-    defended = {0.95: 0.985, 1.1: 0.0}.get(strength, 0.99)
+    defended = {0.95: 0.985, 1.1: 0.0, 150.0: 0.5}.get(strength, 0.99)
     name = "-".join(map(str, (defense, strength, seed, *more.values())))
     columns = {
         "victim": "mnist",
@@ -119,7 +119,7 @@ def theft(rows):
 
 
 def test_the_largest_budget_and_the_most_common_scene_are_drawn():
-    small = curve_rows("mad", {0.5: 0.2}, budget=20)
+    small = curve_rows("mad", dict.fromkeys((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), 0.2), budget=20)  # more, but smaller
     rare = curve_rows("mad", {0.5: 0.1}, scene="rare")
     slow = curve_rows("mad", {0.1: 0.1}, attack="jbda", knockoff_epochs=30) + curve_rows(
         "mad", {0.5: 0.4}, attack="jbda", scene="jb"
@@ -153,7 +153,7 @@ def jacobian(attack, undefended, levels):
 
 
 THREE = [each for name in LETTERS[1:] for each in jacobian(name, 0.9, {0.95: 0.4})]
-NOISE = curve_rows("random_noise", {50.0: 0.9, 100.0: 0.65}, dial="scale", scene="")
+NOISE = curve_rows("random_noise", {50.0: 0.9, 100.0: 0.65, 150.0: 0.6}, dial="scale", scene="")
 DP = curve_rows("dp_sgd", {1.0: 0.9}, dial="noise_multiplier", scene="")
 TOP = [
     *curve_rows("none", {0.0: 0.95}, recovery="argmax"),
@@ -214,10 +214,10 @@ def test_figure_3_has_an_attack_a_series_thief_against_users():
 def test_figure_4_has_l1_above_accuracy_and_no_l1_of_what_moves_no_answer():
     figure = plane.fig4([theft(ALL)])
     above, below = drawn(figure, 0), drawn(figure, 1)
-    assert np.allclose(above["random_noise"], [[96.5, 0], [90.5, 50], [65.5, 100]])
+    assert np.allclose(above["random_noise"], [[96.5, 0], [90.5, 50], [65.5, 100], [60.5, 150]])
     assert np.allclose(below["mad"], [[96.5, 99], [80.5, 99], [70.5, 98.5], [30.5, 0]])
     assert set(below) - set(above) == {"dp_sgd"}
-    assert "random_noise by scale, 50 to 100" in " ".join(figure.get_suptitle().split())
+    assert "random_noise by scale, 50 to 150" in " ".join(figure.get_suptitle().split())
 
 
 def test_figure_5_sets_the_recovered_beside_the_posteriors():
@@ -229,9 +229,10 @@ def test_figure_5_sets_the_recovered_beside_the_posteriors():
 def test_figure_6_shows_shares_and_7_losses():
     figure = online.fig6([theft(WHITE)])
     lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
-    assert np.flatnonzero(lines["epsilon 0.95"][:, 1]).tolist() == [18, 22]
+    seen = lines["epsilon 0.95"]
+    assert seen[seen[:, 1] > 0].tolist() == [[17.5, 50], [22.5, 50]]
     assert lines["epsilon 2"][:, 1].sum() == pytest.approx(100)
-    assert lines["epsilon 2"][0, 0] == 0.5
+    assert [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "^"] == [20.5, 30.5, 95.5]
     losses = {line.get_label(): line.get_xydata().tolist() for line in online.fig7([theft(WHITE)]).axes[0].lines}
     assert losses["epsilon 2"] == [[0, 2], [25, 3], [50, 5]]
     assert set(losses) == {"undefended", "epsilon 0.95", "epsilon 0.99", "epsilon 2"}

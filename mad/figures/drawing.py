@@ -33,14 +33,14 @@ NAMES = {
 
 def sheet(rows: int, columns: int, heights: float = PANEL[1]) -> tuple[Figure, Any]:
     """Return a figure of panels, and its axes as an array (rows, columns)."""
-    figure = Figure(figsize=(max(4.2, PANEL[0] * columns), heights * rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(max(4.8, PANEL[0] * columns), heights * rows + 1.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for each in axes.flat:
         each.grid(alpha=0.25, linewidth=0.6)
         each.spines[["top", "right"]].set_visible(False)
         each.tick_params(labelsize=SMALL)
-        each.xaxis.label.set_size(9)
-        each.yaxis.label.set_size(9)
+        each.xaxis.label.set_size(SMALL)
+        each.yaxis.label.set_size(SMALL)
     return figure, axes
 
 
@@ -90,6 +90,6 @@ def finish(figure: Figure, axes: Iterable[Axes], title: str) -> Figure:
         list(known.values()), list(known), loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL
     )
     said = [*title.splitlines(), "bars: least to greatest over the seeds"] if bars else title.splitlines()
-    wrapped = [part for each in said for part in textwrap.wrap(each, int(13 * width))]
+    wrapped = [part for each in said for part in textwrap.wrap(each, int(14 * width))]
     figure.suptitle("\n".join(wrapped), fontsize=9)
     return figure

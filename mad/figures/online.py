@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,6 +15,7 @@ from mad.figures.tradeoff import STYLES
 
 BINS = "deviation_histogram"
 LOSSES, QUERIES = "test_loss", "test_loss_queries"
+WIDTH = 5  # degrees a drawn bin
 
 
 def study(theft: Theft, column: str) -> pd.DataFrame:
@@ -48,17 +52,23 @@ def fig6(thefts: list[Theft]) -> Figure | None:
         return None
     figure, axes = sheet(1, len(known))
     for each, (theft, rows) in zip(axes[0], known, strict=True):
-        counts = angles(rows[rows.defense == "mad"])
-        for at, (color, _, dashes) in zip(counts, marks(len(counts.columns)), strict=True):
-            share = 100 * counts[at] / counts[at].sum()
-            mean = mean_angle(rows[(rows.defense == "mad") & (rows.strength == at)])
-            each.plot(share.index, share, color=color, linestyle=dashes, linewidth=1.2, label=f"epsilon {at:g}")
-            each.plot([mean], [-0.03 * each.get_ylim()[1]], marker="^", color=color, clip_on=False, markersize=5)
-        each.set(xlim=(0, 180), xlabel="angle between clean and poisoned gradient, degrees", ylabel="queries, %")
+        poisoned = rows[rows.defense == "mad"]
+        counts = angles(poisoned)
+        edges = np.arange(0, 180 + WIDTH, WIDTH)
+        for at, marks in styles(sorted(set(poisoned.strength))):
+            drawn = np.histogram(counts.index, edges, weights=100 * counts[at] / counts[at].sum())[0]
+            each.plot((edges[1:] + edges[:-1]) / 2, drawn, **marks, label=f"epsilon {at:g}")
+            mean = mean_angle(poisoned[poisoned.strength == at])
+            each.plot([mean], [0], "^", color=marks["color"], clip_on=False, markersize=6, zorder=5)
+        each.set(
+            xlim=(0, 180),
+            xlabel="angle between clean and poisoned gradient, degrees",
+            ylabel=f"queries, % per {WIDTH} degrees",
+        )
         each.set_xticks(range(0, 181, 30))
         each.set_ylim(bottom=0)
         each.set_title(shown(theft, rows), fontsize=8)
-    return finish(figure, axes.flat, "Fig. 6: how far MAD turns a white-box adversary's gradients")
+    return finish(figure, axes.flat, "Fig. 6: how far MAD turns a white-box adversary's gradients (triangles: means)")
 
 
 def fig7(thefts: list[Theft]) -> Figure | None:
@@ -69,20 +79,21 @@ def fig7(thefts: list[Theft]) -> Figure | None:
         return None
     figure, axes = sheet(1, len(known))
     for each, (theft, rows) in zip(axes[0], known, strict=True):
-        strengths = sorted(set(rows.strength))
-        for at, (color, _, dashes) in zip(strengths, marks(len(strengths)), strict=True):
+        for at, marks in styles(sorted(set(rows.strength))):
             cells = rows[rows.strength == at]
             losses = np.stack([numbers(text) for text in cells[LOSSES]])
             queries = numbers(cells[QUERIES].iloc[0])
             label = f"epsilon {at:g}" if at else "undefended"
-            each.plot(queries, losses.mean(axis=0), color=color, linestyle=dashes, linewidth=1.2, label=label)
-            each.fill_between(queries, losses.min(axis=0), losses.max(axis=0), color=color, alpha=0.15, linewidth=0)
+            each.plot(queries, losses.mean(axis=0), **marks, label=label)
+            each.fill_between(queries, losses.min(axis=0), losses.max(axis=0), color=marks["color"], alpha=0.15, lw=0)
         each.set(xlabel="queries", ylabel="test loss of the adversary", ylim=(0, None))
         each.set_title(shown(theft, rows), fontsize=8)
     return finish(figure, axes.flat, "Fig. 7: a white-box adversary's test loss while it trains on MAD's answers")
 
 
-def marks(count: int) -> list[tuple[str, str, str]]:
-    """Return as many styles as there are series: hue and dash come round at different times."""
-    dashes = ("-", "--", "-.", ":")
-    return [(STYLES[i % len(STYLES)][0], "", dashes[i % len(dashes)]) for i in range(count)]
+def styles(strengths: Collection[float]) -> list[tuple[float, dict[str, Any]]]:
+    """Return each strength with its marks, the same in both figures; hue and dash come round at different times."""
+    dashes, found = ("-", "--", "-.", ":", (0, (1, 1))), []
+    for place, at in enumerate(each for each in strengths if each):
+        found.append((at, {"color": STYLES[place % len(STYLES)][0], "linestyle": dashes[place % len(dashes)]}))
+    return [(0.0, {"color": "black", "linestyle": "-"})] * (0 in strengths) + found
