@@ -9,7 +9,7 @@ import hydra
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import build, choices
+from conftest import build
 from hydra.core.global_hydra import GlobalHydra
 from matplotlib.figure import Figure
 from test_figures import row
