@@ -321,3 +321,13 @@ def test_the_answers_entropy_is_that_of_what_is_served():
     assert entropy(flat) == pytest.approx(2)
     assert entropy(sure) == 0
     assert entropy(torch.cat([flat[:2], sure[:2]])) == pytest.approx(1)
+
+
+def test_the_order_of_cells_changes_no_number(tmp_path):
+    cells = [cell(0.5), cell(0.9), cell(0.5, seed=1), cell(0.5, recovery=Argmax())]
+    there = {each.fingerprint: run(each, Store(tmp_path / "there"), CPU)[0] for each in cells}
+    back = {each.fingerprint: run(each, Store(tmp_path / "back"), CPU)[0] for each in reversed(cells)}
+    assert len(there) == len(cells)
+    assert {name: numbers(record) for name, record in there.items()} == {
+        name: numbers(record) for name, record in back.items()
+    }
