@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -47,8 +48,7 @@ class ImageFolder:
         """Return the images as uint8 of (N, *shape): in memory, or as a stream where they are above ``WHOLE`` bytes."""
         if shape[0] not in (1, 3):
             raise MadError(f"an image folder gives 1 or 3 channels, the victim takes {shape[0]}")
-        stream = Files(self.files, shape)
-        return stream if math.prod(stream.shape) > WHOLE else torch.stack([stream[row] for row in range(len(stream))])
+        return loaded(Files(self.files, shape))
 
     def labels(self) -> Tensor:
         """Return which of the folders right below ``path`` each image lies in; those in none are a class too."""
@@ -59,10 +59,18 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, each decoded when it is asked for."""
+    """Image files, each decoded when it is asked for: converted, resized and centre-cropped.
 
-    files: list[Path]
-    size: tuple[int, int, int]  # (C, H, W)
+    Args:
+        files: where they lie.
+        size: (C, H, W) to convert to.
+        border: the share of an image, in [0, 0.5), that is cut off on each side first; 1/16 before resizing to 224
+            pixels is the same as resizing to 256 and cutting out the centre.
+    """
+
+    files: Sequence[Path | str]
+    size: tuple[int, int, int]
+    border: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -81,7 +89,14 @@ class Files:
         (channels, height, width), file = self.size, self.files[row]
         try:
             with Image.open(file) as image:
-                fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height))
+                fitted = ImageOps.fit(
+                    image.convert("L" if channels == 1 else "RGB"), (width, height), bleed=self.border
+                )
         except (UnidentifiedImageError, OSError) as error:
             raise MadError(f"{file} cannot be read as an image; remove it from the pool") from error
         return torch.from_numpy(np.array(fitted)).view(height, width, channels).permute(2, 0, 1)
+
+
+def loaded(stream: Files) -> Images:
+    """Return a stream, or its images in memory where they are no more than ``WHOLE`` bytes."""
+    return stream if math.prod(stream.shape) > WHOLE else torch.stack([stream[row] for row in range(len(stream))])

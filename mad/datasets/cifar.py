@@ -1,0 +1,52 @@
+"""CIFAR-100's test split alone, as a pool: it may be there where the training split is not."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mad.datasets.base import Images
+from mad.errors import MadError
+
+
+@dataclass(frozen=True)
+class Cifar100Test:
+    """The 10,000 test images of CIFAR-100, uint8 (10000, 3, 32, 32), of 100 classes.
+
+    torchvision's own loader opens no split unless both are whole.
+
+    Args:
+        root: the torchvision root that holds ``cifar-100-python/test``.
+        name: what the pool is called.
+        md5: of that file. A pickle runs whatever code stands in it, so no other is opened.
+    """
+
+    root: str = field(compare=False)
+    name: str = "cifar100_test"
+    md5: str = "f0ef6b0ae62326f3e7ffdfab6717acfc"
+
+    def images(self, shape: tuple[int, int, int]) -> Images:
+        """Return the images; the victim's ``shape`` is for the caller to compare."""
+        return torch.as_tensor(np.asarray(self._content()["data"], dtype=np.uint8)).view(-1, 3, 32, 32)
+
+    def labels(self) -> Tensor:
+        """Return the fine label of each image."""
+        return torch.tensor(self._content()["fine_labels"], dtype=torch.int64)
+
+    def _content(self) -> dict[str, Any]:
+        file = Path(self.root).expanduser() / "cifar-100-python" / "test"
+        remedy = f"run mad-data cifar100 --root {self.root}"
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise MadError(f"{file}: {error.strerror}; {remedy}") from error
+        if md5(content, usedforsecurity=False).hexdigest() != self.md5:
+            raise MadError(f"{file} is not CIFAR-100's test split: its MD5 should be {self.md5}; {remedy}")
+        return pickle.loads(content, encoding="latin1")
