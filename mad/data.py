@@ -5,118 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import pkgutil
-import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from filelock import FileLock
 from omegaconf import OmegaConf
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from mad import cli
+from mad.archives import ARCHIVES, checksum
 from mad.errors import MadError
 from mad.progress import err, out
 
-CHUNK = 1 << 20  # bytes
-SECONDS = 60  # without a byte, after which a server is taken to be gone
-PAST_THE_END = 416  # what a server says to who has the whole file already
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file that holds a data set whole.
-
-    Args:
-        url: where it is published.
-        md5: of the file, as published.
-        below: the folder below the root that it is unpacked in.
-    """
-
-    url: str
-    md5: str
-    below: str = "."
-
-    def fetch(self, name: str, root: Path) -> None:
-        """Download the file, unless it is there, and unpack it.
-
-        Raises:
-            MadError: if it can be had neither way.
-        """
-        file = root / Path(self.url).name
-        if not file.is_file():
-            self._download(file, f"put that file at {file} yourself, and run mad-data {name} --root {root} again")
-        if checksum(file) != self.md5:
-            raise MadError(f"{file} is damaged: its MD5 should be {self.md5}; remove it and try again")
-        err.print(f"unpacking {file}", soft_wrap=True)
-        # What an archive may not do, write elsewhere, a zip never can.
-        safe: dict[str, Any] = {} if file.suffix == ".zip" else {"filter": "data"}
-        shutil.unpack_archive(file, root / self.below, **safe)
-
-    def _download(self, file: Path, remedy: str) -> None:
-        """Download, from where an earlier attempt stopped."""
-        part = file.with_name(f"{file.name}.part")
-        held = part.stat().st_size if part.exists() else 0
-        request = Request(self.url, headers={"User-Agent": "mad", **({"Range": f"bytes={held}-"} if held else {})})
-        try:
-            with urlopen(request, timeout=SECONDS) as answer:
-                held = held if answer.status == 206 else 0  # a server may send the whole file nevertheless
-                total = None if answer.length is None else held + answer.length
-                with part.open("ab" if held else "wb") as sink, received(file.name, held, total) as advance:
-                    while chunk := answer.read(CHUNK):
-                        sink.write(chunk)
-                        advance(len(chunk))
-        except (OSError, HTTPException) as error:
-            if not (held and isinstance(error, HTTPError) and error.code == PAST_THE_END):
-                reason = getattr(error, "reason", error)
-                raise MadError(f"{self.url} cannot be had ({reason}); try again, or {remedy}") from error
-            total = held
-        if total is not None and part.stat().st_size < total:
-            raise MadError(f"{self.url} broke off at {part.stat().st_size} of {total} bytes; try again to go on")
-        if checksum(part) != self.md5:
-            part.unlink()
-            raise MadError(f"{self.url} is not the file that was published: its MD5 should be {self.md5}; {remedy}")
-        part.rename(file)
-
-
-ARCHIVES = {
-    "cifar10": Archive("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
-    "cifar100": Archive("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
-    "cub200": Archive(
-        "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78"
-    ),
-    "caltech256": Archive(
-        "https://data.caltech.edu/records/nyy15-4j048/files/256_ObjectCategories.tar",
-        "67b4f42ca05d46448c6bb8ecd2220f6d",
-        below="caltech256",
-    ),
-    "tiny_imagenet": Archive("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"),
-}
 IMAGENET = ("ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e")  # only given to who registers
-
-
-@contextmanager
-def received(task: str, held: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar over the bytes of a download; yields a function of how many came."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=err, disable=not err.is_terminal) as bars:
-        yield partial(bars.advance, bars.add_task(task, completed=held, total=total))
-
-
-def checksum(file: Path) -> str:
-    """Return the MD5 of a file."""
-    from torchvision.datasets.utils import calculate_md5  # a slow import
-
-    err.print(f"checking {file}", soft_wrap=True)
-    return calculate_md5(file)
 
 
 def unpack_imagenet(place: Path, root: Path) -> None:

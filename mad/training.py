@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -23,6 +24,9 @@ SCHEDULES = ("one_cycle", "step")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 PRECISIONS = ("auto", "float32", "bfloat16")
 EVALUATION_BATCH = 1000
+EVALUATION_VALUES = (
+    10_000_000  # in a batch: of 224 x 224 pixels 66 images, for what a network makes of 1000 is tens of GB
+)
 
 
 @dataclass(frozen=True)
@@ -184,4 +188,5 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 @torch.no_grad()
 def logits_of(model: nn.Module, images: Images, device: torch.device) -> Tensor:
     """Return the logits (N, K), on the CPU, of a model in eval mode; images uint8 or float, (N, C, H, W)."""
-    return torch.cat([model(unit(batch)).cpu() for batch in batches(images, None, EVALUATION_BATCH, device)])
+    size = max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // math.prod(images.shape[1:])))
+    return torch.cat([model(unit(batch)).cpu() for batch in batches(images, None, size, device)])

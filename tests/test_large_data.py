@@ -15,10 +15,13 @@ from conftest import CPU, Tiny, build, cell, compose, trainer, victim
 from PIL import Image
 
 from mad import data
+from mad.archives import ARCHIVES, Archive
 from mad.datasets import batches
+from mad.datasets.caltech256 import Caltech256
 from mad.datasets.cifar import Cifar100Test
+from mad.datasets.cub200 import Cub200
 from mad.datasets.folder import Files
-from mad.datasets.photographs import Caltech256, Cub200, ImageNet, TinyImageNet
+from mad.datasets.imagenet import ImageNet, TinyImageNet
 from mad.errors import MadError
 from mad.fingerprint import describe
 from mad.pipeline import run
@@ -304,7 +307,7 @@ def server():
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_download_that_broke_off_goes_on(tmp_path, server, ranges):
     server.ranges, server.most = ranges, 5_000
-    archive = data.Archive(server.url, MD5, below="in")
+    archive = Archive(server.url, MD5, below="in")
     with pytest.raises(MadError, match=rf"5000 of {len(CONTENT)} bytes"):
         archive.fetch("birds", tmp_path)
     server.most = len(CONTENT)
@@ -318,7 +321,7 @@ def test_a_download_that_broke_off_goes_on(tmp_path, server, ranges):
 
 def test_a_download_that_was_whole_is_taken(tmp_path, server):
     (tmp_path / "birds.tar.part").write_bytes(CONTENT)
-    data.Archive(server.url, MD5).fetch("birds", tmp_path)
+    Archive(server.url, MD5).fetch("birds", tmp_path)
     assert (tmp_path / "birds/1.txt").exists()
 
 
@@ -327,7 +330,7 @@ def test_another_file_than_the_published_one_is_not_unpacked(tmp_path, server):
         if content:
             (tmp_path / "birds.tar").write_bytes(content)
         with pytest.raises(MadError, match=r"^[^\n]*MD5 should be 0000[^\n]*$"):
-            data.Archive(server.url, "0000").fetch("birds", tmp_path)
+            Archive(server.url, "0000").fetch("birds", tmp_path)
         assert not (tmp_path / "birds").exists()
         assert not (tmp_path / "birds.tar.part").exists()
 
@@ -344,8 +347,8 @@ def mad_data(monkeypatch, *arguments):
 def test_offline_it_says_which_file_to_put_where(tmp_path, monkeypatch, capsys):
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as gone:
         url = f"http://127.0.0.1:{gone.server_port}/tiny-imagenet-200.zip"
-    for name in data.ARCHIVES:
-        monkeypatch.setitem(data.ARCHIVES, name, data.Archive(url, MD5))
+    for name in ARCHIVES:
+        monkeypatch.setitem(ARCHIVES, name, Archive(url, MD5))
         assert mad_data(monkeypatch, name, "--root", tmp_path) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1

@@ -85,6 +85,20 @@ def test_a_stream_trains_to_the_same_bits(rows):
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_large_images_are_scored_in_small_batches():
+    sizes = []
+
+    class Seen(torch.nn.Module):
+        def forward(self, images):
+            sizes.append(len(images))
+            return images.flatten(1)[:, :2]
+
+    for shape, expected in (((3, 32, 32), [70]), ((3, 224, 224), [66, 4])):
+        sizes.clear()
+        training.logits_of(Seen(), torch.zeros(70, *shape, dtype=torch.uint8), CPU)
+        assert sizes == expected
+
+
 def test_a_model_is_yielded_after_every_epoch():
     model, recipe = Tiny((1, 8, 8), 4), trainer(epochs=3)
     how = {"seed": 0, "device": CPU, "task": "test"}

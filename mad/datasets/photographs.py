@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from mad.datasets.base import Images, Split
-from mad.datasets.folder import ENDINGS, Files, loaded
+from mad.datasets.folder import ENDINGS, Files
 from mad.errors import MadError
-from mad.seeds import generator
 
 BORDER = 1 / 16  # what a centre crop of 224 pixels leaves on each side of 256
-TEST_IMAGES = 25  # of each class of Caltech-256
 
 
 class Listed(NamedTuple):
@@ -115,92 +113,6 @@ class Photographs(ABC):
                 f"{self.name} has {size} of {self.classes}; {remedy}"
             )
         return Listed([f"{self.place}/{file}" for file, _ in pairs], labels)
-
-
-@dataclass(frozen=True)
-class Cub200(Photographs):
-    """CUB-200-2011: 200 birds, in the official split."""
-
-    name: str = "cub200"
-    classes: int = 200
-    sizes: tuple[int, int] = (5_994, 5_794)
-    folder = "CUB_200_2011"
-
-    def listed(self, train: bool) -> list[tuple[str, int]]:
-        """Join the archive's three lists by their image numbers."""
-        files, labels, training = (
-            dict(line.split() for line in (self.place / f"{index}.txt").read_text().splitlines())
-            for index in ("images", "image_class_labels", "train_test_split")
-        )
-        chosen = [image for image in files if training.get(image) == str(int(train))]
-        missing = [image for image in chosen if image not in labels]
-        if missing:
-            raise ValueError(f"image_class_labels.txt has no image {missing[0]}")
-        pairs = [(f"images/{files[image]}", int(labels[image]) - 1) for image in chosen]
-        return [pair for pair in pairs if (self.place / pair[0]).is_file()]
-
-
-@dataclass(frozen=True)
-class Caltech256(Photographs):
-    """Caltech-256 without its clutter: 25 images of each class are the test split, the rest the training split.
-
-    The split is drawn from the published code's seed, 123, by another generator: the sizes are its, the images not.
-    """
-
-    name: str = "caltech256"
-    classes: int = 256
-    sizes: tuple[int, int] = (23_380, 6_400)
-    folder = "caltech256/256_ObjectCategories"
-
-    def listed(self, train: bool) -> list[tuple[str, int]]:
-        """Draw each class's test images."""
-        draw, pairs = generator(123, "caltech256 split"), []
-        for label, files in enumerate(classes_below(self.place, without="257.clutter")):
-            turn = torch.randperm(len(files), generator=draw).tolist()
-            chosen = turn[TEST_IMAGES:] if train else turn[:TEST_IMAGES]
-            pairs += [(files[row], label) for row in sorted(chosen)]
-        return pairs
-
-
-@dataclass(frozen=True)
-class ImageNet(Photographs):
-    """ImageNet's ILSVRC 2012: all of ``train``, and ``val`` as the test split, one folder a class in each."""
-
-    name: str = "imagenet"
-    classes: int = 1000
-    sizes: tuple[int, int] = (1_281_167, 50_000)
-    folder = "imagenet"
-
-    def listed(self, train: bool) -> list[tuple[str, int]]:
-        """List the folders."""
-        part = "train" if train else "val"
-        found = enumerate(classes_below(self.place / part))
-        return [(f"{part}/{file}", label) for label, files in found for file in files]
-
-
-@dataclass(frozen=True)
-class TinyImageNet(Photographs):
-    """Tiny ImageNet: 200 classes of 64 x 64 pixels; ``val`` is the test split, as the official one has no labels."""
-
-    name: str = "tiny_imagenet"
-    classes: int = 200
-    sizes: tuple[int, int] = (100_000, 10_000)
-    shape: tuple[int, int, int] = (3, 64, 64)
-    folder = "tiny-imagenet-200"
-    border = 0.0
-
-    def listed(self, train: bool) -> list[tuple[str, int]]:
-        """List the folders for training, and what ``val_annotations.txt`` says for testing."""
-        if train:
-            found = enumerate(classes_below(self.place / "train", inner="images"))
-            return [(f"train/{file}", label) for label, files in found for file in files]
-        labels = {wnid: label for label, wnid in enumerate(folders(self.place / "train"))}
-        lines = [line.split()[:2] for line in (self.place / "val/val_annotations.txt").read_text().splitlines()]
-        pairs = [(f"val/images/{file}", labels[wnid]) for file, wnid in lines if wnid in labels]
-        return [pair for pair in pairs if (self.place / pair[0]).is_file()]
-
-    def _decoded(self, files: list[str], shape: tuple[int, int, int]) -> Images:
-        return loaded(Files(files, shape))
 
 
 def folders(place: Path) -> list[str]:
