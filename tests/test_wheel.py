@@ -30,6 +30,7 @@ def test_the_wheel_carries_the_configs_and_runs_from_anywhere(tmp_path):
     points = next(installed.glob("*.dist-info/entry_points.txt")).read_text()
     assert "mad-run = mad.cli:run" in points
     assert "mad-figures = mad.cli:figures" in points
+    assert "mad-data = mad.data:main" in points
     # The wheel's own copy must be what runs, not the clone's.
     script = f"import mad; assert mad.__file__.startswith({str(installed)!r}), mad.__file__; "
     script += "from mad.cli import run; run()"

@@ -103,8 +103,8 @@ class Photographs(ABC):
         try:
             pairs = self.listed(train)
         except (OSError, ValueError) as error:
-            what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"damaged ({error})"
-            raise MadError(f"{self.name} is not whole under {self.place}, {what}; {remedy}") from error
+            what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            raise MadError(f"{self.name} is not whole under {self.root} ({what}); {remedy}") from error
         labels = torch.tensor([label for _, label in pairs], dtype=torch.int64)
         found = len(labels.unique())
         if (len(pairs), found) != (size, self.classes):

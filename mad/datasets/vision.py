@@ -81,5 +81,5 @@ class Vision:
         except Exception as error:
             raise MadError(
                 f"{self.loader} is not under {root}/ and could not be downloaded ({type(error).__name__}); "
-                f"set data_root= or MAD_DATA to a torchvision root that holds {self.loader}/"
+                f"run mad-data {self.name} --root {root}, or set data_root= or MAD_DATA to a root that holds it"
             ) from error
