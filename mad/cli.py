@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import secrets
 import sys
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mad import engines, grid, notes, progress
-from mad.errors import MadError
+from mad.errors import MadError, near
 from mad.files import locked
 from mad.progress import err, out
 
@@ -275,12 +274,6 @@ def unknown_key(full_key: str, parent: Any) -> str | None:
     known = [str(name) for name in parent if name != "hydra" and not str(name).startswith("_")]
     where = f" in {above}" if above else ""
     return f"unknown key {key!r}{where}: choose from {', '.join(known)}{near(key, known)}"
-
-
-def near(word: str, choices: list[str]) -> str:
-    """Suggest the choice that looks most like a word."""
-    found = difflib.get_close_matches(word, choices, n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def plain(error: BaseException) -> str:

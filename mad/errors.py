@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -47,3 +49,9 @@ def word(name: str, value: Any) -> None:
     """
     if not isinstance(value, str) or not re.fullmatch(r"\w[\w.+-]{0,63}", value):
         raise MadError(f"{name} must be up to 64 letters, digits and any of _ . + - that name a folder, got {value!r}")
+
+
+def near(name: str, choices: Sequence[str], most: int = 1) -> str:
+    """Return ``(did you mean ...?)`` with the choices that look most like a name, or nothing."""
+    found = difflib.get_close_matches(name, choices, n=most)
+    return f" (did you mean {' or '.join(found)}?)" if found else ""

@@ -29,7 +29,8 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, (list, tuple)):
         return [describe(value) for value in thing]
     if isinstance(thing, functools.partial):
-        return {"call": describe(thing.func), "args": describe(thing.args), **describe(thing.keywords)}
+        given = {name: value for name, value in thing.keywords.items() if value is not None}  # None: as if not given
+        return {"call": describe(thing.func), "args": describe(thing.args), **describe(given)}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         fields = {f.name: describe(getattr(thing, f.name)) for f in dataclasses.fields(thing) if f.compare}
         return {"class": describe(type(thing)), "version": getattr(thing, "version", 1), **fields}
@@ -59,6 +60,12 @@ def settings(thing: Any) -> str:
         if dataclasses.is_dataclass(value):
             value = " ".join(filter(None, [getattr(value, "name", type(value).__name__), settings(value)]))
         elif callable(value):
-            value = getattr(value, "func", value).__name__.lower()
+            value = name_of(value)
         changed.append(f"{field.name}={value}")
     return " ".join(changed)
+
+
+def name_of(factory: Any) -> str:
+    """Return the lower-case name of an architecture's factory, and that of the model it makes, where it has many."""
+    model = getattr(factory, "keywords", {}).get("name")
+    return " ".join([getattr(factory, "func", factory).__name__.lower(), *([str(model)] if model else [])])

@@ -24,7 +24,7 @@ from mad.defenses import Defense, Setting, Undefended
 from mad.errors import MadError, number, word
 from mad.evaluation import theft, utility
 from mad.files import Record
-from mad.fingerprint import describe, digest, settings
+from mad.fingerprint import describe, digest, name_of, settings
 from mad.knockoff import Knockoff
 from mad.memo import Memo, identity
 from mad.recoveries import Recovery
@@ -205,8 +205,3 @@ def facts(cell: Cell) -> dict[str, Any]:
         "version": __version__,
         "torch": torch.__version__,
     }
-
-
-def name_of(factory: Any) -> str:
-    """Return the lower-case name of an architecture's factory."""
-    return getattr(factory, "func", factory).__name__.lower()

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from mad.architectures import imagenet
 from mad.errors import MadError, word
 from mad.files import DamagedError, Record, below, clear, locked, seal, set_aside, unseal, whoami, write, write_alone
 from mad.fingerprint import describe, digest
@@ -61,7 +62,8 @@ class Store:
             content = weights.read_bytes() if weights.exists() else b""
             if hashlib.sha256(content).hexdigest() != found.get("weights_sha256"):
                 raise DamagedError(weights if weights.exists() else facts, "the weights' checksum does not hold")
-            model = victim.untrained(seed=victim.seed, purpose="victim")
+            with imagenet.left_out():
+                model = victim.untrained(seed=victim.seed, purpose="victim")
             try:
                 model.load_state_dict(load(content))
                 return place(model, device).eval(), float(found["seconds"])

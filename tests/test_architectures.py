@@ -1,17 +1,106 @@
 """What the networks for photographs are made of."""
 
+import sys
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from mad.architectures.pixels import Standardize
-from mad.architectures.resnet import ResNet18
+from mad.architectures import imagenet, vgg
+from mad.architectures.fast_resnet import FastResNet
+from mad.architectures.library import Timm, Torchvision
+from mad.architectures.pixels import CIFAR_MEAN, IMAGENET_MEAN, IMAGENET_STD, Standardize
+from mad.architectures.resnet import ResNet18, ResNet34, ResNet50
 from mad.architectures.vgg import VGG16BN
+from mad.errors import MadError
+from mad.fingerprint import describe, name_of
+from mad.seeds import seeded
+
+PHOTOGRAPHS = [VGG16BN, ResNet18, ResNet34, ResNet50, FastResNet]
+BY_NAME = [partial(Torchvision, name="resnet18"), partial(Torchvision, name="mobilenet_v3_small")]
 
 
-@pytest.mark.parametrize(("architecture", "parameters"), [(VGG16BN, 14_728_266), (ResNet18, 11_173_962)])
-def test_parameters_of_the_usual_network(architecture, parameters):
-    assert sum(value.numel() for value in architecture((3, 32, 32), 10).parameters()) == parameters
+@pytest.fixture
+def narrow(monkeypatch):
+    """The hidden layers of the large VGG16 take half a gigabyte: here they take little."""
+    monkeypatch.setattr(vgg, "HIDDEN", 16)
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """Published weights are constants, tensor by tensor, and what was fetched is listed."""
+    from torchvision import models
+    from torchvision.models import _api
+
+    names = {choice.url: name for name in models.list_models(models) for choice in models.get_model_weights(name)}
+    found = []
+
+    def load(url, **how):
+        assert how["check_hash"]
+        found.append(names[url])
+        with torch.device("meta"):
+            state = models.get_model(names[url]).state_dict()
+        return {
+            name: torch.full((), 1e-3 * (place + 1)).to(value.dtype).expand(value.shape)
+            for place, (name, value) in enumerate(state.items())
+        }
+
+    monkeypatch.setattr(_api, "load_state_dict_from_url", load)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("architecture", "side", "parameters"),
+    [
+        (VGG16BN, 32, 14_728_266),
+        (ResNet18, 32, 11_173_962),
+        (ResNet18, 224, 11_181_642),
+        (ResNet34, 224, 21_289_802),
+        (ResNet50, 224, 23_528_522),
+        (FastResNet, 32, 1_161_296),
+    ],
+)
+def test_parameters_of_the_usual_network(architecture, side, parameters):
+    with torch.device("meta"):
+        assert sum(value.numel() for value in architecture((3, side, side), 10).parameters()) == parameters
+
+
+def test_parameters_of_the_large_vgg():
+    from torchvision import models
+
+    with torch.device("meta"):
+        usual = models.vgg16_bn(num_classes=256).state_dict()
+        own = VGG16BN((3, 224, 224), 256).state_dict()
+    assert [value.shape for value in own.values()] == [value.shape for value in usual.values()]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_large_resnet_is_torchvisions(name):
+    from torchvision import models
+
+    own = {"resnet18": ResNet18, "resnet50": ResNet50}[name]((3, 64, 64), 5, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    usual = models.get_model(name, num_classes=5).eval()
+    usual.load_state_dict(dict(zip(usual.state_dict(), own.state_dict().values(), strict=True)))
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(own(images), usual(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_large_vgg_is_torchvisions():
+    from torchvision import models
+
+    with torch.device("meta"):
+        usual = models.vgg16_bn(num_classes=5)
+    usual.classifier = nn.Sequential(
+        nn.Linear(25088, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 5)
+    )
+    own = VGG16BN((3, 64, 64), 5, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    usual.load_state_dict(dict(zip(usual.state_dict(), own.state_dict().values(), strict=True)), assign=True)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(own(images), usual.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", [VGG16BN, ResNet18])
@@ -21,6 +110,182 @@ def test_any_size_of_image(architecture, size):
     with torch.no_grad():
         assert model(torch.rand(2, 3, size, size)).shape == (2, 7)
     assert model.head.in_features == 512
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("architecture", [*PHOTOGRAPHS, *BY_NAME])
+@pytest.mark.parametrize("side", [32, 64])
+def test_logits(architecture, side):
+    shape, images = (3, side, side), torch.rand(2, 3, side, side)
+    with seeded(0, "test"):
+        model = architecture(shape=shape, classes=7)
+    assert all(part.training for part in model.modules())
+    model.eval()
+    with torch.no_grad():
+        logits = model(images)
+        assert logits.shape == (2, 7)
+        assert torch.equal(logits, model(images))
+    with seeded(0, "test"):
+        again = architecture(shape=shape, classes=7)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("architecture", [*PHOTOGRAPHS, *BY_NAME])
+@pytest.mark.parametrize("side", [32, 64])
+def test_pixels_are_normalised_inside(architecture, side):
+    model = architecture(shape=(3, side, side), classes=4)
+    layer = next(part for part in model.modules() if isinstance(part, Standardize))
+    taken = []
+    layer.register_forward_hook(lambda _, given, made: taken.append((given[0], made)))
+    images = torch.rand(2, 3, side, side)
+    model.eval()(images)
+    given, made = taken[0]
+    assert torch.equal(given, images)
+    usual = IMAGENET_MEAN if side >= 64 or isinstance(model, Torchvision) else CIFAR_MEAN
+    assert layer.mean.flatten().tolist() == pytest.approx(usual)
+    assert torch.allclose(made * layer.std + layer.mean, images, atol=1e-6)
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("architecture", [*PHOTOGRAPHS, *BY_NAME])
+def test_the_last_layer_is_as_the_closed_form_takes_it(architecture):
+    """The gradients of the logits with respect to its weights are orthogonal, and of one length."""
+    model = architecture(shape=(3, 32, 32), classes=4).eval()
+    logits = model(torch.rand(1, 3, 32, 32))[0]
+    rows = [torch.autograd.grad(z, model.head.weight, retain_graph=True)[0].flatten() for z in logits]
+    inner = torch.stack(rows) @ torch.stack(rows).T
+    assert inner[0, 0] > 0
+    assert torch.allclose(inner, inner[0, 0] * torch.eye(4), rtol=1e-4)
+
+
+def test_fast_resnet_takes_few_multiply_adds():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = FastResNet((3, 32, 32), 10).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, 32, 32))
+    assert counter.get_total_flops() / 2 <= 1e8
+
+
+def test_fast_resnet_takes_no_image_too_small():
+    assert FastResNet((1, 9, 9), 3).eval()(torch.rand(2, 1, 9, 9)).shape == (2, 3)
+    with pytest.raises(MadError, match=r"^fast_resnet takes images of at least 9 x 9, got 9 x 8$"):
+        FastResNet((1, 9, 8), 3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("side", [32, 64])
+def test_resnet_from_imagenet(fetched, name, side):
+    from torchvision import models
+
+    make = partial({"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}[name], (3, side, side), 1000)
+    with seeded(0, "test"):
+        random = make()
+    with seeded(0, "test"):
+        own = make(weights="imagenet")
+    assert fetched == [name]
+    given = list(imagenet.published(name).state_dict().values())
+    untouched = range(len(given) - 2, len(given)) if side == 64 else [*range(6), len(given) - 2, len(given) - 1]
+    for place, value in enumerate(own.state_dict().values()):
+        expected = list(random.state_dict().values())[place] if place in untouched else given[place]
+        assert torch.equal(value, expected)
+    assert len(given) == len(models.get_model(name).state_dict())
+    assert own.trunk[0].mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
+    assert own.trunk[0].std.flatten().tolist() == pytest.approx(IMAGENET_STD)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_vgg_from_imagenet(fetched, side):
+    with seeded(0, "test"):
+        own = VGG16BN((3, side, side), 5, weights="imagenet")
+    assert fetched == ["vgg16_bn"]
+    for place, value in enumerate(own.trunk.state_dict().values()):
+        assert (value == torch.tensor(1e-3 * (place + 1)).to(value.dtype)).all()
+    assert own.head.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_weights_are_left_out_where_others_follow(fetched):
+    with imagenet.left_out():
+        model = ResNet18((3, 32, 32), 3, weights="imagenet")
+    assert not fetched
+    assert model.trunk[0].mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
+    ResNet18((3, 32, 32), 3, weights="imagenet")
+    assert fetched
+
+
+def test_torchvision_from_imagenet(fetched):
+    with seeded(0, "test"):
+        model = Torchvision((3, 32, 32), 1000, "resnet18", weights="imagenet")
+    assert fetched == ["resnet18"]
+    given = imagenet.published("resnet18").state_dict()
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(value, given[name]) is not name.startswith("fc.")
+    assert model.head is model.network.fc
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VGG16BN((3, 32, 32), 5, weights="cifar"), r"^weights must be one of imagenet, got 'cifar'$"),
+        (lambda: ResNet18((1, 32, 32), 5, weights="imagenet"), r"^weights=imagenet takes images of 3 channels, got 1"),
+        (
+            lambda: Torchvision((3, 32, 32), 5, "resnet81"),
+            r"^architecture=torchvision architecture.name=resnet81: no such model \(did you mean resnet18.*\)$",
+        ),
+        (lambda: Torchvision((3, 32, 32), 5, None), r"architecture.name=None: no such model$"),
+        (
+            lambda: Torchvision((1, 32, 32), 5, "resnet18"),
+            r"^architecture=torchvision architecture.name=resnet18 takes no images of \(1, 32, 32\) \(.*\)",
+        ),
+        (lambda: Torchvision((3, 32, 32), 5, "alexnet"), r"alexnet takes no images of \(3, 32, 32\) \(.*\)"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(fetched, make, message):
+    with pytest.raises(MadError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+    assert not fetched
+
+
+def test_weights_out_of_reach_are_one_line(monkeypatch):
+    from urllib.error import URLError
+
+    from torchvision.models import _api
+
+    def fail(*given, **how):
+        raise URLError("no network")
+
+    monkeypatch.setattr(_api, "load_state_dict_from_url", fail)
+    with pytest.raises(MadError, match=r"^the ImageNet weights of resnet18 cannot be fetched .*no network.*: put http"):
+        ResNet18((3, 32, 32), 5, weights="imagenet")
+
+
+def test_timm_by_name():
+    pytest.importorskip("timm")
+    model = Timm((1, 32, 32), 5, "resnet10t").eval()
+    assert model(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+    assert model.head.out_features == 5
+    with pytest.raises(MadError, match=r"no such model \(did you mean resnet18 or .*\)$"):
+        Timm((3, 32, 32), 5, "resnet188")
+    with pytest.raises(MadError, match=r"^architecture=timm .*resnet18.odd cannot be built: "):
+        Timm((3, 32, 32), 5, "resnet18.odd")
+    with pytest.raises(MadError, match=r"takes no images of \(3, 32, 32\) \(.*224.*\)"):
+        Timm((3, 32, 32), 5, "vit_tiny_patch16_224")
+
+
+def test_a_missing_timm_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MadError, match=r"^architecture=timm needs timm: pip install 'mad\[timm\]'$"):
+        Timm((3, 32, 32), 5, "resnet18")
+
+
+def test_an_architecture_without_weights_is_named_as_ever():
+    assert describe(partial(VGG16BN, weights=None)) == describe(partial(VGG16BN))
+    assert describe(partial(VGG16BN, weights="imagenet")) != describe(partial(VGG16BN))
+    assert name_of(partial(VGG16BN, weights="imagenet")) == "vgg16bn"
+    assert name_of(partial(Torchvision, name="resnet18")) == "torchvision resnet18"
 
 
 def test_vgg_starts_as_the_paper_says():

@@ -72,8 +72,19 @@ def test_every_architecture_can_be_the_knockoffs(name):
 
 @pytest.mark.parametrize("name", choices("architecture"))
 def test_architecture_takes_shape_and_classes(name):
-    model = build(compose(f"architecture={name}").architecture)(shape=(1, 28, 28), classes=7)
-    assert model(next(iter(model.parameters())).new_zeros(2, 1, 28, 28)).shape == (2, 7)
+    if name == "timm":
+        pytest.importorskip("timm")
+    shape = (3, 28, 28) if name == "torchvision" else (1, 28, 28)  # whose networks take colors alone
+    model = build(compose(f"architecture={name}").architecture)(shape=shape, classes=7)
+    assert model(next(iter(model.parameters())).new_zeros(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("group", ["architecture", "knockoff/architecture", "defense/surrogate/architecture"])
+def test_a_model_of_a_library_is_chosen_by_name_and_weights(group):
+    at = group.replace("/", ".")
+    config = compose(f"{group}=torchvision", f"{at}.name=resnet34", f"{at}.weights=imagenet")
+    made = build(OmegaConf.select(config, at))
+    assert made.keywords == {"name": "resnet34", "weights": "imagenet"}
 
 
 @pytest.mark.parametrize("name", choices("dataset"))

@@ -1,5 +1,7 @@
 """Theta of all layers against its definition: one backward pass an image and class, in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mad import gradients
+from mad.architectures import vgg
+from mad.architectures.fast_resnet import FastResNet
 from mad.architectures.lenet import LeNet
-from mad.architectures.resnet import ResNet18
+from mad.architectures.library import Torchvision
+from mad.architectures.resnet import ResNet18, ResNet50
 from mad.architectures.vgg import VGG16BN
 from mad.errors import MadError
 from mad.gradients import theta
@@ -83,9 +88,19 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize(
     ("architecture", "shape", "classes", "images"),
-    [(LeNet, (1, 28, 28), 10, 3), (VGG16BN, (3, 32, 32), 3, 1), (ResNet18, (3, 32, 32), 3, 1)],
+    [
+        (LeNet, (1, 28, 28), 10, 3),
+        (VGG16BN, (3, 32, 32), 3, 1),
+        (VGG16BN, (3, 64, 64), 3, 1),
+        (ResNet18, (3, 32, 32), 3, 1),
+        (ResNet18, (3, 64, 64), 3, 1),
+        (ResNet50, (3, 16, 16), 2, 1),
+        (FastResNet, (3, 32, 32), 3, 2),
+        (partial(Torchvision, name="mobilenet_v3_small"), (3, 32, 32), 3, 2),
+    ],
 )
-def test_theta_of_an_architecture(architecture, shape, classes, images):
+def test_theta_of_an_architecture(monkeypatch, architecture, shape, classes, images):
+    monkeypatch.setattr(vgg, "HIDDEN", 16)
     with torch.random.fork_rng():
         torch.manual_seed(2)
         check(architecture(shape, classes), draw(images, *shape))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, trainer, victim
+from conftest import CPU, Tiny, trainer, victim
 
 from mad import files, records
 from mad import store as stores
+from mad.architectures import imagenet
 from mad.errors import MadError
 from mad.store import COLUMNS, Store
 
@@ -46,6 +47,19 @@ def test_a_victim_is_trained_once(tmp_path, fits):
     assert not again.training
     Store(tmp_path).victim(victim(seed=1), CPU)
     assert fits == [TASK, TASK]
+
+
+def test_a_kept_victim_fetches_no_published_weights(tmp_path, fits):
+    fetched = []
+
+    def pretrained(shape, classes):
+        fetched.append(imagenet.wanted("imagenet"))
+        return Tiny(shape, classes)
+
+    for _ in range(2):
+        Store(tmp_path).victim(victim(architecture=pretrained), CPU)
+    assert fits == [TASK]
+    assert fetched == [True, False]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "gone"])

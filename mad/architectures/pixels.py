@@ -9,6 +9,15 @@ from torch import Tensor, nn
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LARGE = 64
+"""From this many pixels a side on, networks take the form that ImageNet's have; below, the form for CIFAR's."""
+
+
+def large(shape: Sequence[int]) -> bool:
+    """Say whether images of a shape (C, H, W) take the form of ImageNet's networks."""
+    return min(shape[1:]) >= LARGE
 
 
 class Standardize(nn.Module):
@@ -27,3 +36,15 @@ class Standardize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) in [0, 1] to the same shape."""
         return (images - self.mean) / self.std
+
+
+def standardize(
+    shape: Sequence[int], mean: Sequence[float] | None, std: Sequence[float] | None, weights: str | None
+) -> Standardize:
+    """Return the layer for images (C, H, W).
+
+    Where no mean or deviation is given it takes CIFAR's, or ImageNet's for large images and ImageNet's weights.
+    """
+    photographs = bool(weights) or large(shape)
+    usual = (IMAGENET_MEAN, IMAGENET_STD) if photographs else (CIFAR_MEAN, CIFAR_STD)
+    return Standardize(shape[0], mean or usual[0], std or usual[1])

@@ -1,62 +1,26 @@
-"""ResNet-18 for small images."""
+"""Residual networks of 18, 34 and 50 layers, for small images and for large ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mad.architectures.pixels import CIFAR_MEAN, CIFAR_STD, Standardize
+from mad.architectures import imagenet
+from mad.architectures.pixels import large, standardize
 
 WIDTHS = (64, 128, 256, 512)
 
 
-class ResNet18(nn.Module):
-    """A 3 x 3 stem without pooling, four stages of two residual blocks, and one linear layer of 512 features.
+class Block(nn.Module):
+    """Convolutions added to their input, which is projected where the shape changes."""
 
-    Args:
-        shape: (C, H, W) of the images.
-        classes: number of classes K.
-        mean: of each channel, subtracted from pixels in [0, 1].
-        std: of each channel; pixels are divided by it.
-    """
+    expansion: ClassVar[int] = 1
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        classes: int,
-        mean: Sequence[float] = CIFAR_MEAN,
-        std: Sequence[float] = CIFAR_STD,
-    ) -> None:
+    def __init__(self, taken: int, given: int, stride: int, *residual: nn.Module) -> None:
         super().__init__()
-        width = WIDTHS[0]
-        blocks: list[nn.Module] = []
-        for stage, wider in enumerate(WIDTHS):
-            blocks += [BasicBlock(width, wider, stride=1 if stage == 0 else 2), BasicBlock(wider, wider)]
-            width = wider
-        self.trunk = nn.Sequential(
-            Standardize(shape[0], mean, std),
-            *convolution(shape[0], WIDTHS[0], 3),
-            nn.ReLU(inplace=True),
-            *blocks,
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W) in [0, 1] to logits (B, K)."""
-        return self.head(self.trunk(images))
-
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions added to their input, which is projected where the shape changes."""
-
-    def __init__(self, taken: int, given: int, stride: int = 1) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            *convolution(taken, given, 3, stride), nn.ReLU(inplace=True), *convolution(given, given, 3)
-        )
+        self.residual = nn.Sequential(*residual)
         same = taken == given and stride == 1
         self.shortcut = nn.Identity() if same else nn.Sequential(*convolution(taken, given, 1, stride))
         self.relu = nn.ReLU(inplace=True)
@@ -66,6 +30,96 @@ class BasicBlock(nn.Module):
         residual = self.residual(images)
         residual += self.shortcut(images)
         return self.relu(residual)
+
+
+class BasicBlock(Block):
+    """Two 3 x 3 convolutions."""
+
+    def __init__(self, taken: int, width: int, stride: int = 1) -> None:
+        first = convolution(taken, width, 3, stride)
+        super().__init__(taken, width, stride, *first, nn.ReLU(inplace=True), *convolution(width, width, 3))
+
+
+class Bottleneck(Block):
+    """A 3 x 3 convolution, which has the stride, between two of 1 x 1, the last four times as wide."""
+
+    expansion = 4
+
+    def __init__(self, taken: int, width: int, stride: int = 1) -> None:
+        first, middle = convolution(taken, width, 1), convolution(width, width, 3, stride)
+        last, relu = convolution(width, width * self.expansion, 1), nn.ReLU(inplace=True)
+        super().__init__(taken, width * self.expansion, stride, *first, relu, *middle, relu, *last)
+
+
+class ResNet(nn.Module):
+    """A stem, four stages of residual blocks, and one linear layer.
+
+    The stem of images of less than 64 pixels is a 3 x 3 convolution without pooling; that of larger ones ImageNet's,
+    7 x 7 and pooled.
+
+    Args:
+        shape: (C, H, W) of the images.
+        classes: number of classes K.
+        mean: of each channel, subtracted from pixels in [0, 1]; None for CIFAR's, or ImageNet's where either is its.
+        std: of each channel; pixels are divided by it.
+        weights: ``imagenet`` for torchvision's in all layers but the last, and a stem for small images; None for
+            random ones.
+    """
+
+    block: ClassVar[type[BasicBlock] | type[Bottleneck]]
+    depths: ClassVar[tuple[int, ...]]
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        pretrained = imagenet.wanted(weights)
+        taken = WIDTHS[0]
+        blocks: list[nn.Module] = []
+        for stage, (width, depth) in enumerate(zip(WIDTHS, self.depths, strict=True)):
+            for place in range(depth):
+                blocks.append(self.block(taken, width, stride=2 if stage and not place else 1))
+                taken = width * self.block.expansion
+        stem = convolution(shape[0], WIDTHS[0], *((7, 2) if large(shape) else (3, 1)))
+        self.trunk = nn.Sequential(
+            standardize(shape, mean, std, weights),
+            *stem,
+            nn.ReLU(inplace=True),
+            *([nn.MaxPool2d(3, 2, padding=1)] if large(shape) else []),
+            *blocks,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(taken, classes)
+        if pretrained:
+            imagenet.adopt(self.trunk, shape, type(self).__name__.lower(), skip=0 if large(shape) else len(stem))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) in [0, 1] to logits (B, K)."""
+        return self.head(self.trunk(images))
+
+
+class ResNet18(ResNet):
+    """Two blocks of two convolutions a stage, 512 features."""
+
+    block, depths = BasicBlock, (2, 2, 2, 2)
+
+
+class ResNet34(ResNet):
+    """Three, four, six and three blocks of two convolutions, 512 features."""
+
+    block, depths = BasicBlock, (3, 4, 6, 3)
+
+
+class ResNet50(ResNet):
+    """Three, four, six and three blocks of three convolutions, 2,048 features."""
+
+    block, depths = Bottleneck, (3, 4, 6, 3)
 
 
 def convolution(taken: int, given: int, size: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:

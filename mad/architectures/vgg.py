@@ -1,4 +1,4 @@
-"""VGG with batch norm, as the paper's CIFAR victims."""
+"""VGG with batch norm, as the paper's CIFAR, CUB-200 and Caltech-256 victims."""
 
 from __future__ import annotations
 
@@ -6,41 +6,54 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mad.architectures.pixels import CIFAR_MEAN, CIFAR_STD, Standardize
+from mad.architectures import imagenet
+from mad.architectures.pixels import large, standardize
 
 CONFIGURATION_D = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+PLACES, HIDDEN = 7, 4096
 
 
 class VGG16BN(nn.Module):
-    """Thirteen 3 x 3 convolutions with batch norms in five pooled stages, then one linear layer of 512 features.
+    """Thirteen 3 x 3 convolutions with batch norms in five pooled stages, then linear layers.
 
-    Pooling rounds up, so that 28 x 28 images pass; larger images are averaged over what places are left.
+    Images of less than 64 pixels: one linear layer of 512 features. Pooling rounds up, so that 28 x 28 images pass;
+    what places are left are averaged. Larger images: ImageNet's network, two layers of 4,096 units before the last.
 
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes K.
-        mean: of each channel, subtracted from pixels in [0, 1].
+        mean: of each channel, subtracted from pixels in [0, 1]; None for CIFAR's, or ImageNet's where either is its.
         std: of each channel; pixels are divided by it.
+        weights: ``imagenet`` for torchvision's in all layers but the last; None for random ones.
     """
 
     def __init__(
         self,
         shape: tuple[int, int, int],
         classes: int,
-        mean: Sequence[float] = CIFAR_MEAN,
-        std: Sequence[float] = CIFAR_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
+        pretrained = imagenet.wanted(weights)
         channels = shape[0]
-        layers: list[nn.Module] = [Standardize(channels, mean, std)]
+        layers: list[nn.Module] = [standardize(shape, mean, std, weights)]
         for widths in CONFIGURATION_D:
             for width in widths:
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 channels = width
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
-        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        layers += [nn.AdaptiveAvgPool2d(PLACES if large(shape) else 1), nn.Flatten()]
+        if large(shape):
+            for taken in (channels * PLACES**2, HIDDEN):
+                layers += [nn.Linear(taken, HIDDEN), nn.ReLU(inplace=True), nn.Dropout()]
+            channels = HIDDEN
+        self.trunk = nn.Sequential(*layers)
         self.head = nn.Linear(channels, classes)
         self.apply(_initialize)
+        if pretrained:
+            imagenet.adopt(self.trunk, shape, "vgg16_bn")
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) in [0, 1] to logits (B, K)."""

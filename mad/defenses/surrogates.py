@@ -58,7 +58,9 @@ class Surrogate(ABC):
 class RandomSurrogate(Surrogate):
     """Random weights, never trained: the paper's choice ("far from convergence").
 
-    It runs in eval mode. The published code leaves it in train mode, where batch normalisation sees one image.
+    An architecture with ImageNet weights keeps them in all layers but the last, as the published code's surrogates of
+    CUB-200 and Caltech-256 do. It runs in eval mode. The published code leaves it in train mode, where batch
+    normalisation sees one image.
 
     Args:
         architecture: None for the victim's.

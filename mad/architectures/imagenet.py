@@ -1,0 +1,85 @@
+"""Weights learned on ImageNet, as torchvision publishes them, for all layers of a network but its last."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+
+import torch
+from torch import nn
+
+from mad.errors import MadError, one_of
+
+WEIGHTS = ("imagenet",)
+LEFT_OUT: ContextVar[bool] = ContextVar("left_out", default=False)
+
+
+@contextlib.contextmanager
+def left_out() -> Iterator[None]:
+    """Build networks with random weights in their place: others are about to be loaded, and nothing need be fetched."""
+    token = LEFT_OUT.set(True)
+    try:
+        yield
+    finally:
+        LEFT_OUT.reset(token)
+
+
+def wanted(weights: str | None) -> bool:
+    """Say whether weights are to be loaded.
+
+    Raises:
+        MadError: for any choice but None and ``imagenet``.
+    """
+    if weights is not None:
+        one_of("weights", weights, WEIGHTS)
+    return weights is not None and not LEFT_OUT.get()
+
+
+def published(name: str) -> nn.Module:
+    """Return torchvision's network of a name with its first published ImageNet weights, 1000 classes.
+
+    The first, whatever else came later: one description must stand for one set of weights. They are fetched once, to
+    torch's hub folder, and checked against the checksum in their name.
+
+    Raises:
+        MadError: if there are none, or they cannot be fetched.
+    """
+    from torchvision import models
+
+    choices = list(models.get_model_weights(name))
+    if not choices:
+        raise MadError(f"torchvision has no ImageNet weights for {name}: set weights=null")
+    try:
+        state = choices[0].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise MadError(
+            f"the ImageNet weights of {name} cannot be fetched ({' '.join(str(error).split())}): "
+            f"put {choices[0].url} into {torch.hub.get_dir()}/checkpoints, or set weights=null"
+        ) from error
+    network = models.get_model(name)
+    network.load_state_dict(state)
+    return network
+
+
+def adopt(own: nn.Module, shape: Sequence[int], name: str, skip: int = 0) -> None:
+    """Copy published weights into the layers of ``own``, which come in the order of torchvision's.
+
+    Args:
+        own: all of a network but its last layer.
+        shape: (C, H, W) of its images.
+        name: torchvision's.
+        skip: how many layers at the beginning stay as they are.
+
+    Raises:
+        MadError: if the images are not in three colors.
+    """
+    if shape[0] != 3:
+        raise MadError(f"weights=imagenet takes images of 3 channels, got {shape[0]}: set weights=null")
+    for layer, theirs in list(zip(_layers(own), _layers(published(name)), strict=False))[skip:]:
+        layer.load_state_dict(theirs.state_dict())
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """Return the layers that hold weights, in order."""
+    return [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
