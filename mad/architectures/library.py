@@ -110,7 +110,7 @@ class Timm(Library):
         except Exception as error:  # an unknown tag, or no way to fetch the weights
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise MadError(f"{self.about} cannot be built: {reason}") from error
-        expected = network.pretrained_cfg
+        expected: Any = network.pretrained_cfg
         return network, expected.get("mean") or IMAGENET_MEAN, expected.get("std") or IMAGENET_STD
 
 
