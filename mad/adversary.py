@@ -7,8 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mad.datasets import batches, unit
 from mad.recoveries import Recovery
 from mad.seeds import seeded
 from mad.training import Trainer, place
@@ -16,6 +18,9 @@ from mad.training import Trainer, place
 if TYPE_CHECKING:
     from mad.attacks import TransferSet
     from mad.knockoff import Knockoff
+
+SAMPLE = 1000  # images of a transfer set that tell whether anything was learned
+NOTHING = 0.1  # nats: where answers vary less, there is nothing to learn
 
 
 @dataclass(frozen=True)
@@ -72,3 +77,15 @@ class Adversary:
             task=task,
         )
         return model
+
+    @torch.no_grad()
+    def learned(self, network: nn.Module, transfer: TransferSet) -> bool:
+        """Return whether a network fits what it was trained on better than one constant answer to everything does.
+
+        Training that was thrown off by too large a rate can end in such an answer. The thief sees it in its own loss.
+        """
+        targets = self.recovery(transfer.answers[:SAMPLE])
+        (images,) = batches(transfer.images, transfer.rows[:SAMPLE], SAMPLE, self.device)
+        loss = F.cross_entropy(network(unit(images)).cpu(), targets).item()
+        constant = torch.special.entr(targets.mean(dim=0)).sum().item()
+        return loss < max(constant, NOTHING)

@@ -131,6 +131,8 @@ def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
                 f"defended {record['defended_accuracy']:.1%}, "
                 f"stolen {record['stolen_accuracy']:.1%} ({how})"
             )
+            if not record.get("learned", True):
+                err.print("its knockoff gives one answer to everything: try a smaller knockoff.learning_rate")
     return cell.path
 
 

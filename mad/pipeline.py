@@ -166,6 +166,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
         "queries": api.queries,
         **utility(api, test, None if served is model else victim, device),
         **theft(stolen, victim, test, device),
+        "learned": adversary.learned(stolen, transfer),
         "l1_mean_queries": api.l1_mean,
         "target_entropy": api.target_entropy,
         "chance": 1 / cell.victim.dataset.classes,

@@ -42,6 +42,7 @@ KEYS = (
     "l1_max",
     "l1_mean_queries",
     "target_entropy",
+    "learned",
     "seconds_victim",
     "seconds_queries",
     "seconds_knockoff",
@@ -331,3 +332,17 @@ def test_the_order_of_cells_changes_no_number(tmp_path):
     assert {name: numbers(record) for name, record in there.items()} == {
         name: numbers(record) for name, record in back.items()
     }
+
+
+@pytest.mark.parametrize(("rate", "learned"), [(0.05, True), (1e-9, False), (1e30, False)])
+def test_a_thief_that_learned_nothing_is_told(tmp_path, rate, learned):
+    given = Knockoff(trainer(), learning_rate=rate)
+    assert run(cell(knockoff=given), Store(tmp_path), CPU)[0]["learned"] is learned
+
+
+def test_where_all_answers_are_one_there_is_nothing_to_learn():
+    toy = cell().adversary(CPU)
+    images = Blobs().images((1, 8, 8))
+    same = TransferSet(images, torch.arange(20), torch.eye(4)[[0]].expand(20, 4))
+    assert toy.learned(toy.train(same), same)
+    assert not toy.learned(toy.untrained(), same)
