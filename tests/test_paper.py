@@ -240,6 +240,14 @@ def test_figure_9_has_every_counter_move():
     assert np.allclose(points["mad_argmax, epsilon 0.95"][:, 1], [75.5, 94.5])
 
 
+def test_figure_9_compares_seeds_that_every_move_has():
+    lone = curve_rows("mad", {0.95: 0.9}, seeds=(1,), knockoff_architecture="mlp")
+    found = moves.moves(theft([*ALL, *lone]))
+    assert {name: set(rows.seed) for name, rows in found.items()} == dict.fromkeys(found, {1})
+    other = curve_rows("mad", {0.95: 0.9}, seeds=(7,), knockoff_architecture="mlp")
+    assert set(moves.moves(theft([*ALL, *other]))["none"].seed) == {0, 1}
+
+
 def test_the_budget_figure_has_every_budget():
     found = drawn(moves.budget([theft(ALL)]), 0)
     assert np.allclose(found["undefended"], [[5, 50.5], [10, 71.25], [50, 96.5]])

@@ -15,7 +15,10 @@ EPSILON = 0.95
 
 
 def moves(theft: Theft) -> dict[str, pd.DataFrame]:
-    """Return the scene of each counter-move that there are cells of; ``none`` is the paper's knockoff."""
+    """Return the scene of each counter-move that there are cells of; ``none`` is the paper's knockoff.
+
+    Where all have a seed in common, only such seeds are taken: thefts differ more between seeds than between moves.
+    """
     plain, rows = theft.plain, theft.rows[theft.rows.attack == "knockoff"]
     if plain.empty:
         return {}
@@ -29,7 +32,9 @@ def moves(theft: Theft) -> dict[str, pd.DataFrame]:
     for other in sorted(set(rows.knockoff_optimizer) - {usual.knockoff_optimizer}):
         found[f"opt: {other}"] = theft.cells(knockoff_optimizer=other)
     kept = {name: rows[(rows.defense == "none") | (rows.epsilon == EPSILON)] for name, rows in found.items()}
-    return {name: rows for name, rows in kept.items() if rows.defense.isin(DEFENSES).any()}
+    known = {name: rows for name, rows in kept.items() if rows.defense.isin(DEFENSES).any()}
+    shared = set.intersection(*(set(rows.seed) for rows in known.values())) if known else set()
+    return {name: rows[rows.seed.isin(shared)] for name, rows in known.items()} if shared else known
 
 
 def fig9(thefts: list[Theft]) -> Figure | None:
