@@ -200,6 +200,8 @@ def facts(cell: Cell) -> dict[str, Any]:
         "knockoff_architecture": name_of(cell.knockoff.architecture),
         "knockoff_epochs": cell.knockoff.trainer.epochs,
         "knockoff_optimizer": cell.knockoff.trainer.optimizer,
+        "knockoff_learning_rate": cell.knockoff.trainer.learning_rate,
+        "victim_epochs": cell.victim.trainer.epochs,
         "seed": cell.seed,
         "scene": cell.scene,
         "fingerprint": cell.fingerprint,
