@@ -37,6 +37,7 @@ ALIASES = {
     "defense/surrogate/dataset": "dataset",
 }
 EXTRAS = {"hydra_joblib": "mad", "hydra_submitit": "mad[slurm]", "hydra_ray": "mad[ray]"}
+DULL = "; the knockoff gives one answer to everything: try a smaller knockoff.learning_rate"
 DERIVED = Path("derived")  # its lock: who reads records later writes later what is derived from them
 TRACEBACK = "MAD_TRACEBACK"  # tells the jobs of a sweep that HYDRA_FULL_ERROR was the user's wish
 OmegaConf.register_new_resolver("mad_jobs", engines.jobs, replace=True)
@@ -129,10 +130,9 @@ def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
             err.print(
                 f"{record['victim']} {record['defense']}{strength}: "
                 f"defended {record['defended_accuracy']:.1%}, "
-                f"stolen {record['stolen_accuracy']:.1%} ({how})"
+                f"stolen {record['stolen_accuracy']:.1%} ({how}){'' if record.get('learned', True) else DULL}",
+                soft_wrap=True,
             )
-            if not record.get("learned", True):
-                err.print("its knockoff gives one answer to everything: try a smaller knockoff.learning_rate")
     return cell.path
 
 
