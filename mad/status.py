@@ -74,7 +74,8 @@ def plan(jobs: list[grid.Job]) -> list[Planned]:
 
 def reference_label(cell: Cell) -> str:
     """Return how the undefended reference of a cell is called."""
-    return f"undefended reference: victim={cell.victim.name} pool={cell.pool.name} seed={cell.seed}"
+    named = f"victim={cell.victim.name} pool={cell.pool.name} attack={cell.attack.name}"
+    return f"undefended reference: {named} seed={cell.seed}"
 
 
 def main() -> None:
