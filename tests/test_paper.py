@@ -323,7 +323,7 @@ def test_a_number_of_the_ledger_is_traceable():
         ("points that MAD takes for 1 to 2 of the API's: of all attacks the least", "mnist", 26),
         ("points that MAD takes for 1 to 2 of the API's: of all attacks the most", "mnist", 50),
         ("accuracy that MAD leaves knockoff at a mean L1 of 0.95, %", "mnist", 70.5),
-        ("MAD's L1 of 0.95 as a part of what random_noise takes for the same effect", "mnist", 0.95 / 100),
+        ("MAD's L1 of 0.95 as a part of what random_noise takes for the same effect", "mnist", 0.95 / 90),
         ("points that mad_argmax takes from knockoff at its strongest", "*", 21),
         ("accuracy of the API once random_noise holds knockoff below 70, %", "mnist", 99),
         ("points of the API's accuracy that MAD spends to hold knockoff below 70", "mnist", 99),
@@ -351,6 +351,15 @@ def test_the_budget_ratio_interpolates_between_budgets():
     first = 50 / np.exp(np.interp(70, [50, 70.5], np.log([5, 10])))
     second = 50 / np.exp(np.interp(71, [51, 72], np.log([5, 10])))
     assert float(line["our_mean"]) == pytest.approx((first + second) / 2, rel=1e-3)
+
+
+def test_the_answers_entropy_is_taken_between_strengths():
+    wider = [
+        {**each, "answer_entropy": 3 * each["strength"]} for each in curve_rows("mad_argmax", {0.5: 0.8, 1.5: 0.6})
+    ]
+    text = "mean entropy of mad_argmax's answers at L1 1.0, bits"
+    assert float(claim(text, [*KNOCKOFF, *wider])["our_mean"]) == pytest.approx(3)
+    assert claim(text, [*KNOCKOFF, *wider[:2]])["our_mean"] == ""  # L1 1.0 lies beyond what was measured
 
 
 def test_only_claims_of_the_text_are_joined_to_other_victims():

@@ -127,19 +127,19 @@ def error_ratio(theft: Theft, spend: float) -> Found | None:
 
 
 def l1_ratio(theft: Theft, other: str, at: float) -> Found | None:
-    """Return MAD's mean L1 over the least that another defense needs to leave the thief no more."""
+    """Return MAD's mean L1 over what another defense needs to leave the thief as much: between its strengths."""
     rows = theft.cells()
-    ours = at_strength(turned(rows, "mad"), at)
-    theirs = curve(rows, other)
-    if ours.empty or theirs.empty:
-        return None
-    enough = theirs[theirs[STOLEN]["mean"] <= percent(ours).mean()]
-    if enough.empty:
-        return None
-    needed = float(enough["l1_mean"]["mean"].idxmin())
-    those = at_strength(turned(rows, other), needed)
-    ratio = ours.groupby("seed").l1_mean.mean() / those.groupby("seed").l1_mean.mean()
-    return of(pd.concat([ours, those]), ratio.dropna(), f"{those.dial.iloc[0]}={needed:g}")
+    ours, theirs = at_strength(turned(rows, "mad"), at), pd.concat([undefended(rows), turned(rows, other)])
+    found = {}
+    for seed, left in percent(ours).items():
+        known = theirs[theirs.seed == seed].sort_values("l1_mean")
+        accuracies, distances = 100 * known[STOLEN].to_numpy(), known.l1_mean.to_numpy()
+        enough = np.flatnonzero(accuracies <= left)
+        if len(enough) and enough[0]:
+            either = slice(enough[0] - 1, enough[0] + 1)
+            needed = np.interp(-left, -accuracies[either], distances[either])
+            found[seed] = ours[ours.seed == seed].l1_mean.mean() / needed
+    return of(pd.concat([ours, theirs]), pd.Series(found, dtype=float))
 
 
 def strongest(theft: Theft, defense: str, recovery: str = "none") -> Found | None:
