@@ -11,7 +11,10 @@ from mad.grid import Job, jobs
 class GridSweeper(BasicSweeper):
     """Hydra's own sweeper, over ``mad.grid.jobs``."""
 
-    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[Job]]:
+    def split_arguments(  # type: ignore[override]  # static there, where the config is not asked
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[Job]]:
         """Return the jobs, in batches."""
+        assert self.config is not None  # Hydra's sweep sees to it
         every = jobs(self.config, list(self.config.hydra.overrides.task))
         return list(self.split_overrides_to_chunks(every, max_batch_size))

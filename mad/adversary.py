@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mad.datasets import batches, unit
 from mad.recoveries import Recovery
 from mad.seeds import seeded
-from mad.training import Trainer, place
+from mad.training import Trainer, logits_of, place
 
 if TYPE_CHECKING:
     from mad.attacks import TransferSet
@@ -78,14 +77,13 @@ class Adversary:
         )
         return model
 
-    @torch.no_grad()
     def learned(self, network: nn.Module, transfer: TransferSet) -> bool:
         """Return whether a network fits what it was trained on better than one constant answer to everything does.
 
         Training that was thrown off by too large a rate can end in such an answer. The thief sees it in its own loss.
         """
         targets = self.recovery(transfer.answers[:SAMPLE])
-        (images,) = batches(transfer.images, transfer.rows[:SAMPLE], SAMPLE, self.device)
-        loss = F.cross_entropy(network(unit(images)).cpu(), targets).item()
+        logits = logits_of(network, transfer.images, self.device, transfer.rows[:SAMPLE])
+        loss = F.cross_entropy(logits, targets).item()
         constant = torch.special.entr(targets.mean(dim=0)).sum().item()
         return loss < max(constant, NOTHING)

@@ -210,11 +210,16 @@ def finish(paths: list[Path], outputs: Path) -> None:
 def derive(table: DataFrame, scenes: DataFrame, outputs: Path, *, paper: bool = False) -> None:
     """Write ``records.csv`` and figures, of some scenes or the paper's; the caller holds the lock of these."""
     from mad import records
-    from mad.figures import paper as papers
-    from mad.figures import tradeoff
 
     out.print(str(records.write_csv(table, outputs)), soft_wrap=True)
-    written = papers.write_all(table, outputs) if paper else tradeoff.write_all(scenes, outputs / "figures")
+    if paper:
+        from mad.figures.paper import write_all
+
+        written = write_all(table, outputs)
+    else:
+        from mad.figures import tradeoff
+
+        written = tradeoff.write_all(scenes, outputs / "figures")
     for file in written:
         out.print(str(file), soft_wrap=True)
 

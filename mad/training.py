@@ -24,9 +24,7 @@ SCHEDULES = ("one_cycle", "step")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 PRECISIONS = ("auto", "float32", "bfloat16")
 EVALUATION_BATCH = 1000
-EVALUATION_VALUES = (
-    10_000_000  # in a batch: of 224 x 224 pixels 66 images, for what a network makes of 1000 is tens of GB
-)
+EVALUATION_VALUES = 10_000_000  # in a batch: 66 images of 224 x 224; what a network makes of 1000 is tens of GB
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,14 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, images: Images, device: torch.device) -> Tensor:
-    """Return the logits (N, K), on the CPU, of a model in eval mode; images uint8 or float, (N, C, H, W)."""
+def logits_of(model: nn.Module, images: Images, device: torch.device, rows: Tensor | None = None) -> Tensor:
+    """Return the logits (B, K), on the CPU, of a model in eval mode.
+
+    Args:
+        model: images in [0, 1] to logits.
+        images: uint8 or float, (N, C, H, W).
+        device: where the model lies.
+        rows: int64 (B,), which images; None for all of them.
+    """
     size = max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // math.prod(images.shape[1:])))
-    return torch.cat([model(unit(batch)).cpu() for batch in batches(images, None, size, device)])
+    return torch.cat([model(unit(batch)).cpu() for batch in batches(images, rows, size, device)])

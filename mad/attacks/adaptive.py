@@ -98,9 +98,8 @@ def diversity(answers: Tensor, total: Tensor, count: int) -> Tensor:
         total: the sum (K,) of those before them.
         count: how many these were.
     """
-    before = (total + answers.cumsum(dim=0) - answers) / torch.arange(count, count + len(answers)).clamp(min=1).view(
-        -1, 1
-    )
+    asked = torch.arange(count, count + len(answers)).clamp(min=1).unsqueeze(1)
+    before = (total + answers.cumsum(dim=0) - answers) / asked
     return (answers - before).clamp(min=0).sum(dim=1)
 
 
