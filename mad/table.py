@@ -25,7 +25,7 @@ def show(rows: pd.DataFrame) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     differing = [name for name in TELL_APART if name in rows and rows[name].nunique() > 1]
     for heading in (*differing, "defense", "strength", "seed"):
-        table.add_column(heading.replace("_", "\n"))
+        table.add_column(heading.replace("_", "\n"), overflow="fold")  # a long value is folded, never cut off
     for heading in (
         "victim\n%",
         "defended\n%",
@@ -37,7 +37,7 @@ def show(rows: pd.DataFrame) -> None:
         "queries",
         "seconds",
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     rows = pd.concat([rows[rows.defense == "none"], rows[rows.defense != "none"]])
     for _, row in rows.iterrows():
         table.add_row(
