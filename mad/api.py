@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mad.datasets import fitting
 from mad.defenses import Defense
 from mad.errors import BudgetExceededError, MadError, number
 
@@ -81,7 +82,7 @@ class BlackBox:
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the clean and the defended posteriors, charging nothing: the defender's own view."""
         both = []
-        for batch in images.split(BATCH):
+        for batch in images.split(fitting(BATCH, self.shape)):
             batch = batch.to(self._device)
             clean = torch.softmax(self._model(batch), dim=1)
             both.append((clean.cpu(), self._defense(batch, clean).cpu()))

@@ -9,7 +9,7 @@ from torch import nn
 
 from mad import simplex
 from mad.api import BATCH, BlackBox
-from mad.datasets import Split, batches, unit
+from mad.datasets import Split, batches, fitting, unit
 from mad.training import logits_of
 
 
@@ -25,7 +25,8 @@ def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: to
         undefended: the victim, where a defense that acts at training time serves another model; else None.
         device: where the victim lies.
     """
-    both = [api.answer(unit(some)) for some in batches(test.images, None, BATCH, torch.device("cpu"))]
+    size = fitting(BATCH, api.shape)
+    both = [api.answer(unit(some)) for some in batches(test.images, None, size, torch.device("cpu"))]
     clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
     distance = simplex.l1(clean, defended)
     before = clean if undefended is None else logits_of(undefended, test.images, device)

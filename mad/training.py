@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Optimizer, lr_scheduler
 
 from mad.augmentation import augmented
-from mad.datasets import Images, batches, unit
+from mad.datasets import Images, batches, fitting, unit
 from mad.device import keep_freed_memory
 from mad.errors import MadError, number
 from mad.progress import bar
@@ -24,7 +23,6 @@ SCHEDULES = ("one_cycle", "step")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 PRECISIONS = ("auto", "float32", "bfloat16")
 EVALUATION_BATCH = 1000
-EVALUATION_VALUES = 10_000_000  # in a batch: 66 images of 224 x 224; what a network makes of 1000 is tens of GB
 
 
 @dataclass(frozen=True)
@@ -193,5 +191,5 @@ def logits_of(model: nn.Module, images: Images, device: torch.device, rows: Tens
         device: where the model lies.
         rows: int64 (B,), which images; None for all of them.
     """
-    size = max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // math.prod(images.shape[1:])))
+    size = fitting(EVALUATION_BATCH, images.shape[1:])
     return torch.cat([model(unit(batch)).cpu() for batch in batches(images, rows, size, device)])

@@ -5,8 +5,10 @@ import torch
 from conftest import CPU, cell
 
 from mad.api import BlackBox
+from mad.attacks.base import ask
 from mad.attacks.knockoff import KnockoffRandom
 from mad.augmentation import augmented
+from mad.datasets import fitting
 from mad.defenses import Undefended
 from mad.errors import MadError
 from mad.recoveries import AsAnswered
@@ -85,6 +87,30 @@ def test_no_budget_is_the_papers_or_the_pool(size, expected):
 def test_a_budget_that_is_no_count_is_refused(budget):
     with pytest.raises(MadError, match=r"attack\.budget"):
         KnockoffRandom(budget)
+
+
+def test_large_images_are_asked_about_a_few_at_a_time():
+    sent, answered = [], []
+
+    class Server(torch.nn.Module):
+        def forward(self, images):
+            answered.append(len(images))
+            return torch.zeros(len(images), 3)
+
+    class Counting(BlackBox):
+        def __call__(self, images):
+            sent.append(len(images))
+            return super().__call__(images)
+
+    shape = (3, 224, 224)
+    api = Counting(Server().eval(), Undefended(), shape, 150, CPU)
+    pool = torch.zeros(1, dtype=torch.uint8).expand(150, *shape)
+    ask(api, pool, torch.arange(150))
+    assert sent == answered == [66, 66, 18]
+    api.answer(torch.zeros(1).expand(150, *shape))
+    assert answered == [66, 66, 18] * 2
+    assert fitting(256, (3, 32, 32)) == 256
+    assert fitting(256, (3, 4000, 4000)) == 1
 
 
 def test_recoveries():

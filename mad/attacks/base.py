@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mad.adversary import Adversary
 from mad.api import BlackBox
-from mad.datasets import Images, batches, unit
+from mad.datasets import Images, batches, fitting, unit
 from mad.errors import MadError, number
 from mad.progress import bar
 
@@ -80,7 +80,7 @@ def ask(api: BlackBox, pool: Images, rows: Tensor) -> Tensor:
     """Query the API about rows (B,) of the pool; return its answers (B, K)."""
     answers = []
     with bar("queries", len(rows)) as progress:
-        for images in batches(pool, rows, REQUEST, torch.device("cpu")):
+        for images in batches(pool, rows, fitting(REQUEST, api.shape), torch.device("cpu")):
             answers.append(api(unit(images)))
             progress(len(images), "", None)
     return torch.cat(answers)

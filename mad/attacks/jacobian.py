@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks.base import REQUEST, Attack, TransferSet, ask
-from mad.datasets import Images, batches, unit
+from mad.datasets import Images, batches, fitting, unit
 from mad.errors import MadError, number
 from mad.seeds import generator
 from mad.training import Trainer
@@ -95,7 +95,8 @@ class Jacobian(Attack):
         images, answers = torch.empty(budget, *api.shape), torch.empty(budget, adversary.classes)
         held = self.images_for(budget)
         order = torch.randperm(len(pool), generator=generator(adversary.seed, "pool order"))
-        images[:held] = torch.cat([unit(some) for some in batches(pool, order[:held], REQUEST, torch.device("cpu"))])
+        size = fitting(REQUEST, api.shape)
+        images[:held] = torch.cat([unit(some) for some in batches(pool, order[:held], size, torch.device("cpu"))])
         answers[:held] = ask(api, images, torch.arange(held))
         for turn in count():
             if held == budget:
@@ -142,7 +143,8 @@ class Jacobian(Attack):
     ) -> tuple[Tensor, Tensor]:
         """Move the parents, a batch at a time; return what to ask about and what to store, on the CPU."""
         pairs, labels = [], known.answers.argmax(dim=1).to(device)
-        for some, rows in zip(batches(known.images, parents, BATCH, device), parents.split(BATCH), strict=True):
+        size = fitting(BATCH, known.images.shape[1:])
+        for some, rows in zip(batches(known.images, parents, size, device), parents.split(size), strict=True):
             pairs.append(self.moved(substitute, some, labels[rows.to(device)], turn))
         asked, stored = (torch.cat([part.cpu() for part in parts]) for parts in zip(*pairs, strict=True))
         return asked, stored

@@ -11,7 +11,7 @@ from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks.base import REQUEST, Attack, TransferSet, ask
 from mad.augmentation import augmented
-from mad.datasets import Images, batches, unit
+from mad.datasets import Images, batches, fitting, unit
 from mad.errors import number, one_of
 from mad.progress import bar
 from mad.seeds import generator
@@ -60,7 +60,7 @@ class KnockoffRandom(Attack):
         place = torch.arange(len(rows)).repeat_interleave(times)
         draw, found = generator(seed, "augmentation of queries"), []
         with bar("queries", budget) as progress:
-            for images in batches(pool, rows[place], REQUEST, torch.device("cpu")):
+            for images in batches(pool, rows[place], fitting(REQUEST, api.shape), torch.device("cpu")):
                 found.append(api(augmented(unit(images), self.augment, draw)))
                 progress(len(images), "", None)
         answers = torch.cat(found)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils import data
 from mad.errors import MadError
 
 WORKERS = min(8, os.cpu_count() or 1)
+VALUES = 10_000_000  # in a batch: 66 images of 224 x 224; what a network makes of 1000 is tens of GB
 
 
 class Stream(Protocol):
@@ -81,6 +83,11 @@ class Labelled(Pool, Protocol):
 def unit(images: Tensor) -> Tensor:
     """Return images as floats in [0, 1]: what models and the API take."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def fitting(size: int, shape: Sequence[int]) -> int:
+    """Return ``size``, or how many images (C, H, W) of that shape a batch can hold where that is fewer; at least 1."""
+    return max(1, min(size, VALUES // math.prod(shape)))
 
 
 def batches(images: Images, rows: Tensor | None, size: int, device: torch.device) -> Iterator[Tensor]:
