@@ -152,7 +152,7 @@ def test_the_reservoir_bounds_a_round_once_it_is_in_force():
 
 def test_large_sets_get_fewer_epochs():
     attack = Jbda(epochs=20, round_images=1000)
-    assert [attack.trainer(held).epochs for held in (10, 50, 51, 400, 5000)] == [20, 20, 19, 2, 1]
+    assert [attack.trainer(held, 0.01).epochs for held in (10, 50, 51, 400, 5000)] == [20, 20, 19, 2, 1]
 
 
 @pytest.mark.parametrize("kind", [Jbda, Jbself])
@@ -207,8 +207,20 @@ def test_more_targets_than_other_classes_are_refused():
         steal(JbTopK(**SHORT, k=4), 20, classes=4)
 
 
-def test_a_substitute_that_diverges_stops_the_attack():
-    with pytest.raises(MadError, match=r"substitute 0 diverged at attack\.learning_rate=1e\+30"):
+def test_a_substitute_that_diverges_is_trained_again_at_half_the_rate(fits):
+    attack = Jbda(seeds=SEEDS, epochs=20, learning_rate=1e6)
+    transfer, api, _ = steal(attack, 35)
+    halvings = fits.count("substitute 0") - 1
+    assert halvings > 0
+    assert transfer.facts == {"substitute_learning_rate": 1e6 / 2**halvings}
+    assert fits[halvings + 1 :] == ["substitute 1"]
+    assert api.queries == 35
+    steady = steal(Jbda(seeds=SEEDS, epochs=20, learning_rate=1e6 / 2**halvings), 35)[0]
+    assert torch.equal(transfer.images, steady.images)
+
+
+def test_a_substitute_that_diverges_at_every_rate_stops_the_attack():
+    with pytest.raises(MadError, match=r"substitute 0 diverges at attack\.learning_rate=.*e\+27"):
         steal(Jbda(seeds=SEEDS, epochs=20, learning_rate=1e30), 20)
 
 
@@ -218,7 +230,7 @@ def test_a_round_in_batches_moves_each_image_by_its_own_label(reservoir):
     transfer = steal(attack, 590)[0]
     adversary = cell(victim=victim(6)).adversary(CPU)
     known = TransferSet(transfer.images[:300], torch.arange(300), transfer.answers[:300])
-    substitute = adversary.train(known, "substitute 0", attack.trainer(300))
+    substitute = adversary.train(known, "substitute 0", attack.trainer(300, attack.learning_rate))
     assert len(known.answers.argmax(dim=1).unique()) == 6
     rows = attack.parents(300, 0, seed=0)
     expected = attack.moved(substitute, known.images[rows], known.answers[rows].argmax(dim=1), 0)[0]

@@ -38,7 +38,7 @@ class Jacobian(Attack):
         epochs: passes of a substitute over what is held.
         round_images: the most images that a round trains on, counted once an epoch: larger sets get fewer epochs, down
             to one. The published code has no such bound.
-        learning_rate: of a substitute.
+        learning_rate: of a substitute; halved, for this and all later rounds, when one diverges, as its adversary sees.
         reservoir: held images that are moved in one round (kappa); None, as published, for all: a set then grows
             geometrically.
         reservoir_after: rounds before the reservoir is in force (sigma).
@@ -89,7 +89,7 @@ class Jacobian(Attack):
         """Spend the API's whole budget; the images are float32 in [0, 1].
 
         Raises:
-            MadError: if a substitute's training diverges, since no image would be moved.
+            MadError: if a substitute diverges at a hundredth of the rate, too: no image would be moved.
         """
         budget = api.budget or 0
         images, answers = torch.empty(budget, *api.shape), torch.empty(budget, adversary.classes)
@@ -98,13 +98,15 @@ class Jacobian(Attack):
         size = fitting(REQUEST, api.shape)
         images[:held] = torch.cat([unit(some) for some in batches(pool, order[:held], size, torch.device("cpu"))])
         answers[:held] = ask(api, images, torch.arange(held))
+        rate = self.learning_rate
         for turn in count():
             if held == budget:
                 break
             known = TransferSet(images[:held], torch.arange(held), answers[:held])
-            substitute = adversary.train(known, f"substitute {turn}", self.trainer(held))
-            if not all(weights.isfinite().all() for weights in substitute.parameters()):
-                raise MadError(f"substitute {turn} diverged at attack.learning_rate={self.learning_rate:g}; lower it")
+            while diverged(substitute := adversary.train(known, f"substitute {turn}", self.trainer(held, rate))):
+                if rate < self.learning_rate / 100:
+                    raise MadError(f"substitute {turn} diverges at attack.learning_rate={rate:g}, too; lower it")
+                rate /= 2
             parents = self.parents(held, turn, adversary.seed)[: -(-(budget - held) // self.children)]
             asked, stored = self._moved(substitute, known, parents, turn, adversary.device)
             new = slice(held, min(budget, held + len(asked)))
@@ -113,16 +115,16 @@ class Jacobian(Attack):
             if self.overwrites and not self._reserved(turn):
                 images[parents], answers[parents] = images[new].clone(), answers[new].clone()
             held = new.stop
-        return TransferSet(images, torch.arange(budget), answers)
+        return TransferSet(images, torch.arange(budget), answers, facts={"substitute_learning_rate": rate})
 
-    def trainer(self, held: int) -> Trainer:
-        """Return the recipe of a substitute that learns ``held`` images."""
+    def trainer(self, held: int, rate: float) -> Trainer:
+        """Return the recipe of a substitute that learns ``held`` images at a rate."""
         epochs = min(self.epochs, max(1, self.round_images // held))
         return Trainer(
             epochs=epochs,
             batch_size=64,
             optimizer="momentum",
-            learning_rate=self.learning_rate,
+            learning_rate=rate,
             momentum=0.9,
             weight_decay=5e-4,
             schedule="step",
@@ -148,6 +150,11 @@ class Jacobian(Attack):
             pairs.append(self.moved(substitute, some, labels[rows.to(device)], turn))
         asked, stored = (torch.cat([part.cpu() for part in parts]) for parts in zip(*pairs, strict=True))
         return asked, stored
+
+
+def diverged(network: nn.Module) -> bool:
+    """Whether training has left weights that are no numbers."""
+    return not all(weights.isfinite().all() for weights in network.parameters())
 
 
 def ascent(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
