@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from mad.datasets import unit
+
 PAD = 4
+AREA, RATIO, DRAWS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # ImageNet's usual
 
 
 def crop(images: Tensor, draw: Generator) -> Tensor:
@@ -24,9 +29,29 @@ def flip(images: Tensor, draw: Generator) -> Tensor:
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
+def resized_crop(images: Tensor, draw: Generator) -> Tensor:
+    """Return images (B, C, H, W) as floats in [0, 1], each a random part of it, enlarged to its size.
+
+    ImageNet's usual: 8 to 100 % of the area, with sides of 3:4 to 4:3 of the image's own. Bilinear.
+    """
+    count = len(images)
+    area = torch.empty(DRAWS, count).uniform_(*AREA, generator=draw)
+    ratio = torch.empty(DRAWS, count).uniform_(*map(math.log, RATIO), generator=draw).exp()
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()])  # parts of the width and the height
+    fits = (sides <= 1).all(dim=0)
+    fits[-1], sides[:, -1] = True, sides[:, -1].clamp(max=1)
+    sides = sides[:, fits.int().argmax(dim=0), torch.arange(count)]  # the first draw that fits
+    middle = (2 * torch.rand(2, count, generator=draw) - 1) * (1 - sides)
+    wide, high = sides
+    zero = torch.zeros(count)
+    theta = torch.stack([wide, zero, middle[0], zero, high, middle[1]], dim=1).view(-1, 2, 3).to(images.device)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(unit(images), grid, padding_mode="border", align_corners=False)
+
+
 def augmented(images: Tensor, kind: str, draw: Generator) -> Tensor:
-    """Return images changed as ``kind`` says: ``none``, ``crop`` or ``crop_flip``; ``draw`` is a CPU generator."""
+    """Return images changed as ``kind`` says, see ``AUGMENTATIONS``; ``draw`` is a CPU generator."""
     if kind == "none":
         return images
-    moved = crop(images, draw)
-    return flip(moved, draw) if kind == "crop_flip" else moved
+    moved = resized_crop(images, draw) if kind.startswith("resized") else crop(images, draw)
+    return flip(moved, draw) if kind.endswith("flip") else moved

@@ -20,7 +20,7 @@ from mad.seeds import generator
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adagrad")
 SCHEDULES = ("one_cycle", "step")
-AUGMENTATIONS = ("none", "crop", "crop_flip")
+AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip")
 PRECISIONS = ("auto", "float32", "bfloat16")
 EVALUATION_BATCH = 1000
 
@@ -39,7 +39,8 @@ class Trainer:
         schedule: ``one_cycle`` (up, then down to zero) or ``step`` (a tenth every ``step_epochs``, the paper's).
         step_epochs: see ``schedule``.
         min_steps: sets too small to fill these many batches in ``epochs`` get more epochs.
-        augment: ``none``, ``crop`` (random crops of the padded image) or ``crop_flip`` (and mirrored half of the time).
+        augment: ``none``; ``crop`` (random crops of the padded image); ``crop_flip`` (and mirrored half of the time);
+            or ``resized_crop_flip`` (random parts of it, enlarged, and mirrored half of the time: ImageNet's usual).
         precision: ``float32``, ``bfloat16`` (weights stay float32) or ``auto``: see ``fast_bfloat16``.
         knockoff_epochs: passes over a transfer set, whose posteriors take longer to learn than labels; None for
             ``epochs``.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mad.augmentation import PAD, augmented, crop, flip
+from mad.augmentation import PAD, augmented, crop, flip, resized_crop
 
 
 def images(count=300, dtype=torch.uint8):
@@ -39,6 +39,36 @@ def test_a_crop_is_a_window_of_its_own_image(dtype):
     assert found == list(zip(tops.tolist(), lefts.tolist(), strict=True))
 
 
+def test_a_resized_crop_is_a_part_of_the_image_enlarged():
+    height, width, count = 40, 60, 500
+    down, across = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
+    moved = resized_crop(torch.stack([down, across]).expand(count, 2, height, width), draw())
+    assert moved.shape == (count, 2, height, width)
+    # Inside, the coordinates rise evenly, by the part's height and width over the image's.
+    inner = moved[:, :, 5:-5, 5:-5]
+    high = inner[:, 0, :, 0].diff(dim=1)
+    wide = inner[:, 1, 0].diff(dim=1)
+    assert torch.all(high.amax(dim=1) - high.amin(dim=1) < 1e-5)
+    assert torch.all(wide.amax(dim=1) - wide.amin(dim=1) < 1e-5)
+    high, wide = high.mean(dim=1) * height, wide.mean(dim=1) * width
+    area, ratio = high * wide, wide / high
+    assert 0.0799 < area.min() < 0.1
+    assert 0.9 < area.max() < 1.001
+    assert 0.749 < ratio.min() < 0.77
+    assert 1.3 < ratio.max() < 1.334
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert len(moved[:, 0, 20, 30].unique()) > count * 0.9  # from everywhere
+    assert moved[:, 0, 0, 0].min() < 0.02
+    assert moved[:, 0, -1, 0].max() > 0.95
+
+
+def test_a_resized_crop_of_bytes_is_in_the_unit_range():
+    given = images()
+    assert torch.equal(resized_crop(given, draw()), resized_crop(given.float() / 255, draw()))
+    assert torch.all((resized_crop(torch.full((3, 1, 9, 9), 51, dtype=torch.uint8), draw()) - 0.2).abs() < 1e-6)
+
+
 def test_a_flip_mirrors_half_of_the_images_and_no_rows():
     given = images()
     flipped = flip(given, draw())
@@ -49,7 +79,7 @@ def test_a_flip_mirrors_half_of_the_images_and_no_rows():
     assert 0.4 < mirrored.float().mean() < 0.6
 
 
-@pytest.mark.parametrize("kind", ["crop", "crop_flip"])
+@pytest.mark.parametrize("kind", ["crop", "crop_flip", "resized_crop_flip"])
 def test_the_seed_draws_it(kind):
     first, again, other = (augmented(images(), kind, draw(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again)

@@ -247,9 +247,10 @@ def test_the_papers_large_victims(name, pool, classes, shape):
     made = build(config.victim)
     assert (made.dataset.classes, made.dataset.shape, build(config.pool).name) == (classes, shape, pool)
     assert made.architecture.func is build(compose("architecture=vgg16_bn").architecture).func
-    assert made.trainer.augment == build(config.knockoff).trainer.augment == "crop_flip"
+    augment = "resized_crop_flip" if shape[1] == 224 else "crop_flip"
+    assert made.trainer.augment == build(config.knockoff).trainer.augment == augment
     for overrides in (["trainer=paper", f"victim={name}"], [f"victim={name}", "trainer=paper"]):
-        assert build(compose(*overrides).victim).trainer.augment == "crop_flip"
+        assert build(compose(*overrides).victim).trainer.augment == augment
     asked = compose(f"victim={name}", "trainer.augment=none", "pool=cifar100_test", "architecture=resnet18")
     assert build(asked.victim).trainer.augment == "none"
     assert (asked.pool._target_.split(".")[-1], build(asked.victim).architecture.func.__name__) == (

@@ -28,7 +28,7 @@ class KnockoffRandom(Attack):
         queries_per_image: how often each image is asked about; the answers are averaged (paper, fig. 9, "nquery").
             The last image gets what is left of the budget.
         augment: what is done to an image each time it is asked about ("nquery+aug"): ``none``, ``crop`` or
-            ``crop_flip``. The knockoff is trained on the image as it lies in the pool.
+            ``crop_flip``, ``resized_crop_flip``. The knockoff is trained on the image as it lies in the pool.
     """
 
     name = "knockoff"
