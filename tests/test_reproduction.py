@@ -1,0 +1,45 @@
+"""The committed results: every number of the ledger comes from the committed records, and the document shows it."""
+
+import importlib.util
+import io
+import tarfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mad import records
+from mad.figures import ledger
+from mad.figures.cells import thefts
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs" / "reproduction"
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("outputs")
+    with tarfile.open(DOCS / "records.tar.gz") as archive:
+        archive.extractall(outputs, filter="data")
+    return outputs
+
+
+def test_the_ledger_is_that_of_the_committed_records(kept):
+    table = records.read(kept)
+    made = ledger.ledger(thefts(table)).to_csv(index=False)
+    pd.testing.assert_frame_equal(*(pd.read_csv(each, dtype=str) for each in (io.StringIO(made), DOCS / "ledger.csv")))
+    listed = pd.read_csv(DOCS / "records.csv")
+    assert sorted(listed.fingerprint) == sorted(table.fingerprint)
+    assert sorted(listed.stolen_accuracy) == pytest.approx(sorted(table.stolen_accuracy))
+    named = {one for some in pd.read_csv(DOCS / "ledger.csv").our_fingerprints.dropna() for one in some.split()}
+    assert named <= set(listed.fingerprint)
+
+
+def test_the_document_shows_the_ledger():
+    spec = importlib.util.spec_from_file_location("ledger_table", ROOT / "scripts" / "ledger_table.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    rows, idle = script.found()
+    assert not len(idle)
+    assert (rows.same != "").all()
+    assert script.table(rows) in (DOCS.parent / "reproduction.md").read_text()
