@@ -263,6 +263,30 @@ def test_each_victim_and_pool_has_its_panel():
     ]
 
 
+def test_a_victim_is_drawn_with_the_pool_of_the_most_records_and_the_table_has_all(tmp_path, capfd):
+    other = [{**each, "pool": "clothes", "fingerprint": each["fingerprint"] + "c"} for each in KNOCKOFF[1:]]
+    table = records.frame([*other, *KNOCKOFF])
+    (drawn_,) = cells.foremost(cells.thefts(table))
+    assert drawn_.pool == "blobs"
+    paper.write_all(table, tmp_path)
+    assert "mnist stolen with clothes: another pool has more records" in capfd.readouterr().err
+    folder = tmp_path / "figures" / "paper"
+    assert pd.read_csv(folder / "table1.csv").pool.tolist() == ["blobs", "clothes"]
+    assert set(pd.read_csv(folder / "ledger.csv").our_pool.dropna()) == {"blobs"}
+
+
+def test_a_victim_of_another_architecture_beside_it_changes_nothing():
+    other = [
+        {**each, "architecture": "vgg16_bn", "knockoff_architecture": "vgg16_bn", "scene": "v"} for each in TOP[:2]
+    ]
+    found = theft([*other, *ALL])
+    for recovery in ("none", "argmax"):
+        assert (
+            found.cells(recovery=recovery).fingerprint.tolist()
+            == theft(ALL).cells(recovery=recovery).fingerprint.tolist()
+        )
+
+
 def test_the_legend_covers_no_data_and_text_is_readable():
     for draw in paper.FIGURES.values():
         figure = draw([theft(ALL)])

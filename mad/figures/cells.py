@@ -43,8 +43,9 @@ class Theft:
         rows = self.rows
         if attack != "online":  # which has a recipe of its own
             optimizer = other.setdefault("knockoff_optimizer", usual(rows))
-            other.setdefault("knockoff_architecture", rows.architecture.iloc[0] if len(rows) else "")
             plain = self.plain
+            own = plain if len(plain) else rows
+            other.setdefault("knockoff_architecture", own.architecture.iloc[0] if len(own) else "")
             if len(plain) and optimizer == plain.knockoff_optimizer.iloc[0]:
                 rows = rows[rows.knockoff_epochs == plain.knockoff_epochs.iloc[0]]
         other.setdefault("attack_settings", "")
@@ -56,6 +57,15 @@ def thefts(table: pd.DataFrame) -> list[Theft]:
     whole = table.assign(**{name: table.get(name, pd.Series(index=table.index, dtype=object)) for name in FILLED})
     whole = whole.fillna(FILLED)
     return [Theft(str(victim), str(pool), rows) for (victim, pool), rows in whole.groupby(["victim", "pool"])]
+
+
+def foremost(known: list[Theft]) -> list[Theft]:
+    """Return each victim's theft with the most records: the paper has one panel a victim."""
+    chosen: dict[str, Theft] = {}
+    for theft in known:
+        if len(theft.rows) > len(chosen.setdefault(theft.victim, theft).rows):
+            chosen[theft.victim] = theft
+    return list(chosen.values())
 
 
 def usual(rows: pd.DataFrame) -> str:

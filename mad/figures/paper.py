@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from mad.figures import ledger, moves, online, plane, table1
-from mad.figures.cells import thefts
+from mad.figures.cells import foremost, thefts
 from mad.figures.tradeoff import save
 from mad.files import write_alone
+from mad.progress import err
 
 FIGURES = {
     "fig3": plane.fig3,
@@ -24,9 +25,18 @@ FIGURES = {
 
 
 def write_all(table: pd.DataFrame, outputs: Path) -> list[Path]:
-    """Print Table 1; write it, the figures and the ledger below ``outputs/figures/paper``; return what was written."""
-    known, area, written = thefts(table), Path("figures", "paper"), []
-    first = table1.table1(known)
+    """Print Table 1; write it, the figures and the ledger below ``outputs/figures/paper``; return what was written.
+
+    Table 1 has every pool that a victim was stolen with; all else that of the most records.
+    """
+    every, area, written = thefts(table), Path("figures", "paper"), []
+    known, first = foremost(every), table1.table1(every)
+    for theft in every:
+        if not any(theft is drawn for drawn in known):
+            said = (
+                f"{theft.victim} stolen with {theft.pool}: another pool has more records; this one is in Table 1 alone"
+            )
+            err.print(said, soft_wrap=True)
     texts = {"ledger.csv": ledger.ledger(known).to_csv(index=False)}
     if len(first):
         table1.show(first)
