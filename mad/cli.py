@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import shlex
 import sys
 import traceback
 import warnings
@@ -38,6 +39,7 @@ ALIASES = {
 }
 EXTRAS = {"hydra_joblib": "mad", "hydra_submitit": "mad[slurm]", "hydra_ray": "mad[ray]"}
 DULL = "; the knockoff gives one answer to everything: try a smaller knockoff.learning_rate"
+APART = ("outputs", "data_root", "force", "device")  # say where and how, not what
 DERIVED = Path("derived")  # its lock: who reads records later writes later what is derived from them
 TRACEBACK = "MAD_TRACEBACK"  # tells the jobs of a sweep that HYDRA_FULL_ERROR was the user's wish
 OmegaConf.register_new_resolver("mad_jobs", engines.jobs, replace=True)
@@ -124,7 +126,7 @@ def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
     store = Store(config.outputs)
     with store.noting_failure(cell.path):  # its reference may fail before it is begun
         for this in in_turn(cell, sweep):
-            record, kept = run(this, store, device, force=config.force and this is cell)
+            record, kept = run(this, store, device, force=config.force and this is cell, overrides=said(this is cell))
             how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
             strength = "" if record["strength"] is None else f" {record['dial']}={record['strength']:g}"
             err.print(
@@ -134,6 +136,15 @@ def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
                 soft_wrap=True,
             )
     return cell.path
+
+
+def said(defended: bool) -> str:
+    """Return the overrides that make this job's cell, or its undefended reference, wherever ``mad-run`` is started."""
+    given = {word: word.partition("=")[0].lstrip("+~") for word in HydraConfig.get().overrides.task}
+    words = [word for word, key in given.items() if key not in APART]
+    if not defended:
+        words = [word for word in words if not given[word].startswith("defense")] + ["defense=none"]
+    return shlex.join(words)
 
 
 def cell_of(config: DictConfig) -> Cell:

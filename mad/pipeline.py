@@ -109,14 +109,28 @@ class Cell:
         return Path("runs", *parts, "record.json")
 
 
-def run(cell: Cell, store: Store, device: torch.device, *, force: bool = False) -> tuple[Record, bool]:
-    """Return the cell's record, and whether it was kept from an earlier run; with ``force`` it is made again."""
+def run(
+    cell: Cell, store: Store, device: torch.device, *, force: bool = False, overrides: str = ""
+) -> tuple[Record, bool]:
+    """Return the cell's record, and whether it was kept from an earlier run.
+
+    Args:
+        cell: what to run.
+        store: what is kept.
+        device: where to compute.
+        force: make it again.
+        overrides: of the command line that makes it, for the record.
+    """
     kept = None if force else store.find(cell.path)
     if kept is not None:
         return kept, True
     with store.noting_failure(cell.path):
         images, budget, test = gather(cell)  # refuses what cannot be run before anything is trained or written
-        return store.record(cell.path, lambda: steal(cell, images, budget, test, store, device), force=force)
+
+        def make() -> Record:
+            return {**steal(cell, images, budget, test, store, device), "overrides": overrides}
+
+        return store.record(cell.path, make, force=force)
 
 
 def gather(cell: Cell) -> tuple[Images, int, Split]:

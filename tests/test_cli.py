@@ -1,12 +1,14 @@
 """The command line: what it prints and leaves, and one line for every mistake."""
 
 import os
+import shlex
 import subprocess
 import sys
 from urllib.error import URLError
 
 import pandas as pd
 import pytest
+from conftest import compose
 
 from mad import cli
 from mad.figures import tradeoff
@@ -32,6 +34,11 @@ def cell(tmp_path_factory):
     return folder, shell(folder, *SMALL)
 
 
+def fingerprint(words):
+    """Return the name of the cell that a line of overrides makes."""
+    return cli.cell_of(compose(*shlex.split(words))).fingerprint
+
+
 @pytest.mark.slow
 def test_one_cell(cell):
     folder, done = cell
@@ -40,6 +47,8 @@ def test_one_cell(cell):
     table = pd.read_csv(folder / "outputs/records.csv")
     assert sorted(table.defense.fillna("none")) == ["mad", "none"]
     assert set(table.queries) == {300}
+    assert all("device" not in words and "pool.size=300" in words for words in table.overrides)
+    assert [fingerprint(words) for words in table.overrides] == table.fingerprint.tolist()
     (png,) = folder.glob("outputs/figures/*.png")
     assert png.with_suffix(".pdf").exists()
     assert all(word in done.stdout for word in ("digits stolen by knockoff", "mad", "0.95", "records.csv", png.name))

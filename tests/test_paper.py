@@ -1,5 +1,6 @@
 """The paper's experiments, and what is drawn from their records: the right cells, the right numbers."""
 
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -9,7 +10,7 @@ import hydra
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import build
+from conftest import build, compose
 from hydra.core.global_hydra import GlobalHydra
 from matplotlib.figure import Figure
 from test_figures import row
@@ -329,7 +330,6 @@ def test_a_number_of_the_ledger_is_traceable():
     line = claim("accuracy that MAD leaves knockoff for less than a point of the API's, %")
     assert (line["published"], line["our_mean"], line["our_deviation"]) == ("69.8", "70.5", "0.71")
     assert (line["our_seeds"], line["our_where"], line["our_pool"]) == (2, "epsilon=0.95", "blobs")
-    assert line["our_overrides"] == "experiment=paper/fig3 victim=mnist pool=blobs attack.budget=50 seed=0,1"
     wanted = [each["fingerprint"] for each in KNOCKOFF if each["strength"] == 0.95]
     assert line["our_fingerprints"].split() == sorted(wanted)
 
@@ -432,6 +432,8 @@ def test_an_experiment_runs_in_miniature_and_is_drawn(mad_run, tmp_path, monkeyp
     assert sorted(zip(moves.by_budget(found).defense, moves.by_budget(found).budget, strict=True)) == [
         *product(["mad", "none"], [20, 60])
     ]
+    for words, made in zip(found.rows.overrides, found.rows.fingerprint, strict=True):
+        assert cli.cell_of(compose(*shlex.split(words))).fingerprint == made
 
 
 def test_drawing_imports_no_torch():

@@ -9,7 +9,11 @@ from typing import Any
 import pandas as pd
 
 VALUES = ["victim_accuracy", "defended_accuracy", "stolen_accuracy", "l1_mean"]
-FILLED = {"attack_settings": "", "defense_settings": "", "dial": "epsilon", "knockoff_optimizer": ""}
+VICTIM = ["architecture", "victim_epochs"]  # what victims of one name differ in
+FILLED = {
+    **{"attack_settings": "", "defense_settings": "", "dial": "epsilon", "knockoff_optimizer": ""},
+    **{"victim_epochs": 0, "knockoff_learning_rate": 0.0},
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,13 @@ class Theft:
         own = self.rows[self.rows.knockoff_architecture == self.rows.architecture]
         return scene(own, attack="knockoff", recovery="none", attack_settings="", knockoff_optimizer=usual(own))
 
+    @property
+    def same_victim(self) -> pd.DataFrame:
+        """Return the records of the victim that ``plain`` is of, not of others of its name."""
+        if self.plain.empty:
+            return self.rows
+        return self.rows[(self.rows[VICTIM] == self.plain[VICTIM].iloc[0]).all(axis=1)]
+
     def cells(self, attack: str = "knockoff", recovery: str = "none", **other: str) -> pd.DataFrame:
         """Return the scene of an attack; what is not said is as in ``plain``.
 
@@ -40,7 +51,7 @@ class Theft:
             recovery: what is done to its answers.
             other: values of ``attack_settings``, ``knockoff_architecture`` or ``knockoff_optimizer``.
         """
-        rows = self.rows
+        rows = self.same_victim
         if attack != "online":  # which has a recipe of its own
             optimizer = other.setdefault("knockoff_optimizer", usual(rows))
             plain = self.plain

@@ -21,15 +21,13 @@ def published() -> pd.DataFrame:
     return pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
 
 
-def rows_of(found: Found | None, theft: Theft | None, experiment: str) -> dict[str, object]:
-    """Return our columns of a ledger's row; blank where there is nothing."""
+def rows_of(found: Found | None, theft: Theft | None) -> dict[str, object]:
+    """Return our columns of a ledger's row; blank where there is nothing. Records say which overrides make them."""
     if found is None or theft is None:
         return {"victim": theft.victim if theft else "", "pool": theft.pool if theft else ""}
     values, rows = found.values.dropna(), found.rows
     seeds = sorted(int(seed) for seed in values.index)
     budgets = sorted(set(rows.budget))
-    budget = "" if experiment == "budget" else f" attack.budget={budgets[-1]}"
-    listed = ",".join(map(str, seeds))
     return {
         "victim": theft.victim,
         "pool": theft.pool,
@@ -38,7 +36,6 @@ def rows_of(found: Found | None, theft: Theft | None, experiment: str) -> dict[s
         "seeds": len(seeds),
         "where": found.where,
         "budget": " ".join(str(each) for each in budgets),
-        "overrides": f"experiment=paper/{experiment} victim={theft.victim} pool={theft.pool}{budget} seed={listed}",
         "fingerprints": " ".join(sorted(set(rows[rows.seed.isin(seeds)].fingerprint))),
     }
 
@@ -57,8 +54,8 @@ def ledger(thefts: list[Theft]) -> pd.DataFrame:
         typed = {key: float(value) if key in NUMBERS else value for key, value in arguments.items()}
         for theft in joined:
             found = MEASURES[stated.measure](theft, **typed) if theft and stated.measure else None
-            ours = {f"our_{key}": value for key, value in rows_of(found, theft, stated.experiment).items()}
+            ours = {f"our_{key}": value for key, value in rows_of(found, theft).items()}
             lines.append({name: stated[name] for name in STATED} | ours)
-    order = ["victim", "pool", "mean", "deviation", "seeds", "where", "budget", "overrides", "fingerprints"]
+    order = ["victim", "pool", "mean", "deviation", "seeds", "where", "budget", "fingerprints"]
     columns = [*STATED, *(f"our_{name}" for name in order)]
     return pd.DataFrame(lines, columns=columns, dtype=object).fillna("")

@@ -19,7 +19,7 @@ def moves(theft: Theft) -> dict[str, pd.DataFrame]:
 
     Where all have a seed in common, only such seeds are taken: thefts differ more between seeds than between moves.
     """
-    plain, rows = theft.plain, theft.rows[theft.rows.attack == "knockoff"]
+    plain, rows = theft.plain, theft.same_victim[theft.same_victim.attack == "knockoff"]
     if plain.empty:
         return {}
     usual = plain.iloc[0]
@@ -74,8 +74,10 @@ def by_budget(theft: Theft) -> pd.DataFrame:
     plain = theft.plain
     if plain.empty:
         return plain
-    same = ["attack", "attack_settings", "recovery", "knockoff_architecture", "knockoff_optimizer", "knockoff_epochs"]
-    rows = theft.rows[(theft.rows[same] == plain[same].iloc[0]).all(axis=1)]
+    recipe = ["knockoff_architecture", "knockoff_optimizer", "knockoff_epochs", "knockoff_learning_rate"]
+    same = ["attack", "attack_settings", "recovery", *recipe]
+    every = theft.same_victim
+    rows = every[(every[same] == plain[same].iloc[0]).all(axis=1)]
     rows = pd.concat([undefended(rows), under(rows, "mad")])
     swept = rows.groupby(["defense", "strength"]).budget.transform("nunique") > 1
     return rows[swept].drop_duplicates(["defense", "strength", "budget", "seed"])
