@@ -277,8 +277,11 @@ def test_a_victim_is_drawn_with_the_pool_of_the_most_records_and_the_table_has_a
 
 
 def test_a_victim_of_another_architecture_beside_it_changes_nothing():
-    vgg = {"architecture": "vgg16_bn", "knockoff_architecture": "vgg16_bn", "attack": "adaptive", "scene": "v"}
-    found, alone = theft([*({**each, **vgg} for each in KNOCKOFF[:2]), *ALL]), theft(ALL)
+    vgg = {"architecture": "vgg16_bn", "knockoff_architecture": "vgg16_bn", "scene": "v"}
+    others = [vgg | {"attack": "adaptive"}, vgg, {"victim_epochs": 30, "scene": "w", "budget": 20}]
+    found, alone = theft([*({**each, **other} for other in others for each in KNOCKOFF[:4]), *ALL]), theft(ALL)
+    assert moves.moves(found).keys() == moves.moves(alone).keys()
+    assert moves.by_budget(found).fingerprint.tolist() == moves.by_budget(alone).fingerprint.tolist()
     for recovery in ("none", "argmax"):
         kept = alone.cells(recovery=recovery).fingerprint.tolist()
         assert found.cells(recovery=recovery).fingerprint.tolist() == kept != []
