@@ -38,7 +38,7 @@ class BottleneckNet(ResNet):
     block, depths = Bottleneck, (1, 1, 0, 0)
 
 
-MIXING = [FastResNet, VGG16BN, BasicNet, BottleneckNet]  # images, through batch norm
+MIXING = [FastResNet, VGG16BN, BasicNet, BottleneckNet]  # they have batch norms, which mix images
 
 
 def enlarged(size):
@@ -162,7 +162,9 @@ def test_only_batch_norm_changes_the_architecture_and_its_fingerprint():
 
 def test_no_weights_are_fetched_to_check(monkeypatch):
     monkeypatch.setattr(imagenet, "published", lambda name: pytest.fail("fetched"))
-    DpSgd().check(victim(architecture=partial(BasicNet, weights="imagenet"), shape=(3, 16, 16)))
+    own = victim(architecture=partial(BasicNet, weights="imagenet"), shape=(3, 16, 16))
+    DpSgd().check(own)
+    DpSgd().recipe(own)
 
 
 def test_same_seed_same_weights_and_the_global_generator_stays():
@@ -286,9 +288,16 @@ def test_what_opacus_cannot_train_is_refused_in_one_line(architecture, why):
         cell(defense=DpSgd(), victim=victim(architecture=architecture))
 
 
-def test_a_check_draws_from_no_generator():
+class Dropping(Tiny):
+    """Some pixels are left out at random."""
+
+    def forward(self, images):
+        return super().forward(F.dropout(images, training=self.training))
+
+
+def test_a_check_leaves_the_global_generator():
     before = torch.get_rng_state()
-    DpSgd().check(victim(architecture=FastResNet, shape=(1, 9, 9)))
+    DpSgd().check(victim(architecture=Dropping))
     assert torch.equal(before, torch.get_rng_state())
 
 
