@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,16 @@ import torch.nn.functional as F
 from conftest import CPU, Blobs, Streamed, Tiny, cell, victim
 from torch import nn
 
+from mad.architectures import imagenet
+from mad.architectures.fast_resnet import FastResNet
 from mad.architectures.lenet import LeNet
+from mad.architectures.library import Torchvision
+from mad.architectures.resnet import BasicBlock, Bottleneck, ResNet
 from mad.architectures.vgg import VGG16BN
 from mad.defenses import Setting, Undefended
-from mad.defenses.dp_sgd import DpSgd, PrivateTrainer
+from mad.defenses.dp_sgd import DpSgd, PrivateTrainer, group_normed
 from mad.errors import MadError
-from mad.fingerprint import describe
+from mad.fingerprint import describe, digest
 from mad.memo import Memo
 from mad.pipeline import run
 from mad.seeds import derive, generator
@@ -23,6 +28,21 @@ from mad.store import Store
 
 SPLIT = Blobs().train()
 QUICK = {"batch_size": 40, "epochs": 6, "min_steps": 0}
+
+
+class BasicNet(ResNet):
+    block, depths = BasicBlock, (1, 1, 0, 0)
+
+
+class BottleneckNet(ResNet):
+    block, depths = Bottleneck, (1, 1, 0, 0)
+
+
+MIXING = [FastResNet, VGG16BN, BasicNet, BottleneckNet]  # they have batch norms, which mix images
+
+
+def enlarged(size):
+    return F.interpolate(SPLIT.images[:size].float(), size=(16, 16)).to(torch.uint8)
 
 
 def private(**changes):
@@ -47,20 +67,40 @@ def gradient(model, image, label, most):
     return [part * min(1.0, most / (norm + 1e-6)) for part in found]
 
 
+def slow_twin(recipe, model, images, batch, epochs):
+    """Train a model as a recipe says, one image after the other."""
+    optimizer, size, most = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), len(images), recipe.max_grad_norm
+    order, blur = generator(3, "order of test"), torch.Generator().manual_seed(derive(3, "noise of test"))
+    for _ in range(epochs * -(-size // batch)):
+        chosen = (torch.rand(size, generator=order) < batch / size).nonzero().squeeze(1)
+        found = [gradient(model, images[row] / 255, SPLIT.labels[row], most) for row in chosen]
+        for place, parameter in enumerate(model.parameters()):
+            deviation = recipe.noise_multiplier * most
+            blurred = torch.normal(0.0, deviation, parameter.shape, generator=blur) if deviation else 0
+            parameter.grad = (sum(each[place] for each in found) + blurred) / batch
+        optimizer.step()
+    return model
+
+
 @pytest.mark.parametrize(("noise", "most"), [(0.0, 1e6), (0.0, 0.5), (1.3, 0.5)])
 def test_training_is_its_formula(noise, most):
     recipe = private(noise_multiplier=noise, max_grad_norm=most)
-    model = victim().untrained(seed=0, purpose="victim")
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    order, blur = generator(3, "order of test"), torch.Generator().manual_seed(derive(3, "noise of test"))
-    for _ in range(2 * 5):
-        chosen = (torch.rand(200, generator=order) < 40 / 200).nonzero().squeeze(1)
-        found = [gradient(model, SPLIT.images[row] / 255, SPLIT.labels[row], most) for row in chosen]
-        for place, parameter in enumerate(model.parameters()):
-            blurred = torch.normal(0.0, noise * most, parameter.shape, generator=blur) if noise else 0
-            parameter.grad = (sum(each[place] for each in found) + blurred) / 40
-        optimizer.step()
+    model = slow_twin(recipe, victim().untrained(seed=0, purpose="victim"), SPLIT.images, batch=40, epochs=2)
     assert torch.allclose(weights(fitted(recipe)), weights(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1e6, 0.5])
+@pytest.mark.parametrize("architecture", MIXING)
+def test_with_group_norms_training_is_its_formula_too(architecture, most):
+    images, recipe = enlarged(6), private(noise_multiplier=0.0, max_grad_norm=most, batch_size=3, epochs=1)
+    architecture = DpSgd().recipe(victim(architecture=architecture, shape=(1, 16, 16))).architecture
+    start = victim(architecture=architecture, shape=(1, 16, 16)).untrained(seed=0, purpose="victim")
+    first = weights(start)
+    moved, right = (
+        weights(model) - first
+        for model in (fitted(recipe, 3, architecture, images), slow_twin(recipe, start, images, batch=3, epochs=1))
+    )
+    assert (moved - right).norm() < 1e-3 * right.norm()
 
 
 def test_the_noise_is_as_large_as_it_says():
@@ -72,7 +112,7 @@ def test_the_noise_is_as_large_as_it_says():
 
 @pytest.mark.parametrize("architecture", [Tiny, LeNet])
 def test_the_model_comes_out_as_its_architecture_makes_it(architecture):
-    images = F.interpolate(SPLIT.images[:50].float(), size=(16, 16)).to(torch.uint8)
+    images = enlarged(50)
     model = fitted(private(epochs=1, batch_size=20), architecture=architecture, images=images)
     fresh = architecture(shape=(1, 16, 16), classes=4).eval()
     assert type(model) is type(fresh)
@@ -84,6 +124,47 @@ def test_the_model_comes_out_as_its_architecture_makes_it(architecture):
         assert not part.training
     assert not any(vars(parameter) for parameter in model.parameters())
     fresh.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("architecture", MIXING)
+def test_batch_norms_are_served_as_group_norms_and_all_else_as_it_was(architecture):
+    own = victim(architecture=architecture, shape=(1, 16, 16))
+    DpSgd().check(own)
+    theirs, served = (each.untrained(seed=0, purpose="victim") for each in (own, DpSgd().recipe(own)))
+    for part, its_twin in zip(theirs.modules(), served.modules(), strict=True):
+        if isinstance(part, nn.BatchNorm2d):
+            assert type(its_twin) is nn.GroupNorm
+            assert its_twin.num_channels == part.num_features
+        else:
+            assert type(its_twin) is type(part)
+            assert getattr(its_twin, "inplace", None) == getattr(part, "inplace", None)
+            for value, its_value in zip(part.parameters(False), its_twin.parameters(False), strict=True):
+                assert torch.equal(value, its_value)
+
+
+def test_what_is_served_does_not_mix_images_and_is_kept(tmp_path):
+    kept = DpSgd(**QUICK).recipe(victim(architecture=FastResNet, shape=(1, 9, 9)))
+    kept = replace(kept, dataset=Blobs(4, (1, 9, 9), size=9), trainer=kept.trainer.but(epochs=1))
+    images = kept.dataset.test().images / 255
+    first, again = (Store(tmp_path).victim(kept, CPU)[0] for _ in range(2))
+    assert torch.equal(weights(first), weights(again))
+    assert torch.allclose(first.train()(images)[:1], first(images[:1]), atol=1e-5)
+
+
+def test_only_batch_norm_changes_the_architecture_and_its_fingerprint():
+    assert DpSgd().recipe(victim(architecture=LeNet, shape=(1, 16, 16))).architecture is LeNet
+    named = [partial(Torchvision, name=name) for name in ("mobilenet_v2", "shufflenet_v2_x0_5")]
+    own = [victim(architecture=made, shape=(3, 32, 32)) for made in (FastResNet, VGG16BN, *named)]
+    described = [describe(DpSgd().recipe(each).architecture) for each in own]
+    assert described[0]["args"] == [describe(FastResNet)]
+    assert len({digest(each) for each in described}) == len(own)
+
+
+def test_no_weights_are_fetched_to_check(monkeypatch):
+    monkeypatch.setattr(imagenet, "published", lambda name: pytest.fail("fetched"))
+    own = victim(architecture=partial(BasicNet, weights="imagenet"), shape=(3, 16, 16))
+    DpSgd().check(own)
+    DpSgd().recipe(own)
 
 
 def test_same_seed_same_weights_and_the_global_generator_stays():
@@ -98,6 +179,8 @@ def test_a_step_may_draw_no_image_and_a_set_may_be_smaller_than_a_batch():
     few = SPLIT.images[:9]
     assert weights(fitted(private(batch_size=1), images=few)).isfinite().all()
     assert weights(fitted(private(batch_size=50), images=few)).isfinite().all()
+    grouped = partial(group_normed, FastResNet)
+    assert weights(fitted(private(batch_size=1, epochs=1), architecture=grouped, images=enlarged(4))).isfinite().all()
 
 
 def test_rows_and_streams_train_alike():
@@ -166,9 +249,56 @@ def test_all_that_changes_the_weights_names_them():
     assert DpSgd().recipe(replace(victim(), seed=4)).seed == 4
 
 
-def test_batch_norm_is_refused_in_one_line():
-    with pytest.raises(MadError, match=r"^defense=dp_sgd needs .*without batch norm.* VGG16BN.*lenet$"):
-        cell(defense=DpSgd(), victim=victim(architecture=VGG16BN))
+class OddNorm(nn.BatchNorm2d):
+    """Not one that Opacus knows."""
+
+
+class Odd(Tiny):
+    """One linear layer, behind a norm."""
+
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.norm = OddNorm(shape[0])
+
+    def forward(self, images):
+        return super().forward(self.norm(images))
+
+
+class Untouched(Tiny):
+    """A layer whose weights are used behind its back."""
+
+    def forward(self, images):
+        return images.flatten(1) @ self.head.weight.T
+
+
+class Overwritten(Tiny):
+    """What a layer gave is added to in place."""
+
+    def forward(self, images):
+        logits = super().forward(images)
+        logits += 1
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("architecture", "why"), [(Odd, "no group norm"), (Untouched, "_norm_sample"), (Overwritten, "modified inplace")]
+)
+def test_what_opacus_cannot_train_is_refused_in_one_line(architecture, why):
+    with pytest.raises(MadError, match=rf"^defense=dp_sgd cannot train {architecture.__name__.lower()} \(.*{why}.*18$"):
+        cell(defense=DpSgd(), victim=victim(architecture=architecture))
+
+
+class Dropping(Tiny):
+    """Some pixels are left out at random."""
+
+    def forward(self, images):
+        return super().forward(F.dropout(images, training=self.training))
+
+
+def test_a_check_leaves_the_global_generator():
+    before = torch.get_rng_state()
+    DpSgd().check(victim(architecture=Dropping))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_missing_opacus_is_one_line(monkeypatch):

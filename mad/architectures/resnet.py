@@ -27,9 +27,7 @@ class Block(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map features (B, taken, H, W) to (B, given, H / stride, W / stride)."""
-        residual = self.residual(images)
-        residual += self.shortcut(images)
-        return self.relu(residual)
+        return self.relu(self.residual(images) + self.shortcut(images))  # Opacus bears no += here
 
 
 class BasicBlock(Block):

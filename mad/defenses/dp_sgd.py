@@ -7,20 +7,23 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mad.architectures import imagenet
 from mad.augmentation import augmented
 from mad.datasets import Images, batches, unit
 from mad.defenses.base import Defense, Setting
 from mad.errors import MadError, number
+from mad.fingerprint import name_of
 from mad.progress import bar
-from mad.seeds import derive, generator
+from mad.seeds import derive, generator, seeded
 from mad.training import Trainer, place
-from mad.victim import Victim
+from mad.victim import Architecture, Victim
 
 LARGE_ORDERS = (80, 100, 150, 250, 500, 1000)  # of the Renyi divergence, for much noise
 
@@ -30,8 +33,9 @@ class PrivateTrainer(Trainer):
     """Training in which each image's gradient is clipped, and their sum blurred by Gaussian noise, in float32.
 
     A step takes every image with the same chance (Poisson sampling, which the accountant presumes), ``batch_size`` of
-    them on average. Opacus clips; in its ghost form, which holds no gradients of single images and is as exact. The
-    noise comes from the seed, so that a victim can be made again: whoever knows the seed is promised no privacy.
+    them on average. Opacus clips; in its ghost form, which holds no gradients of single images for linear layers, those
+    of one layer at a time for others, and is as exact: of convolutions they fill the memory of a large ``batch_size``.
+    The noise comes from the seed, so that a victim can be made again: whoever knows the seed is promised no privacy.
 
     Args:
         noise_multiplier: standard deviation of the noise, in units of ``max_grad_norm``.
@@ -73,7 +77,6 @@ class PrivateTrainer(Trainer):
         rows: Tensor | None = None,
     ) -> Iterator[int]:
         """Train ``model`` in place as ``Trainer.epochs_of`` does; an epoch is the steps that see each image once."""
-        from opacus.grad_sample import GradSampleModuleFastGradientClipping
         from opacus.optimizers import DPOptimizerFastGradientClipping
         from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
@@ -81,11 +84,10 @@ class PrivateTrainer(Trainer):
         rows = torch.arange(len(images)) if rows is None else rows
         size, targets = len(rows), targets.to(device)
         epochs, steps = self.steps(size)
-        # Opacus leaves hooks and attributes behind: they stay with a copy.
-        private = copy.deepcopy(model).to(device).train()
+        network = watched(model.to(device), self.max_grad_norm)
+        private = network._module
         plain = self._optimizer(private, device)
         scheduler = self._scheduler(plain, steps, epochs)
-        network = GradSampleModuleFastGradientClipping(private, max_grad_norm=self.max_grad_norm)
         optimizer = DPOptimizerFastGradientClipping(
             plain,
             noise_multiplier=self.noise_multiplier,
@@ -114,9 +116,42 @@ class PrivateTrainer(Trainer):
                 yield epoch
 
 
+def watched(model: nn.Module, max_grad_norm: float = 1.0) -> Any:
+    """Return a copy in train mode, as ``_module`` of Opacus' wrapper, which takes the norm of each image's gradient.
+
+    Opacus leaves hooks and attributes behind, and cannot do with activations that overwrite what a layer gave.
+    """
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+
+    private = copy.deepcopy(model).train()
+    for part in private.modules():
+        if getattr(part, "inplace", False):
+            vars(part)["inplace"] = False
+    return GradSampleModuleFastGradientClipping(private, max_grad_norm=max_grad_norm)
+
+
+def group_normed(architecture: Architecture, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return an architecture's network, its batch norms replaced as Opacus does: by group norms that are as if new.
+
+    Of C channels gcd(32, C) groups; all other weights are the architecture's, ImageNet's among them.
+    """
+    from opacus.validators import ModuleValidator
+
+    network: nn.Module = ModuleValidator.fix(architecture(shape=shape, classes=classes))
+    return network
+
+
+def mixing(network: nn.Module) -> bool:
+    """Say whether a network has a batch norm, through which an image's answer depends on those beside it."""
+    return any(isinstance(part, _BatchNorm) for part in network.modules())
+
+
 @dataclass
 class DpSgd(Defense):
     """Serve a model of the victim's architecture that was trained with DP-SGD; its answers are left as they are.
+
+    Batch norm mixes images: an architecture that has it is served with group norms in its place. ImageNet's weights
+    are kept in all other layers; the norms begin anew.
 
     It is trained once for each of its settings, and kept as victims are. The privacy that was spent lands in the
     record: ``dp_epsilon``, at ``dp_delta``.
@@ -171,19 +206,35 @@ class DpSgd(Defense):
         )
 
     def check(self, victim: Victim) -> None:
-        """Refuse architectures whose batch norm mixes images, and machines without Opacus."""
+        """Refuse machines without Opacus, and networks that it cannot train: it is tried on two images."""
         if importlib.util.find_spec("opacus") is None:
             raise MadError("defense=dp_sgd needs Opacus: pip install 'mad[dp]'")
-        network = victim.untrained(seed=0, purpose="check")
-        if any(isinstance(part, _BatchNorm) for part in network.modules()):
+        try:
+            with imagenet.left_out():
+                network = self.recipe(victim).untrained(seed=0, purpose="check")
+            if mixing(network):
+                raise NotImplementedError("Opacus knows no group norm in place of its kind of batch norm")
+            with seeded(0, "check"), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                tried = watched(network)
+                tried(torch.zeros(2, *victim.dataset.shape)).sum().backward()
+                tried.get_norm_sample()
+        except MadError:
+            raise
+        except Exception as error:  # whatever Opacus raises
+            reason = " ".join(str(error).split())[:150] or type(error).__name__
             raise MadError(
-                f"defense=dp_sgd needs an architecture without batch norm, which mixes images, got "
-                f"{type(network).__name__}: choose another, such as architecture=lenet"
-            )
+                f"defense=dp_sgd cannot train {name_of(victim.architecture)} ({reason}): "
+                "choose another, such as architecture=resnet18"
+            ) from error
 
     def recipe(self, victim: Victim) -> Victim:
         """Return the recipe of the model that is served in a victim's place."""
-        return replace(victim, name=f"{victim.name}-{self.name}", trainer=self.trainer())
+        with imagenet.left_out():
+            mixes = mixing(victim.untrained(seed=0, purpose="check"))
+        own = victim.architecture
+        architecture = partial(group_normed, own) if mixes else own
+        return replace(victim, name=f"{victim.name}-{self.name}", architecture=architecture, trainer=self.trainer())
 
     def serve(self, setting: Setting) -> nn.Module:
         """Train the private model, or load it."""
