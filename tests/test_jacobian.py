@@ -14,7 +14,7 @@ from mad.attacks.jbda import Jbda, Jbself
 from mad.attacks.jbtopk import JbTopK
 from mad.defenses import Undefended
 from mad.errors import MadError
-from mad.fingerprint import describe, settings
+from mad.fingerprint import describe, digest, settings
 from mad.pipeline import run
 from mad.seeds import generator
 from mad.store import Store
@@ -194,6 +194,42 @@ def test_as_published_jbself_stores_another_image_than_was_asked_about():
     assert torch.allclose(right[0].answers, torch.softmax(right[2](right[0].images), dim=1), atol=1e-6)
 
 
+def test_as_published_targets_are_clipped_to_the_ball_alone():
+    net, (images, labels) = bent(), some_images()
+    right, wrong = (JbTopK(as_published=flag).moved(net, images, labels, 0)[0].view(9, 3, -1) for flag in (False, True))
+    assert right.min() >= 0
+    assert right.max() <= 1
+    assert (wrong[0].min(), wrong[1].max()) == pytest.approx((-0.08, 1.08))
+    assert (wrong - images.view(9, 1, -1)).abs().max() <= 0.1 + 1e-6
+    inner = images.clamp(0.2, 0.8)
+    assert torch.equal(*(JbTopK(as_published=flag).moved(net, inner, labels, 0)[0] for flag in (False, True)))
+
+
+@pytest.mark.parametrize(("k", "parts"), [(3, 1), (3, 3), (5, 2)])
+def test_as_published_an_images_last_child_overwrites_it(k, parts):
+    """One round; the budget ends with the first ``parts`` children of the eighth of ten seeds."""
+    attack, budget = JbTopK(**SHORT, k=k, as_published=True), SEEDS + 7 * k + parts
+    transfer, api, model = steal(attack, budget)
+    assert api.queries == budget
+    assert torch.allclose(transfer.answers, torch.softmax(model(transfer.images), dim=1), atol=1e-6)
+    last = [SEEDS + (seed + 1) * k - 1 for seed in range(7)] + [budget - 1]
+    assert torch.equal(transfer.images[:8], transfer.images[last])
+    assert torch.equal(transfer.images[8:SEEDS], seeds()[8:])
+    reserved = steal(replace(attack, reservoir=SEEDS, reservoir_after=0), budget)[0]
+    assert torch.equal(reserved.images[:SEEDS], seeds())
+
+
+def test_as_published_divides_what_is_left_by_three(fits):
+    def rounds(k, left, published):
+        fits.clear()
+        assert steal(JbTopK(**SHORT, k=k, as_published=published), SEEDS + left)[1].queries == SEEDS + left
+        return len(fits)
+
+    assert (rounds(1, 10, False), rounds(1, 10, True)) == (1, 5)  # of 4, 2, 2, 1 and 1 images
+    for k in (3, 5):
+        assert rounds(k, 8 * k - 1, True) == rounds(k, 8 * k - 1, False) == 1
+
+
 def test_normalisation_may_differ_by_channel():
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 6))
     attack = Jbda(as_published=True, mean=[0.1, 0.2, 0.3], std=[0.5, 0.4, 0.1])
@@ -256,6 +292,12 @@ def test_settings_out_of_range_are_refused(how, key):
 def test_settings_of_targets_out_of_range_are_refused(how):
     with pytest.raises(MadError, match=rf"attack\.{next(iter(how))}"):
         JbTopK(**how)
+
+
+def test_a_field_that_came_later_renames_no_kept_cell():
+    assert digest(describe(JbTopK())) == "031657450f664f5c"  # as before there was as_published
+    assert digest(describe(JbTopK(as_published=True))) != digest(describe(JbTopK()))
+    assert settings(JbTopK(as_published=True)) == "as_published=True"
 
 
 def test_a_name_changes_no_number():

@@ -27,7 +27,8 @@ class Jacobian(Attack):
 
     Every round trains a fresh network of the knockoff's architecture on all that is held, and moves each held image,
     or a random ``reservoir`` of them, along the sign of a gradient of it. The last round moves the images that were
-    held first, as many as the budget leaves. What is stored lies in [0, 1], beside the API's answer to just that.
+    held first, as many as the budget leaves. What is stored lies in [0, 1], beside the API's answer to just that,
+    unless the published code's errors are asked for.
 
     The published recipe of a substitute is 20 epochs in batches of 64, momentum 0.9, weight decay 5e-4 and a rate of
     0.1, at which LeNet's weights overflow. Where a set grows to many thousands those epochs are most of an attack's
@@ -66,8 +67,13 @@ class Jacobian(Attack):
         return 1
 
     @property
+    def divisor(self) -> int:
+        """A round moves no more images than the queries that are left over this: ``children``, or more by an error."""
+        return self.children
+
+    @property
     def overwrites(self) -> bool:
-        """Whether children also take their parents' rows: an error of the published code."""
+        """Whether an image's last child also takes its row: an error of the published code."""
         return False
 
     @abstractmethod
@@ -107,13 +113,14 @@ class Jacobian(Attack):
                 if rate < self.learning_rate / 100:
                     raise MadError(f"substitute {turn} diverges at attack.learning_rate={rate:g}, too; lower it")
                 rate /= 2
-            parents = self.parents(held, turn, adversary.seed)[: -(-(budget - held) // self.children)]
+            parents = self.parents(held, turn, adversary.seed)[: -(-(budget - held) // self.divisor)]
             asked, stored = self._moved(substitute, known, parents, turn, adversary.device)
             new = slice(held, min(budget, held + len(asked)))
             images[new] = stored[: new.stop - held]
             answers[new] = ask(api, asked, torch.arange(new.stop - held))
             if self.overwrites and not self._reserved(turn):
-                images[parents], answers[parents] = images[new].clone(), answers[new].clone()
+                last = (torch.arange(1, len(parents) + 1) * self.children).clamp(max=new.stop - held) + held - 1
+                images[parents], answers[parents] = images[last], answers[last]
             held = new.stop
         return TransferSet(images, torch.arange(budget), answers, facts={"substitute_learning_rate": rate})
 

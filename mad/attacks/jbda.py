@@ -48,7 +48,7 @@ class Jbda(Jacobian):
 
     @property
     def overwrites(self) -> bool:
-        """Whether children also take their parents' rows."""
+        """Whether an image's child also takes its row."""
         return self.as_published
 
     def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
