@@ -237,10 +237,20 @@ def test_normalisation_may_differ_by_channel():
     assert torch.all(stored >= torch.tensor([0.1, 0.2, 0.3]) - 1e-6)
 
 
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize(("channels", "given"), [(1, [0.2, 0.3, 0.4]), (3, [0.2, 0.3]), (3, [])])
+def test_normalisation_of_other_channels_is_refused(name, channels, given):
+    toy = victim(shape=(channels, 8, 8))
+    for right in (0.2, [0.2], (0.2,) * channels):
+        cell(victim=toy, attack=Jbself(**{name: right}))
+    with pytest.raises(MadError, match=rf"^attack\.{name} .* {channels}, got \["):
+        cell(victim=toy, attack=Jbself(**{name: given}))
+
+
 def test_more_targets_than_other_classes_are_refused():
     assert steal(JbTopK(**SHORT, k=3), 20, classes=4)[1].queries == 20
-    with pytest.raises(MadError, match=r"attack\.k .* 4 classes, got 4"):
-        steal(JbTopK(**SHORT, k=4), 20, classes=4)
+    with pytest.raises(MadError, match=r"attack\.k .* 4 classes, got 4$"):
+        cell(victim=victim(4), attack=JbTopK(k=4))  # before anything is trained
 
 
 def test_a_substitute_that_diverges_is_trained_again_at_half_the_rate(fits):
@@ -281,14 +291,19 @@ def test_every_round_trains_a_substitute_of_its_own(fits):
 @pytest.mark.parametrize(
     ("how", "key"),
     [({name: 0}, name) for name in ("seeds", "epochs", "round_images", "learning_rate", "reservoir", "period")]
-    + [({"reservoir_after": -1}, "reservoir_after"), ({"step": -0.1}, "step"), ({"budget": 0}, "budget")],
+    + [({"reservoir_after": -1}, "reservoir_after"), ({"step": -0.1}, "step"), ({"budget": 0}, "budget")]
+    + [({"as_published": flag}, "as_published") for flag in ("no", "false", 0, None)]
+    + [({"mean": mean}, "mean") for mean in ("0.1", [0.1, "0.2"], None, float("nan"), -0.1, 33.3, [[0.1]])]
+    + [({"std": std}, "std") for std in (0, -0.3, [0.3, 0.0], True, 78.6)],
 )
 def test_settings_out_of_range_are_refused(how, key):
     with pytest.raises(MadError, match=rf"attack\.{key}"):
         Jbda(**how)
 
 
-@pytest.mark.parametrize("how", [{"k": 0}, {"steps": 0}, {"step": -1}, {"ball": -1}, {"name": "a/b"}])
+@pytest.mark.parametrize(
+    "how", [{"k": 0}, {"steps": 0}, {"step": -1}, {"ball": -1}, {"name": "a/b"}, {"as_published": "no"}]
+)
 def test_settings_of_targets_out_of_range_are_refused(how):
     with pytest.raises(MadError, match=rf"attack\.{next(iter(how))}"):
         JbTopK(**how)

@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mad.adversary import Adversary
-from mad.api import BlackBox
-from mad.attacks.base import TransferSet
 from mad.attacks.jacobian import Jacobian, ascent
-from mad.datasets import Images
-from mad.errors import MadError, number, word
+from mad.errors import MadError, flag, number, word
 from mad.fingerprint import ADDED
+from mad.victim import Victim
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class JbTopK(Jacobian):
         number("attack.steps", self.steps, 1, whole=True)
         number("attack.step", self.step, 0)
         number("attack.ball", self.ball, 0)
+        flag("attack.as_published", self.as_published)
         word("attack.name", self.name)
 
     @property
@@ -67,15 +65,10 @@ class JbTopK(Jacobian):
         """Whether an image's last child also takes its row."""
         return self.as_published
 
-    def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
-        """Spend the API's whole budget; the images are float32 in [0, 1].
-
-        Raises:
-            MadError: if there are no ``k`` classes beside an image's own.
-        """
-        if self.k >= adversary.classes:
-            raise MadError(f"attack.k must be below the victim's {adversary.classes} classes, got {self.k}")
-        return super().transfer_set(api, pool, adversary)
+    def check(self, victim: Victim) -> None:
+        """Refuse victims without ``k`` classes beside an image's own."""
+        if self.k >= victim.dataset.classes:
+            raise MadError(f"attack.k must be below the victim's {victim.dataset.classes} classes, got {self.k}")
 
     def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
         """Return what to ask about, twice: an image's ``k`` children side by side, the likeliest target first."""
