@@ -1,6 +1,10 @@
 """The attacks that grow a transfer set from seeds: what they spend, what they store, and where they move."""
 
+import errno
+import os
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -270,17 +274,50 @@ def test_a_substitute_that_diverges_at_every_rate_stops_the_attack():
         steal(Jbda(seeds=SEEDS, epochs=20, learning_rate=1e30), 20)
 
 
+@pytest.mark.parametrize("kind", [Jbda, JbTopK])
 @pytest.mark.parametrize("reservoir", [None, 280])
-def test_a_round_in_batches_moves_each_image_by_its_own_label(reservoir):
-    attack = Jbda(seeds=300, epochs=2, reservoir=reservoir, reservoir_after=0)
-    transfer = steal(attack, 590)[0]
+def test_a_round_in_batches_moves_each_image_by_its_own_label(reservoir, kind):
+    attack = kind(seeds=300, epochs=2, reservoir=reservoir, reservoir_after=0)
+    made = 279 * attack.children + 1
+    transfer = steal(attack, 300 + made)[0]
     adversary = cell(victim=victim(6)).adversary(CPU)
     known = TransferSet(transfer.images[:300], torch.arange(300), transfer.answers[:300])
     substitute = adversary.train(known, "substitute 0", attack.trainer(300, attack.learning_rate))
     assert len(known.answers.argmax(dim=1).unique()) == 6
     rows = attack.parents(300, 0, seed=0)
     expected = attack.moved(substitute, known.images[rows], known.answers[rows].argmax(dim=1), 0)[0]
-    assert torch.allclose(transfer.images[300:580], expected[:280], atol=1e-6)
+    assert torch.allclose(transfer.images[300:], expected[:made], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "attack", [*ATTACKS, Jbself(**SHORT, as_published=True), JbTopK(**SHORT, as_published=True)], ids=settings
+)
+def test_a_large_set_lies_in_a_file_that_nobody_sees(attack, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    small = steal(attack, 95)[0]
+    assert small.images.untyped_storage().filename is None
+    monkeypatch.setattr("mad.datasets.base.WHOLE", small.images.nbytes - 1)
+    large = steal(attack, 95)[0]
+    assert Path(large.images.untyped_storage().filename).parent == tmp_path
+    assert list(tmp_path.glob("mad-*")) == []
+    assert torch.equal(small.images, large.images)
+    assert torch.equal(small.answers, large.answers)
+
+
+def test_a_large_set_without_room_is_one_line(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mad.datasets.base.WHOLE", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        with pytest.raises(MadError, match=rf"^0\.0 GB .* {tmp_path}: No space left on device; set TMPDIR .*$"):
+            steal(Jbda(**SHORT), 20)
+    assert list(tmp_path.glob("mad-*")) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(MadError, match="No such file"):
+        steal(Jbda(**SHORT), 20)
 
 
 def test_every_round_trains_a_substitute_of_its_own(fits):

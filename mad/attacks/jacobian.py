@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks.base import REQUEST, Attack, TransferSet, ask
-from mad.datasets import Images, batches, fitting, unit
+from mad.datasets import Images, batches, fitting, space, unit
 from mad.errors import MadError, number
 from mad.seeds import generator
 from mad.training import Trainer
@@ -98,11 +98,14 @@ class Jacobian(Attack):
             MadError: if a substitute diverges at a hundredth of the rate, too: no image would be moved.
         """
         budget = api.budget or 0
-        images, answers = torch.empty(budget, *api.shape), torch.empty(budget, adversary.classes)
+        images, answers = space(budget, *api.shape), torch.empty(budget, adversary.classes)
         held = self.images_for(budget)
         order = torch.randperm(len(pool), generator=generator(adversary.seed, "pool order"))
         size = fitting(REQUEST, api.shape)
-        images[:held] = torch.cat([unit(some) for some in batches(pool, order[:held], size, torch.device("cpu"))])
+        for part, some in zip(
+            images[:held].split(size), batches(pool, order[:held], size, torch.device("cpu")), strict=True
+        ):
+            part.copy_(unit(some))
         answers[:held] = ask(api, images, torch.arange(held))
         rate = self.learning_rate
         for turn in count():
@@ -114,13 +117,14 @@ class Jacobian(Attack):
                     raise MadError(f"substitute {turn} diverges at attack.learning_rate={rate:g}, too; lower it")
                 rate /= 2
             parents = self.parents(held, turn, adversary.seed)[: -(-(budget - held) // self.divisor)]
-            asked, stored = self._moved(substitute, known, parents, turn, adversary.device)
-            new = slice(held, min(budget, held + len(asked)))
-            images[new] = stored[: new.stop - held]
-            answers[new] = ask(api, asked, torch.arange(new.stop - held))
+            new = slice(held, min(budget, held + len(parents) * self.children))
+            asked = self._moved(substitute, known, parents, turn, adversary.device, images[new])
+            answers[new] = ask(api, asked, torch.arange(len(asked)))
             if self.overwrites and not self._reserved(turn):
                 last = (torch.arange(1, len(parents) + 1) * self.children).clamp(max=new.stop - held) + held - 1
-                images[parents], answers[parents] = images[last], answers[last]
+                answers[parents] = answers[last]
+                for some, of in zip(parents.split(size), last.split(size), strict=True):
+                    images[some] = images[of]
             held = new.stop
         return TransferSet(images, torch.arange(budget), answers, facts={"substitute_learning_rate": rate})
 
@@ -148,15 +152,30 @@ class Jacobian(Attack):
         return self.reservoir is not None and turn >= self.reservoir_after
 
     def _moved(
-        self, substitute: nn.Module, known: TransferSet, parents: Tensor, turn: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Move the parents, a batch at a time; return what to ask about and what to store, on the CPU."""
-        pairs, labels = [], known.answers.argmax(dim=1).to(device)
+        self,
+        substitute: nn.Module,
+        known: TransferSet,
+        parents: Tensor,
+        turn: int,
+        device: torch.device,
+        stored: Tensor,
+    ) -> Tensor:
+        """Move the parents, a batch at a time; fill ``stored``, and return what to ask about, also on the CPU."""
+        asked, labels = stored, known.answers.argmax(dim=1).to(device)
         size = fitting(BATCH, known.images.shape[1:])
-        for some, rows in zip(batches(known.images, parents, size, device), parents.split(size), strict=True):
-            pairs.append(self.moved(substitute, some, labels[rows.to(device)], turn))
-        asked, stored = (torch.cat([part.cpu() for part in parts]) for parts in zip(*pairs, strict=True))
-        return asked, stored
+        for place, rows, some in zip(
+            torch.arange(len(stored)).split(size * self.children),
+            parents.split(size),
+            batches(known.images, parents, size, device),
+            strict=True,
+        ):
+            new = slice(int(place[0]), int(place[-1]) + 1)
+            about, kept = self.moved(substitute, some, labels[rows.to(device)], turn)
+            stored[new] = kept[: len(place)]
+            if about is not kept:
+                asked = space(*stored.shape) if asked is stored else asked
+                asked[new] = about[: len(place)]
+        return asked
 
 
 def diverged(network: nn.Module) -> bool:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mad.datasets import base
 from mad.datasets.base import Images
 from mad.errors import MadError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-WHOLE = 1_000_000_000  # bytes that are kept in memory
 
 
 @dataclass(frozen=True)
@@ -99,4 +99,4 @@ class Files:
 
 def loaded(stream: Files) -> Images:
     """Return a stream, or its images in memory where they are no more than ``WHOLE`` bytes."""
-    return stream if math.prod(stream.shape) > WHOLE else torch.stack([stream[row] for row in range(len(stream))])
+    return stream if math.prod(stream.shape) > base.WHOLE else torch.stack([stream[row] for row in range(len(stream))])
