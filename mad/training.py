@@ -153,6 +153,7 @@ class Trainer:
         if self.optimizer == "adam":
             return Adam(model.parameters(), **common)
         if self.optimizer == "adagrad":
+            common["fused"] = device.type == "cpu"  # not all versions of torch have it on GPUs
             return Adagrad(model.parameters(), **common)
         return SGD(model.parameters(), **common, momentum=self.momentum if self.optimizer == "momentum" else 0.0)
 

@@ -270,3 +270,11 @@ def test_idx_files_of_two_sizes_are_refused(tmp_path):
         IdxImages([str(tmp_path / "2"), str(tmp_path / "3")]).images((1, 2, 2))
     with pytest.raises(MadError, match=r"set pool\.path"):
         IdxImages()
+
+
+@pytest.mark.parametrize("kind", [IdxImages, ImageFolder])
+@pytest.mark.parametrize("path", [None, 5, True, 0.5, [5], ["a", None]])
+def test_a_path_that_is_none_names_its_key(kind, path):
+    with pytest.raises(MadError, match=r"^pool\.path must be [^\n]*, got [^\n]*; set pool\.path=F[A-Z]+$") as caught:
+        kind(path)
+    assert repr(path) in str(caught.value)

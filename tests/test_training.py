@@ -268,3 +268,10 @@ def test_large_images_train_to_the_same_bits(monkeypatch):
     small = weights(fitted(trainer(augment="crop")))
     monkeypatch.setattr("mad.datasets.base.WHOLE", 0)
     assert torch.equal(small, weights(fitted(trainer(augment="crop"))))
+
+
+def test_adagrad_is_fused_on_cpus_alone():
+    """Older versions of torch refuse it elsewhere."""
+    recipe, model = trainer(optimizer="adagrad"), Tiny((1, 8, 8), 4)
+    fused = [recipe._optimizer(model, torch.device(kind)).defaults["fused"] for kind in ("cpu", "cuda")]
+    assert fused == [True, False]

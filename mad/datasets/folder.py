@@ -29,7 +29,7 @@ class ImageFolder:
     content: Any = field(default=None)
 
     def __post_init__(self) -> None:
-        if not self.path or not Path(self.path).is_dir():
+        if not self.path or not isinstance(self.path, (str, Path)) or not Path(self.path).is_dir():
             raise MadError(f"pool.path must be a folder of images, got {self.path!r}; set pool.path=FOLDER")
         if not self.files:
             raise MadError(f"no image below pool.path={self.path}; looked for {' '.join(sorted(ENDINGS))}")
