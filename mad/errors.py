@@ -31,6 +31,16 @@ def number(name: str, value: Any, low: float, high: float = math.inf, *, whole: 
     return value
 
 
+def flag(name: str, value: Any) -> None:
+    """Check that ``value`` is true or false: a word such as ``no`` would count as true.
+
+    Raises:
+        MadError: if it is neither.
+    """
+    if not isinstance(value, bool):
+        raise MadError(f"{name} must be true or false, got {value!r}")
+
+
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Check that ``value`` is one of the choices.
 

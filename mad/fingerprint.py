@@ -1,7 +1,9 @@
 """What a thing is made of, and the name that follows from it.
 
 A part of an experiment is a dataclass: its fields are its whole description. Fields with ``compare=False`` (paths,
-devices) change no number and stay out. A class may bump ``version`` when its algorithm changes its numbers.
+devices) change no number and stay out, as does one whose metadata is ``ADDED`` while it has its default: it came to
+the class later, and what was described before keeps its name. A class may bump ``version`` when its algorithm changes
+its numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
+
+ADDED = {"added": True}  # field(default=X, metadata=ADDED), where X does what was done before there was the field
 
 
 def describe(thing: Any) -> Any:
@@ -33,6 +37,9 @@ def describe(thing: Any) -> Any:
         return {"call": describe(thing.func), "args": describe(thing.args), **describe(given)}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         fields = {f.name: describe(getattr(thing, f.name)) for f in dataclasses.fields(thing) if f.compare}
+        for f in dataclasses.fields(thing):
+            if "added" in f.metadata and fields[f.name] == describe(f.default):
+                del fields[f.name]
         return {"class": describe(type(thing)), "version": getattr(thing, "version", 1), **fields}
     if callable(thing) and hasattr(thing, "__qualname__"):
         return f"{thing.__module__}.{thing.__qualname__}"

@@ -54,6 +54,7 @@ class Cell:
         if self.defense.epsilon == 0:  # whatever the defense, its answers are the clean ones
             object.__setattr__(self, "defense", Undefended())
         self.defense.check(self.victim)
+        self.attack.check(self.victim)
         surrogate: Any = getattr(self.defense, "surrogate", None)
         if getattr(surrogate, "white_box", False) and not self.attack.online:
             raise MadError(

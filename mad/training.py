@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Optimizer, lr_scheduler
 
 from mad.augmentation import augmented
-from mad.datasets import Images, batches, fitting, unit
+from mad.datasets import Images, batches, fitting, unit, whole
 from mad.device import keep_freed_memory
 from mad.errors import MadError, number
 from mad.progress import bar
@@ -120,7 +120,7 @@ class Trainer:
             rows: int64 (B,), which images the targets are of; None for all of them.
         """
         place(model, device).train()
-        images = images.to(device) if isinstance(images, Tensor) else images
+        images = whole(images, device) if isinstance(images, Tensor) else images
         rows, targets = torch.arange(len(images)) if rows is None else rows, targets.to(device)
         order, draw = generator(seed, f"order of {task}"), generator(seed, f"augmentation of {task}")
         steps = -(-len(rows) // self.batch_size)
@@ -153,6 +153,7 @@ class Trainer:
         if self.optimizer == "adam":
             return Adam(model.parameters(), **common)
         if self.optimizer == "adagrad":
+            common["fused"] = device.type == "cpu"  # not all versions of torch have it on GPUs
             return Adagrad(model.parameters(), **common)
         return SGD(model.parameters(), **common, momentum=self.momentum if self.optimizer == "momentum" else 0.0)
 

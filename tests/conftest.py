@@ -12,6 +12,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mad import cli
 from mad.attacks.knockoff import KnockoffRandom
@@ -87,6 +88,21 @@ class Tiny(nn.Module):
 
     def forward(self, images):
         return self.head(images.flatten(1))
+
+
+class Moves(TorchDispatchMode):
+    """How many images each copy to the device ``meta`` takes there: one that holds nothing, where there is no GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        moved = function is torch.ops.aten._to_copy.default and made.device != arguments[0].device
+        if moved and made.dim() == 4:
+            self.sizes.append(len(made))
+        return made
 
 
 def trainer(**changes) -> Trainer:

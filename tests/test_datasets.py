@@ -122,7 +122,7 @@ def test_a_large_folder_streams_the_same_images(tmp_path, monkeypatch, shape):
         save(tmp_path, f"{name}.png", np.random.default_rng(name).integers(0, 256, (20 + name, 30, 3)))
     whole = ImageFolder(str(tmp_path)).images(shape)
     assert isinstance(whole, torch.Tensor)
-    monkeypatch.setattr("mad.datasets.folder.WHOLE", whole.numel() - 1)
+    monkeypatch.setattr("mad.datasets.base.WHOLE", whole.numel() - 1)
     stream = ImageFolder(str(tmp_path)).images(shape)
     assert not isinstance(stream, torch.Tensor)
     assert (len(stream), tuple(stream.shape)) == (5, (5, *shape))
@@ -132,7 +132,7 @@ def test_a_large_folder_streams_the_same_images(tmp_path, monkeypatch, shape):
 def test_a_large_folder_names_its_broken_image(tmp_path, monkeypatch):
     save(tmp_path, "good.png", np.full((9, 9), 7))
     (tmp_path / "broken.png").write_bytes(b"no image")
-    monkeypatch.setattr("mad.datasets.folder.WHOLE", 0)
+    monkeypatch.setattr("mad.datasets.base.WHOLE", 0)
     with pytest.raises(MadError, match=r"^[^\n]*broken\.png[^\n]*$"):
         list(batches(ImageFolder(str(tmp_path)).images((1, 28, 28)), None, 2, CPU))
 
@@ -270,3 +270,11 @@ def test_idx_files_of_two_sizes_are_refused(tmp_path):
         IdxImages([str(tmp_path / "2"), str(tmp_path / "3")]).images((1, 2, 2))
     with pytest.raises(MadError, match=r"set pool\.path"):
         IdxImages()
+
+
+@pytest.mark.parametrize("kind", [IdxImages, ImageFolder])
+@pytest.mark.parametrize("path", [None, 5, True, 0.5, [5], ["a", None]])
+def test_a_path_that_is_none_names_its_key(kind, path):
+    with pytest.raises(MadError, match=r"^pool\.path must be [^\n]*, got [^\n]*; set pool\.path=F[A-Z]+$") as caught:
+        kind(path)
+    assert repr(path) in str(caught.value)

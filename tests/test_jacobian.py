@@ -1,6 +1,10 @@
 """The attacks that grow a transfer set from seeds: what they spend, what they store, and where they move."""
 
+import errno
+import os
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +18,7 @@ from mad.attacks.jbda import Jbda, Jbself
 from mad.attacks.jbtopk import JbTopK
 from mad.defenses import Undefended
 from mad.errors import MadError
-from mad.fingerprint import describe, settings
+from mad.fingerprint import describe, digest, settings
 from mad.pipeline import run
 from mad.seeds import generator
 from mad.store import Store
@@ -194,6 +198,42 @@ def test_as_published_jbself_stores_another_image_than_was_asked_about():
     assert torch.allclose(right[0].answers, torch.softmax(right[2](right[0].images), dim=1), atol=1e-6)
 
 
+def test_as_published_targets_are_clipped_to_the_ball_alone():
+    net, (images, labels) = bent(), some_images()
+    right, wrong = (JbTopK(as_published=flag).moved(net, images, labels, 0)[0].view(9, 3, -1) for flag in (False, True))
+    assert right.min() >= 0
+    assert right.max() <= 1
+    assert (wrong[0].min(), wrong[1].max()) == pytest.approx((-0.08, 1.08))
+    assert (wrong - images.view(9, 1, -1)).abs().max() <= 0.1 + 1e-6
+    inner = images.clamp(0.2, 0.8)
+    assert torch.equal(*(JbTopK(as_published=flag).moved(net, inner, labels, 0)[0] for flag in (False, True)))
+
+
+@pytest.mark.parametrize(("k", "parts"), [(3, 1), (3, 3), (5, 2)])
+def test_as_published_an_images_last_child_overwrites_it(k, parts):
+    """One round; the budget ends with the first ``parts`` children of the eighth of ten seeds."""
+    attack, budget = JbTopK(**SHORT, k=k, as_published=True), SEEDS + 7 * k + parts
+    transfer, api, model = steal(attack, budget)
+    assert api.queries == budget
+    assert torch.allclose(transfer.answers, torch.softmax(model(transfer.images), dim=1), atol=1e-6)
+    last = [SEEDS + (seed + 1) * k - 1 for seed in range(7)] + [budget - 1]
+    assert torch.equal(transfer.images[:8], transfer.images[last])
+    assert torch.equal(transfer.images[8:SEEDS], seeds()[8:])
+    reserved = steal(replace(attack, reservoir=SEEDS, reservoir_after=0), budget)[0]
+    assert torch.equal(reserved.images[:SEEDS], seeds())
+
+
+def test_as_published_divides_what_is_left_by_three(fits):
+    def rounds(k, left, published):
+        fits.clear()
+        assert steal(JbTopK(**SHORT, k=k, as_published=published), SEEDS + left)[1].queries == SEEDS + left
+        return len(fits)
+
+    assert (rounds(1, 10, False), rounds(1, 10, True)) == (1, 5)  # of 4, 2, 2, 1 and 1 images
+    for k in (3, 5):
+        assert rounds(k, 8 * k - 1, True) == rounds(k, 8 * k - 1, False) == 1
+
+
 def test_normalisation_may_differ_by_channel():
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 6))
     attack = Jbda(as_published=True, mean=[0.1, 0.2, 0.3], std=[0.5, 0.4, 0.1])
@@ -201,10 +241,20 @@ def test_normalisation_may_differ_by_channel():
     assert torch.all(stored >= torch.tensor([0.1, 0.2, 0.3]) - 1e-6)
 
 
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize(("channels", "given"), [(1, [0.2, 0.3, 0.4]), (3, [0.2, 0.3]), (3, [])])
+def test_normalisation_of_other_channels_is_refused(name, channels, given):
+    toy = victim(shape=(channels, 8, 8))
+    for right in (0.2, [0.2], (0.2,) * channels):
+        cell(victim=toy, attack=Jbself(**{name: right}))
+    with pytest.raises(MadError, match=rf"^attack\.{name} .* {channels}, got \["):
+        cell(victim=toy, attack=Jbself(**{name: given}))
+
+
 def test_more_targets_than_other_classes_are_refused():
     assert steal(JbTopK(**SHORT, k=3), 20, classes=4)[1].queries == 20
-    with pytest.raises(MadError, match=r"attack\.k .* 4 classes, got 4"):
-        steal(JbTopK(**SHORT, k=4), 20, classes=4)
+    with pytest.raises(MadError, match=r"attack\.k .* 4 classes, got 4$"):
+        cell(victim=victim(4), attack=JbTopK(k=4))  # before anything is trained
 
 
 def test_a_substitute_that_diverges_is_trained_again_at_half_the_rate(fits):
@@ -224,17 +274,50 @@ def test_a_substitute_that_diverges_at_every_rate_stops_the_attack():
         steal(Jbda(seeds=SEEDS, epochs=20, learning_rate=1e30), 20)
 
 
+@pytest.mark.parametrize("kind", [Jbda, JbTopK])
 @pytest.mark.parametrize("reservoir", [None, 280])
-def test_a_round_in_batches_moves_each_image_by_its_own_label(reservoir):
-    attack = Jbda(seeds=300, epochs=2, reservoir=reservoir, reservoir_after=0)
-    transfer = steal(attack, 590)[0]
+def test_a_round_in_batches_moves_each_image_by_its_own_label(reservoir, kind):
+    attack = kind(seeds=300, epochs=2, reservoir=reservoir, reservoir_after=0)
+    made = 279 * attack.children + 1
+    transfer = steal(attack, 300 + made)[0]
     adversary = cell(victim=victim(6)).adversary(CPU)
     known = TransferSet(transfer.images[:300], torch.arange(300), transfer.answers[:300])
     substitute = adversary.train(known, "substitute 0", attack.trainer(300, attack.learning_rate))
     assert len(known.answers.argmax(dim=1).unique()) == 6
     rows = attack.parents(300, 0, seed=0)
     expected = attack.moved(substitute, known.images[rows], known.answers[rows].argmax(dim=1), 0)[0]
-    assert torch.allclose(transfer.images[300:580], expected[:280], atol=1e-6)
+    assert torch.allclose(transfer.images[300:], expected[:made], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "attack", [*ATTACKS, Jbself(**SHORT, as_published=True), JbTopK(**SHORT, as_published=True)], ids=settings
+)
+def test_a_large_set_lies_in_a_file_that_nobody_sees(attack, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    small = steal(attack, 95)[0]
+    assert small.images.untyped_storage().filename is None
+    monkeypatch.setattr("mad.datasets.base.WHOLE", small.images.nbytes - 1)
+    large = steal(attack, 95)[0]
+    assert Path(large.images.untyped_storage().filename).parent == tmp_path
+    assert list(tmp_path.glob("mad-*")) == []
+    assert torch.equal(small.images, large.images)
+    assert torch.equal(small.answers, large.answers)
+
+
+def test_a_large_set_without_room_is_one_line(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mad.datasets.base.WHOLE", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        with pytest.raises(MadError, match=rf"^0\.0 GB .* {tmp_path}: No space left on device; set TMPDIR .*$"):
+            steal(Jbda(**SHORT), 20)
+    assert list(tmp_path.glob("mad-*")) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(MadError, match="No such file"):
+        steal(Jbda(**SHORT), 20)
 
 
 def test_every_round_trains_a_substitute_of_its_own(fits):
@@ -245,17 +328,28 @@ def test_every_round_trains_a_substitute_of_its_own(fits):
 @pytest.mark.parametrize(
     ("how", "key"),
     [({name: 0}, name) for name in ("seeds", "epochs", "round_images", "learning_rate", "reservoir", "period")]
-    + [({"reservoir_after": -1}, "reservoir_after"), ({"step": -0.1}, "step"), ({"budget": 0}, "budget")],
+    + [({"reservoir_after": -1}, "reservoir_after"), ({"step": -0.1}, "step"), ({"budget": 0}, "budget")]
+    + [({"as_published": flag}, "as_published") for flag in ("no", "false", 0, None)]
+    + [({"mean": mean}, "mean") for mean in ("0.1", [0.1, "0.2"], None, float("nan"), -0.1, 33.3, [[0.1]])]
+    + [({"std": std}, "std") for std in (0, -0.3, [0.3, 0.0], True, 78.6)],
 )
 def test_settings_out_of_range_are_refused(how, key):
     with pytest.raises(MadError, match=rf"attack\.{key}"):
         Jbda(**how)
 
 
-@pytest.mark.parametrize("how", [{"k": 0}, {"steps": 0}, {"step": -1}, {"ball": -1}, {"name": "a/b"}])
+@pytest.mark.parametrize(
+    "how", [{"k": 0}, {"steps": 0}, {"step": -1}, {"ball": -1}, {"name": "a/b"}, {"as_published": "no"}]
+)
 def test_settings_of_targets_out_of_range_are_refused(how):
     with pytest.raises(MadError, match=rf"attack\.{next(iter(how))}"):
         JbTopK(**how)
+
+
+def test_a_field_that_came_later_renames_no_kept_cell():
+    assert digest(describe(JbTopK())) == "031657450f664f5c"  # as before there was as_published
+    assert digest(describe(JbTopK(as_published=True))) != digest(describe(JbTopK()))
+    assert settings(JbTopK(as_published=True)) == "as_published=True"
 
 
 def test_a_name_changes_no_number():

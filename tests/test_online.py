@@ -231,7 +231,8 @@ def test_a_record(gradient, tmp_path, fits):
     assert fits == ["victim toy"]
     assert run(whole, Store(tmp_path), CPU) == (record, True)
     assert (record["surrogate"], record["attack"], record["queries"]) == ("adversary", "online", 50)
-    assert (record["knockoff_epochs"], record["knockoff_optimizer"]) == (1, "sgd")
+    recipe = [record[f"knockoff_{name}"] for name in ("epochs", "optimizer", "learning_rate")]
+    assert recipe == [1, "sgd", 0.001]
     assert sum(histogram(record)) == sum(histogram(record, "_last_layer")) == 50
     assert 0 < record["deviation_mean"] < 90
 

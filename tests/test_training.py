@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, Blobs, Streamed, Tiny, trainer, victim
+from conftest import CPU, Blobs, Moves, Streamed, Tiny, trainer, victim
 
 from mad import training
+from mad.datasets import batches
 from mad.errors import MadError
 from mad.fingerprint import describe
 from mad.knockoff import Knockoff
@@ -240,3 +241,37 @@ def test_momentum_is_that_of_momentum_alone():
 def test_a_bad_recipe_is_refused_by_name(name, value):
     with pytest.raises(MadError, match=name):
         trainer(**{name: value})
+
+
+@pytest.mark.parametrize("rows", [None, torch.arange(40, 0, -1)])
+def test_large_images_are_moved_batch_by_batch(monkeypatch, rows):
+    images, device = SPLIT.images[:41], torch.device("meta")
+    targets = SPLIT.labels[: 41 if rows is None else 40]
+
+    def moves(limit):
+        monkeypatch.setattr("mad.datasets.base.WHOLE", limit)
+        with Moves() as moved:
+            sizes = [len(batch) for batch in batches(images, rows, 20, device)]
+        model, how = Tiny((1, 8, 8), 4), {"rows": rows, "seed": 0, "device": device, "task": "test"}
+        with Moves() as trained:
+            trainer(epochs=2).fit(model, images, targets, **how)
+        return sizes, moved.sizes, trained.sizes
+
+    # ``meta`` has no lower precisions to switch on
+    monkeypatch.setattr(training.Trainer, "_loss", lambda _, model, images, targets: model(images.float()).mean())
+    whole = [20, 20, 1] if rows is None else [20, 20]
+    assert moves(images.nbytes) == (whole, [41], [41])
+    assert moves(images.nbytes - 1) == (whole, whole, whole * 2)
+
+
+def test_large_images_train_to_the_same_bits(monkeypatch):
+    small = weights(fitted(trainer(augment="crop")))
+    monkeypatch.setattr("mad.datasets.base.WHOLE", 0)
+    assert torch.equal(small, weights(fitted(trainer(augment="crop"))))
+
+
+def test_adagrad_is_fused_on_cpus_alone():
+    """Older versions of torch refuse it elsewhere."""
+    recipe, model = trainer(optimizer="adagrad"), Tiny((1, 8, 8), 4)
+    fused = [recipe._optimizer(model, torch.device(kind)).defaults["fused"] for kind in ("cpu", "cuda")]
+    assert fused == [True, False]

@@ -14,6 +14,7 @@ from mad.api import BlackBox
 from mad.datasets import Images, batches, fitting, unit
 from mad.errors import MadError, number
 from mad.progress import bar
+from mad.victim import Victim
 
 PAPER_BUDGET = 50_000
 REQUEST = 1024
@@ -50,6 +51,9 @@ class Attack(ABC):
     def __post_init__(self) -> None:
         if self.budget is not None:
             number("attack.budget", self.budget, 1, whole=True)
+
+    def check(self, victim: Victim) -> None:  # noqa: B027
+        """Raise MadError for a victim this attack cannot ask, before anything is trained; by default never."""
 
     def affordable(self, pool: Images, name: str) -> int:
         """Return the number of queries to make.

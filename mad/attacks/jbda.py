@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mad.attacks.jacobian import Jacobian, ascent
-from mad.errors import number
+from mad.errors import MadError, flag, number
+from mad.victim import Victim
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Jbda(Jacobian):
         as_published: make the published MAD code's errors. Normalised inputs, not pixels, are clipped to [0, 1]:
             pixels to [mean, mean + std]. Where no reservoir is in force, children overwrite their parents, the seeds
             too. ``jbself`` stores x + delta beside the answer to x - delta. The sign changes by round(round / period).
-        mean: of the normalisation that ``as_published`` clips in: a number, or one a channel.
-        std: of the same.
+        mean: of the normalisation that ``as_published`` clips in: a number in [0, 1], or one a channel.
+        std: of the same, above 0.
     """
 
     name = "jbda"
@@ -45,10 +46,25 @@ class Jbda(Jacobian):
         number("attack.step", self.step, 0)
         if self.period is not None:
             number("attack.period", self.period, 1, whole=True)
+        flag("attack.as_published", self.as_published)
+        for name, low in (("mean", 0), ("std", 1e-9)):
+            value = getattr(self, name)
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                number(f"attack.{name}", one, low, 1)
+
+    def check(self, victim: Victim) -> None:
+        """Refuse victims of more or fewer channels than ``mean`` and ``std`` are given for."""
+        channels = victim.dataset.shape[0]
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)) and len(value) not in (1, channels):
+                raise MadError(
+                    f"attack.{name} must be a number, or one a channel of the victim's {channels}, got {value}"
+                )
 
     @property
     def overwrites(self) -> bool:
-        """Whether children also take their parents' rows."""
+        """Whether an image's child also takes its row."""
         return self.as_published
 
     def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:

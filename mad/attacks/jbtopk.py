@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mad.adversary import Adversary
-from mad.api import BlackBox
-from mad.attacks.base import TransferSet
 from mad.attacks.jacobian import Jacobian, ascent
-from mad.datasets import Images
-from mad.errors import MadError, number, word
+from mad.errors import MadError, flag, number, word
+from mad.fingerprint import ADDED
+from mad.victim import Victim
 
 
 @dataclass(frozen=True)
@@ -21,13 +19,18 @@ class JbTopK(Jacobian):
 
     A target's logit is climbed in ``steps`` signed steps, within ``ball`` of the image in every pixel and within
     [0, 1]. One image makes ``k`` queries. Lengths are in pixels in [0, 1]; the published MAD code takes the same
-    numbers in normalised inputs (MNIST: ``step=0.0031 ball=0.031``) and clips to nothing but the ball.
+    numbers in normalised inputs (MNIST: ``step=0.0031 ball=0.031``).
 
     Args:
         k: targets an image.
         steps: gradients a target.
         step: how far one of them moves each pixel (alpha).
         ball: how far all of them may.
+        as_published: make the published MAD code's errors. Images are clipped to nothing but the ball, so that they
+            leave [0, 1]. Where no reservoir is in force, children overwrite their parents, the seeds too: each image's
+            row goes to the last of its children. What is left of the budget is divided by 3, whatever ``k`` is: below
+            3, the last images are moved in more rounds than it takes, fewer and fewer a round; above, so many are moved
+            that the published code overspends, and here, where the budget is kept, nothing changes.
         name: names its folder and its rows in tables.
     """
 
@@ -35,6 +38,7 @@ class JbTopK(Jacobian):
     steps: int = 8
     step: float = 0.01
     ball: float = 0.1
+    as_published: bool = field(default=False, metadata=ADDED)
     name: str = field(default="jbtopk", compare=False)  # type: ignore[misc]  # the jbtop3 of every k is one class
 
     def __post_init__(self) -> None:
@@ -43,6 +47,7 @@ class JbTopK(Jacobian):
         number("attack.steps", self.steps, 1, whole=True)
         number("attack.step", self.step, 0)
         number("attack.ball", self.ball, 0)
+        flag("attack.as_published", self.as_published)
         word("attack.name", self.name)
 
     @property
@@ -50,15 +55,20 @@ class JbTopK(Jacobian):
         """How many queries one moved image makes."""
         return self.k
 
-    def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
-        """Spend the API's whole budget; the images are float32 in [0, 1].
+    @property
+    def divisor(self) -> int:
+        """What the queries that are left are divided by."""
+        return max(3, self.k) if self.as_published else self.k
 
-        Raises:
-            MadError: if there are no ``k`` classes beside an image's own.
-        """
-        if self.k >= adversary.classes:
-            raise MadError(f"attack.k must be below the victim's {adversary.classes} classes, got {self.k}")
-        return super().transfer_set(api, pool, adversary)
+    @property
+    def overwrites(self) -> bool:
+        """Whether an image's last child also takes its row."""
+        return self.as_published
+
+    def check(self, victim: Victim) -> None:
+        """Refuse victims without ``k`` classes beside an image's own."""
+        if self.k >= victim.dataset.classes:
+            raise MadError(f"attack.k must be below the victim's {victim.dataset.classes} classes, got {self.k}")
 
     def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
         """Return what to ask about, twice: an image's ``k`` children side by side, the likeliest target first."""
@@ -66,7 +76,9 @@ class JbTopK(Jacobian):
             others = substitute(images).scatter(1, labels.unsqueeze(1), -torch.inf)
         targets = others.topk(self.k, dim=1).indices.flatten().unsqueeze(1)
         start = images.repeat_interleave(self.k, dim=0)
-        low, high = (start - self.ball).clamp(min=0), (start + self.ball).clamp(max=1)
+        low, high = start - self.ball, start + self.ball
+        if not self.as_published:
+            low, high = low.clamp(min=0), high.clamp(max=1)
         at = start
         for _ in range(self.steps):
             uphill = ascent(lambda here: substitute(here).gather(1, targets).squeeze(1), at)

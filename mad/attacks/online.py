@@ -57,5 +57,6 @@ class Online(Attack):
                 loss.backward()
                 optimizer.step()
                 progress(len(images), "", loss)
-        facts = {"knockoff_epochs": 1, "knockoff_optimizer": "sgd"}  # the knockoff's own recipe was not used
+        # The knockoff's own recipe was not used.
+        facts = {"knockoff_epochs": 1, "knockoff_optimizer": "sgd", "knockoff_learning_rate": self.learning_rate}
         return TransferSet(pool, rows, torch.cat(answers), network, facts)

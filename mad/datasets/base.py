@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from torch.utils import data
 
 from mad.errors import MadError
 
+WHOLE = 1_000_000_000  # bytes of images that are kept in memory, and moved to a device at once
 WORKERS = min(8, os.cpu_count() or 1)
 VALUES = 10_000_000  # in a batch: 66 images of 224 x 224; what a network makes of 1000 is tens of GB
 
@@ -90,11 +92,40 @@ def fitting(size: int, shape: Sequence[int]) -> int:
     return max(1, min(size, VALUES // math.prod(shape)))
 
 
+def whole(images: Tensor, device: torch.device) -> Tensor:
+    """Return images on a device; above ``WHOLE`` bytes, where they are: ``batches`` moves those batch by batch."""
+    return images if images.nbytes > WHOLE else images.to(device)
+
+
+def space(*shape: int) -> Tensor:
+    """Return room for images, float32 of that shape on the CPU; above ``WHOLE`` bytes, in an unnamed file in TMPDIR.
+
+    The file's disk space is free again when the tensor is, or the process ends, however it does.
+
+    Raises:
+        MadError: if the disk has no such room.
+    """
+    size = math.prod(shape)
+    if 4 * size <= WHOLE:
+        return torch.empty(shape)
+    try:
+        with tempfile.NamedTemporaryFile(prefix="mad-") as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that is full only later would kill the process
+                os.posix_fallocate(file.fileno(), 0, 4 * size)
+            return torch.from_file(file.name, shared=True, size=size).view(shape)
+    except OSError as error:
+        raise MadError(
+            f"{4 * size / 1e9:.1f} GB of images find no room in {tempfile.tempdir or 'TMPDIR'}: {error.strerror}; "
+            "set TMPDIR to a folder of a larger disk, or lower attack.budget"
+        ) from error
+
+
 def batches(images: Images, rows: Tensor | None, size: int, device: torch.device) -> Iterator[Tensor]:
     """Yield batches (size, C, H, W) on a device, of the type the images have: pass each through ``unit``.
 
     Args:
-        images: a tensor is moved to the device whole, so move it there first where there are many passes.
+        images: a tensor of no more than ``WHOLE`` bytes is moved to the device at once, so move it there first (with
+            ``whole``) where there are many passes.
         rows: int64 (B,), which images and in which order; None for all of them as they lie.
         size: images a batch; the last may be smaller.
         device: where the batches are needed.
@@ -103,8 +134,9 @@ def batches(images: Images, rows: Tensor | None, size: int, device: torch.device
         MadError: if an image of a stream cannot be read.
     """
     if isinstance(images, Tensor):
-        there = images.to(device)
-        yield from there.split(size) if rows is None else (there[some] for some in rows.to(device).split(size))
+        there = whole(images, device)
+        parts = there.split(size) if rows is None else (there[some] for some in rows.to(there.device).split(size))
+        yield from (part.to(device) for part in parts)
         return
     chosen = torch.arange(len(images)) if rows is None else rows.cpu()
     loader = data.DataLoader(

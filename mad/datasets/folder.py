@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mad.datasets import base
 from mad.datasets.base import Images
 from mad.errors import MadError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-WHOLE = 1_000_000_000  # bytes that are kept in memory
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ImageFolder:
     content: Any = field(default=None)
 
     def __post_init__(self) -> None:
-        if not self.path or not Path(self.path).is_dir():
+        if not self.path or not isinstance(self.path, (str, Path)) or not Path(self.path).is_dir():
             raise MadError(f"pool.path must be a folder of images, got {self.path!r}; set pool.path=FOLDER")
         if not self.files:
             raise MadError(f"no image below pool.path={self.path}; looked for {' '.join(sorted(ENDINGS))}")
@@ -99,4 +99,4 @@ class Files:
 
 def loaded(stream: Files) -> Images:
     """Return a stream, or its images in memory where they are no more than ``WHOLE`` bytes."""
-    return stream if math.prod(stream.shape) > WHOLE else torch.stack([stream[row] for row in range(len(stream))])
+    return stream if math.prod(stream.shape) > base.WHOLE else torch.stack([stream[row] for row in range(len(stream))])

@@ -36,10 +36,12 @@ class IdxImages:
     @property
     def files(self) -> list[str]:
         """The files."""
-        given = [self.path] if isinstance(self.path, str) else list(self.path or [])
-        if not given:
-            raise MadError("pool.path must be an IDX file of images, got none; set pool.path=FILE")
-        return given
+        given = [self.path] if isinstance(self.path, str) else self.path
+        if not given or not isinstance(given, (list, tuple)) or not all(isinstance(file, str) for file in given):
+            raise MadError(
+                f"pool.path must be an IDX file of images, or a list of some, got {given!r}; set pool.path=FILE"
+            )
+        return list(given)
 
     def images(self, shape: tuple[int, int, int]) -> Tensor:
         """Return the images, uint8 (N, 1, H, W); the victim's ``shape`` is for the caller to compare.

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mad.architectures import imagenet
 from mad.augmentation import augmented
-from mad.datasets import Images, batches, unit
+from mad.datasets import Images, batches, unit, whole
 from mad.defenses.base import Defense, Setting
 from mad.errors import MadError, number
 from mad.fingerprint import name_of
@@ -80,7 +80,7 @@ class PrivateTrainer(Trainer):
         from opacus.optimizers import DPOptimizerFastGradientClipping
         from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
-        images = images.to(device) if isinstance(images, Tensor) else images
+        images = whole(images, device) if isinstance(images, Tensor) else images
         rows = torch.arange(len(images)) if rows is None else rows
         size, targets = len(rows), targets.to(device)
         epochs, steps = self.steps(size)
