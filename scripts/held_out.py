@@ -17,9 +17,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from mad.api import BlackBox
-from mad.cli import cell_of, config_dir, register_aliases
+from mad.cli import cell_of, config_dir, register_aliases, report
 from mad.defenses import Undefended
 from mad.device import choose, use_threads
+from mad.errors import MadError
 from mad.pipeline import Cell, gather
 from mad.seeds import generator
 from mad.store import Store
@@ -31,14 +32,15 @@ HELD = 10_000
 def agreement(cell: Cell, store: Store, device: torch.device) -> tuple[float, int]:
     """Return how often the stolen model agrees with the victim on held-out images, in [0, 1], and on how many."""
     images, budget, _ = gather(cell)
-    order = torch.randperm(len(images), generator=generator(cell.seed, "pool order"))  # as attacks draw from the pool
-    held = order[cell.attack.images_for(budget) :][-HELD:]
-    if not len(held):
-        raise SystemExit("the attack asks about the whole pool, which leaves none to judge by: lower attack.budget")
     model, _ = store.victim(cell.victim, device)
     api = BlackBox(model, Undefended(), cell.victim.dataset.shape, budget, device)
     adversary = cell.adversary(device)
     transfer = cell.attack.transfer_set(api, images, adversary)
+    order = torch.randperm(len(images), generator=generator(cell.seed, "pool order"))  # as attacks draw from the pool
+    asked = transfer.rows if transfer.images is images else order[: cell.attack.images_for(budget)]
+    held = order[~torch.isin(order, asked)][-HELD:]
+    if not len(held):
+        raise MadError("the attack asks about the whole pool, which leaves none to judge by: lower attack.budget")
     stolen = transfer.stolen or adversary.train(transfer)
     theirs, ours = (logits_of(net, images, device, held).argmax(dim=1) for net in (stolen, model))
     return (theirs == ours).float().mean().item(), len(held)
@@ -62,4 +64,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:
+        report(error)
+        sys.exit(1)

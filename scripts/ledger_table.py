@@ -19,14 +19,13 @@ START, END = "<!-- ledger: written by scripts/ledger_table.py -->\n", "<!-- end 
 
 
 def found(docs: Path = DOCS) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the ledger's measured rows with their verdicts, and the verdicts that no row is there for."""
+    """Return the ledger's rows with their verdicts, and the verdicts that no row is there for."""
     ledger, verdicts = (
         pd.read_csv(docs / "reproduction" / name, dtype=str, keep_default_na=False)
         for name in ("ledger.csv", "verdicts.csv")
     )
-    measured = ledger[ledger.our_mean != ""]
-    joined = measured.merge(verdicts, on=KEY, how="outer", indicator=True, validate="one_to_one")
-    order = measured[KEY].reset_index(names="row")
+    joined = ledger.merge(verdicts, on=KEY, how="outer", indicator=True, validate="one_to_one")
+    order = ledger[KEY].reset_index(names="row")
     joined = joined.merge(order, on=KEY, how="left").sort_values("row").fillna("")
     return joined[joined._merge != "right_only"], joined[joined._merge == "right_only"]
 
@@ -35,13 +34,13 @@ def table(rows: pd.DataFrame) -> str:
     """Return the rows as Markdown."""
     lines = [HEADS, ["---"] * len(HEADS)]
     for _, row in rows.iterrows():
-        own = row.victim in ("*", row.our_victim)
+        own = row.victim in ("*", row.our_victim) or not row.our_victim
         number = row.our_mean + (f" ± {row.our_deviation}" if row.our_deviation else "")
         lines.append(
             [
                 row.source + ("" if own else f", {row.victim}"),
                 *(row.claim, row.published, number + (f" ({row.our_where})" if row.our_where else "")),
-                f"{row.our_victim} from {row.our_pool}",
+                f"{row.our_victim} from {row.our_pool}" if row.our_victim else row.victim,
                 *(row.our_budget, row.our_seeds, row.same, row.why),
             ]
         )
