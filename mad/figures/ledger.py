@@ -11,6 +11,7 @@ from mad.figures.measures import MEASURES, Found
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 ANY = "*"  # a number that is stated of every victim
+PLAIN = "mnist"
 CELLS = "Table 1"  # stated of one victim and of no other
 STATED = ("source", "victim", "claim", "published")
 NUMBERS = ("spend", "limit", "at", "low", "high")
@@ -43,17 +44,18 @@ def rows_of(found: Found | None, theft: Theft | None) -> dict[str, object]:
 def ledger(thefts: list[Theft]) -> pd.DataFrame:
     """Return the ledger: the columns of ``published.csv``, then ours, blank where there are no records.
 
-    A cell of Table 1 is joined to its own victim's records. Any other number is, too, where there are such; else to
-    those of every victim there is: most of the paper's text is of CIFAR-10.
+    A cell of Table 1, and a number stated of MNIST, is joined to its own victim's records where there are such. Any
+    other is joined to those of every victim in which it can be measured: most of the paper's text is of CIFAR-10.
     """
     lines = []
     for _, stated in published().iterrows():
         own = [theft for theft in thefts if stated.victim in (theft.victim, ANY)]
-        joined: list[Theft | None] = list(own or ([] if stated.source == CELLS else thefts)) or [None]
+        alone = stated.source == CELLS or (own and stated.victim == PLAIN)
         arguments = dict(part.split("=") for part in stated.arguments.split())
         typed = {key: float(value) if key in NUMBERS else value for key, value in arguments.items()}
-        for theft in joined:
-            found = MEASURES[stated.measure](theft, **typed) if theft and stated.measure else None
+        measured = [(theft, MEASURES[stated.measure](theft, **typed)) for theft in (own if alone else thefts)]
+        shown: list[tuple[Theft | None, Found | None]] = [each for each in measured if each[1]]
+        for theft, found in shown or [(own[0] if own else None, None)]:
             ours = {f"our_{key}": value for key, value in rows_of(found, theft).items()}
             lines.append({name: stated[name] for name in STATED} | ours)
     order = ["victim", "pool", "mean", "deviation", "seeds", "where", "budget", "fingerprints"]
