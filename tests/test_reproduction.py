@@ -2,13 +2,17 @@
 
 import importlib.util
 import io
+import shlex
 import tarfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from mad import records
+from mad import cli, records
 from mad.figures import ledger
 from mad.figures.cells import foremost, thefts
 
@@ -33,6 +37,20 @@ def test_the_ledger_is_that_of_the_committed_records(kept):
     assert sorted(listed.stolen_accuracy) == pytest.approx(sorted(table.stolen_accuracy))
     named = {one for some in pd.read_csv(DOCS / "ledger.csv").our_fingerprints.dropna() for one in some.split()}
     assert named <= set(listed.fingerprint)
+
+
+def test_the_overrides_of_a_record_make_it_again():
+    listed = pd.read_csv(DOCS / "records.csv")
+    named = listed[listed.pool == "fashion_mnist"]  # others ask for their files as soon as they are built
+    some = pd.concat(
+        [named.groupby(["attack", "defense", "recovery"]).head(1), listed[listed.pool == "cifar100_test"][:2]]
+    )
+    assert len(some) > 15
+    GlobalHydra.instance().clear()
+    cli.register_aliases()
+    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+        made = [cli.cell_of(hydra_compose("config", shlex.split(words))).fingerprint for words in some.overrides]
+    assert made == some.fingerprint.tolist()
 
 
 def test_the_document_shows_the_ledger():
