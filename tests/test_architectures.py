@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import CPU, trainer
 from torch import nn
 
 from mad.architectures import imagenet, vgg
@@ -310,3 +311,16 @@ def test_standardize_is_no_weight():
     layer = Standardize(3, (0.2, 0.2, 0.2), (0.2, 0.4, 0.5))
     assert not list(layer.parameters())
     assert not layer.state_dict()
+
+
+@pytest.mark.parametrize("make", [VGG16BN, ResNet18, FastResNet])
+def test_a_few_steps_learn_a_few_images(make):
+    torch.manual_seed(0)
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8) % 4
+    model = make((3, 32, 32), 4)
+    before = [weight.clone() for weight in model.parameters()]
+    recipe = trainer(epochs=12, batch_size=8, learning_rate=0.02)
+    recipe.fit(model, images, labels, seed=0, device=CPU, task="few")
+    assert all((weight != old).any() for weight, old in zip(model.parameters(), before, strict=True))
+    model.train()
+    assert torch.equal(model(images).argmax(dim=1), labels)
