@@ -2,8 +2,8 @@
 
 A part of an experiment is a dataclass: its fields are its whole description. Fields with ``compare=False`` (paths,
 devices) change no number and stay out, as does one whose metadata is ``ADDED`` while it has its default: it came to
-the class later, and what was described before keeps its name. A class may bump ``version`` when its algorithm changes
-its numbers.
+the class later, and what was described before keeps its name. A class, also one that is named only as a factory, may
+bump ``version`` when its algorithm changes its numbers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def describe(thing: Any) -> Any:
                 del fields[f.name]
         return {"class": describe(type(thing)), "version": getattr(thing, "version", 1), **fields}
     if callable(thing) and hasattr(thing, "__qualname__"):
-        return f"{thing.__module__}.{thing.__qualname__}"
+        version = None if dataclasses.is_dataclass(thing) else getattr(thing, "version", None)  # dataclasses say it apart
+        return f"{thing.__module__}.{thing.__qualname__}" + (f" version {version}" if isinstance(version, int) else "")
     raise TypeError(f"cannot fingerprint {thing!r}: make it a dataclass, a partial or a plain value")
 
 

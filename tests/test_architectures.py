@@ -10,6 +10,7 @@ from torch import nn
 
 from mad.architectures import imagenet, vgg
 from mad.architectures.fast_resnet import FastResNet
+from mad.architectures.lenet import LeNet
 from mad.architectures.library import Timm, Torchvision
 from mad.architectures.pixels import CIFAR_MEAN, IMAGENET_MEAN, IMAGENET_STD, Standardize
 from mad.architectures.resnet import ResNet18, ResNet34, ResNet50
@@ -65,6 +66,23 @@ def fetched(monkeypatch):
 def test_parameters_of_the_usual_network(architecture, side, parameters):
     with torch.device("meta"):
         assert sum(value.numel() for value in architecture((3, side, side), 10).parameters()) == parameters
+
+
+def test_lenet_is_the_published_one():
+    """Conv 5x5x20, ReLU, pool; conv 5x5x50, ReLU, pool; 800 to 500, ReLU; 500 to 10: the same logits and gradients."""
+    own = LeNet((1, 28, 28), 10).double()
+    convolutions = [layer for layer in own.trunk if isinstance(layer, nn.Conv2d)]
+    hidden = next(layer for layer in own.trunk if isinstance(layer, nn.Linear))
+    images, weights = torch.rand(8, 1, 28, 28, dtype=torch.double), list(own.parameters())
+    at = (images - 0.1307) / 0.3081
+    for convolution in convolutions:
+        at = torch.max_pool2d(torch.relu(convolution(at)), 2)
+    published = own.head(torch.relu(hidden(at.flatten(1))))
+    torch.testing.assert_close(own(images), published)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), weights) for out in (own(images), published))
+    torch.testing.assert_close(ours, theirs)
+    assert sum(value.numel() for value in weights) == 431_080
+    assert [tuple(layer.weight.shape) for layer in (*convolutions, hidden)] == [(20, 1, 5, 5), (50, 20, 5, 5), (500, 800)]
 
 
 def test_parameters_of_the_large_vgg():
