@@ -154,7 +154,7 @@ def test_as_published_takes_nothing_else(name, other):
     kind = MadArgmax if name == "mad_argmax" else Mad
     with pytest.raises(MadError, match=rf"as_published=true takes .*, got .*{next(iter(other.values()))}"):
         kind(0.5, **other, as_published=True)
-    with pytest.raises(MadError, match="defense.as_published must be true or false"):
+    with pytest.raises(MadError, match=r"defense\.as_published must be true or false"):
         kind(0.5, as_published="no")
     assert "as_published" not in describe(kind(0.5))
     assert digest(describe(kind(0.5, as_published=True))) != digest(describe(kind(0.5)))
