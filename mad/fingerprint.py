@@ -40,11 +40,20 @@ def describe(thing: Any) -> Any:
         for f in dataclasses.fields(thing):
             if "added" in f.metadata and fields[f.name] == describe(f.default):
                 del fields[f.name]
+        held = contents(thing)
+        fields |= {} if held is None else {"contents": describe(held)}
         return {"class": describe(type(thing)), "version": getattr(thing, "version", 1), **fields}
     if callable(thing) and hasattr(thing, "__qualname__"):
         version = None if dataclasses.is_dataclass(thing) else getattr(thing, "version", None)  # dataclasses say it apart
         return f"{thing.__module__}.{thing.__qualname__}" + (f" version {version}" if isinstance(version, int) else "")
     raise TypeError(f"cannot fingerprint {thing!r}: make it a dataclass, a partial or a plain value")
+
+
+def contents(thing: Any) -> Any:
+    """Return what stands for the data that a part holds, where its fields do not determine them; else None."""
+    from mad.datasets.checked import contents  # imports torch
+
+    return contents(thing)
 
 
 def digest(description: Any) -> str:

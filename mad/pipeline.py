@@ -19,7 +19,7 @@ from mad import __version__
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks import Attack
-from mad.datasets import Images, Labelled, Pool, Split
+from mad.datasets import Images, Labelled, Pool, Split, checked
 from mad.defenses import Defense, Setting, Undefended
 from mad.errors import MadError, number, word
 from mad.evaluation import theft, utility
@@ -96,12 +96,16 @@ class Cell:
         """
         pool, found = self.pool, torch.zeros(0)
         if isinstance(pool, Labelled):
-            found = SHARED.get(("labels", identity(pool)), pool.labels)
+            found = SHARED.get(("labels", identity(pool), str(self.contents())), lambda: checked.pool_labels(pool))
         if len(found.unique()) < 2:
             raise MadError(
                 f"attack {self.attack.name} chooses among classes, pool {pool.name} has none: take another pool"
             )
         return found
+
+    def contents(self) -> Any:
+        """Return what stands for the pool's data, where its own description does not."""
+        return checked.pool_contents(self.pool, self.victim.dataset.shape, self.victim.name, self.attack.labelled)
 
     @property
     def path(self) -> Path:
@@ -138,21 +142,18 @@ def gather(cell: Cell) -> tuple[Images, int, Split]:
     """Return the adversary's images, uint8 (N, C, H, W), how many queries it makes, and the victim's test split.
 
     Raises:
-        MadError: if the victim cannot take the images, or the budget is above their number.
+        MadError: if the images or the test split are not right, the victim cannot take the images, or the budget is
+            above their number.
     """
-    pool, dataset = cell.pool, cell.victim.dataset
-    taken = tuple(dataset.shape)
-    images = SHARED.get(("images", identity(pool), taken), lambda: pool.images(dataset.shape))
-    if tuple(images.shape[1:]) != taken:
-        raise MadError(
-            f"pool {pool.name} gives {tuple(images.shape[1:])}, victim {cell.victim.name} takes {taken}: "
-            "choose another pool"
-        )
+    pool, dataset, taker = cell.pool, cell.victim.dataset, cell.victim.name
+    key = ("images", identity(pool), tuple(dataset.shape), str(cell.contents()))
+    images = SHARED.get(key, lambda: checked.pool(pool, dataset.shape, taker))
     if cell.attack.labelled and len(cell.labels()) != len(images):
         raise MadError(
             f"pool {pool.name} has {len(images)} images and {len(cell.labels())} labels: give it one an image"
         )
-    return images, cell.attack.affordable(images, pool.name), SHARED.get(("test", identity(dataset)), dataset.test)
+    test = SHARED.get(("test", identity(dataset)), lambda: checked.split(dataset, "test"))
+    return images, cell.attack.affordable(images, pool.name), test
 
 
 def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, device: torch.device) -> Record:
