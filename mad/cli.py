@@ -121,12 +121,14 @@ def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
     use_threads(config.threads)
     device = choose(config.device)
     cell = cell_of(config)
-    if not isinstance(config.force, bool):
-        raise MadError(f"force must be true or false, got {config.force!r}")
-    store = Store(config.outputs)
+    if not isinstance(config.force, bool) and config.force != "all":
+        raise MadError(f"force must be false, true (this cell) or all (its networks, too), got {config.force!r}")
+    renewed = set[str]() if sweep is None else notes.Renewed(sweep)
+    store = Store(config.outputs, renewed if config.force == "all" else None)
     with store.noting_failure(cell.path):  # its reference may fail before it is begun
         for this in in_turn(cell, sweep):
-            record, kept = run(this, store, device, force=config.force and this is cell, overrides=said(this is cell))
+            force = config.force is True and this is cell
+            record, kept = run(this, store, device, force=force, overrides=said(this is cell))
             how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
             strength = "" if record["strength"] is None else f" {record['dial']}={record['strength']:g}"
             err.print(

@@ -49,17 +49,20 @@ def test_a_victim_is_trained_once(tmp_path, fits):
     assert fits == [TASK, TASK]
 
 
+FETCHED = []
+
+
+def pretrained(shape, classes):
+    FETCHED.append(imagenet.wanted("imagenet"))
+    return Tiny(shape, classes)
+
+
 def test_a_kept_victim_fetches_no_published_weights(tmp_path, fits):
-    fetched = []
-
-    def pretrained(shape, classes):
-        fetched.append(imagenet.wanted("imagenet"))
-        return Tiny(shape, classes)
-
+    FETCHED.clear()
     for _ in range(2):
         Store(tmp_path).victim(victim(architecture=pretrained), CPU)
     assert fits == [TASK]
-    assert fetched == [True, False]
+    assert FETCHED == [True, False]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "gone"])
@@ -180,9 +183,7 @@ def test_a_record_in_anothers_folder_is_noticed(tmp_path, index):
     assert len(records.read(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(
-    "foreign", [{"more": {"a": 1}}, {"more": [1]}, {"more": "two\nlines"}, {"epsilon": "x"}, {"\x1b": 1}]
-)
+@pytest.mark.parametrize("foreign", [{"more": {"a": 1}}, {"more": [1]}, {"dial": 1}, {"epsilon": "x"}, {"\x1b": 1}])
 def test_a_record_of_more_than_plain_values_is_none(tmp_path, foreign):
     files.write(tmp_path / PATH, files.seal({**content(), **foreign}))
     assert Store(tmp_path).find(PATH) is None
