@@ -185,18 +185,21 @@ class SweepEnd(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read the notes that the sweep's jobs left."""
         notes.end()
+        every: list[Any] = []
+        drawn = False
         try:
             every = notes.read(Path(config.hydra.sweep.dir))
             finish([Path(each["record"]) for each in every if "record" in each], Path(config.outputs))
+            drawn = True
         except Exception as error:  # raised, it would become a warning of Hydra's
             report(error)
-            sys.exit(1)
         for doubt in sorted({each["doubt"] for each in every if each.get("doubt")}):
             err.print(doubt, soft_wrap=True)
         failed = [each for each in every if "record" not in each]
         if failed:
             notes.list_failures(failed, every)
             err.print(f"{len(failed)} of {len(every)} cells failed; the others are kept")
+        if failed or not drawn:
             sys.exit(1)
 
 

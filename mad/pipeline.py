@@ -30,11 +30,15 @@ from mad.fingerprint import describe, digest, name_of, settings
 from mad.knockoff import Knockoff
 from mad.memo import Memo, identity
 from mad.recoveries import Recovery
-from mad.store import Store, fault
+from mad.store import COLUMNS, Store, fault
 from mad.victim import Victim
 from mad.whitebox import Witness
 
 SHARED = Memo()
+MEASURED = (  # a record's columns that are in neither ``facts`` nor ``COLUMNS``
+    *("queries", "l1_max", "answer_entropy", "learned", "l1_mean_queries", "target_entropy"),
+    *("device", "threads", "overrides", "uses"),
+)
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
     setting = Setting(cell.victim, model, cell.seed, device, store, SHARED, adversary)
     served = cell.defense.serve(setting)
     own = cell.defense.facts(setting)
-    check(own, f"defense {cell.defense.name}", facts(cell))
+    check(own, f"defense {cell.defense.name}", {*facts(cell), *COLUMNS, *MEASURED})
     defense = cell.defense.prepared(replace(setting, model=served))
     victim = setting.remembered(model, cell.victim.architecture)
     witness = Witness(adversary, test, budget) if cell.attack.online else None
