@@ -53,14 +53,17 @@ class Knockoff:
         """Load the initial weights, where there are any, into an untrained network."""
         if not self.initial_weights:
             return
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         try:
-            given = load_file(str(self.initial_weights))
+            content = Path(self.initial_weights).read_bytes()
+            given = load(content)
         except Exception as error:
             raise MadError(
                 f"knockoff.initial_weights={self.initial_weights} cannot be read as safetensors ({error})"
             ) from error
+        if sha256(content).hexdigest() != self.initial_sha256:
+            raise MadError(f"knockoff.initial_weights={self.initial_weights} changed after the start: start again")
         own = model.state_dict()
         fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
         if not fitting:

@@ -8,7 +8,9 @@ Objects in, a record out: no config, no command line.
 from __future__ import annotations
 
 import time
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,15 @@ from mad.fingerprint import describe, digest, name_of, settings
 from mad.knockoff import Knockoff
 from mad.memo import Memo, identity
 from mad.recoveries import Recovery
-from mad.store import Store
+from mad.store import COLUMNS, Store, fault
 from mad.victim import Victim
 from mad.whitebox import Witness
 
 SHARED = Memo()
+MEASURED = (  # a record's columns that are in neither ``facts`` nor ``COLUMNS``
+    *("queries", "l1_max", "answer_entropy", "learned", "l1_mean_queries", "target_entropy"),
+    *("device", "threads", "overrides", "uses"),
+)
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,12 @@ class Cell:
         """The same theft with no defense."""
         return replace(self, defense=Undefended())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """The name of everything that determines this cell's numbers."""
+        """The name of everything that determines this cell's numbers, as it was when it was first asked for."""
         return digest(describe(self))
 
-    @property
+    @cached_property
     def scene(self) -> str:
         """The name of everything but the defense and the seeds: cells of one scene belong in one figure."""
         description = describe(self)
@@ -131,6 +137,7 @@ def run(
         return kept, True
     with store.noting_failure(cell.path):
         images, budget, test = gather(cell)  # refuses what cannot be run before anything is trained or written
+        check(facts(cell) | {"overrides": overrides}, "the cell")
 
         def make() -> Record:
             return {**steal(cell, images, budget, test, store, device), "overrides": overrides}
@@ -165,6 +172,8 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
     adversary = cell.adversary(device)
     setting = Setting(cell.victim, model, cell.seed, device, store, SHARED, adversary)
     served = cell.defense.serve(setting)
+    own = cell.defense.facts(setting)
+    check(own, f"defense {cell.defense.name}", {*facts(cell), *COLUMNS, *MEASURED})
     defense = cell.defense.prepared(replace(setting, model=served))
     victim = setting.remembered(model, cell.victim.architecture)
     witness = Witness(adversary, test, budget) if cell.attack.online else None
@@ -172,6 +181,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
 
     start = time.perf_counter()
     transfer = cell.attack.transfer_set(api, images, adversary)
+    check(transfer.facts, f"attack {cell.attack.name}")
     queried = time.perf_counter()
     stolen = transfer.stolen or adversary.train(transfer)
     trained = time.perf_counter()
@@ -191,10 +201,22 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
         "seconds_knockoff": trained - queried,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
-        **cell.defense.facts(setting),
+        **own,
         **({} if witness is None else witness.facts()),
         **transfer.facts,
     }
+
+
+def check(columns: Mapping[str, Any], whose: str, taken: Container[str] = ()) -> None:
+    """Refuse columns that no record can hold, or whose names others have, before more is trained for them.
+
+    Raises:
+        MadError: if there are such.
+    """
+    twice = [name for name in columns if name in taken]
+    wrong = f"{twice[0]} is a column of every record" if twice else fault(columns)
+    if wrong:
+        raise MadError(f"{whose} cannot be recorded: {wrong}")
 
 
 def facts(cell: Cell) -> dict[str, Any]:

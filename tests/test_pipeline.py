@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from conftest import CPU, Blobs, Streamed, Tiny, build, cell, compose, trainer, victim
+from safetensors.torch import save, save_file
 
 from mad.attacks import TransferSet
 from mad.attacks.knockoff import KnockoffRandom
@@ -17,9 +18,9 @@ from mad.defenses.random_noise import RandomNoise
 from mad.errors import MadError
 from mad.evaluation import entropy
 from mad.knockoff import Knockoff
-from mad.pipeline import Cell, run
+from mad.pipeline import MEASURED, Cell, facts, run
 from mad.recoveries.argmax import Argmax
-from mad.store import Store
+from mad.store import COLUMNS, Store
 
 KEYS = (
     "victim",
@@ -72,6 +73,7 @@ def test_a_record(tmp_path):
     assert record["surrogate"] == "random"
     assert 0 <= record["target_entropy"] <= 2
     assert (record["device"], record["torch"]) == ("cpu", torch.__version__)
+    assert set(record) == {*facts(cell()), *COLUMNS, *MEASURED}  # none of these may be a plug-in's own
     stored = json.loads((tmp_path / cell().path).read_text())
     assert stored.pop("sha256")
     assert stored == record
@@ -108,6 +110,37 @@ def test_a_failure_is_noted_until_it_succeeds(tmp_path, monkeypatch):
     assert json.loads(note.read_text())["error"] == "IndexError: list index out of range"
     run(cell(), Store(tmp_path), CPU)
     assert list((tmp_path / "failed").iterdir()) == []
+
+
+@dataclass
+class Talking(Mad):
+    """Says of itself what it is told to."""
+
+    said: str = "nothing"
+
+    def facts(self, setting):
+        return {"nan": {"spent": float("nan")}, "taken": {"stolen_accuracy": 0.1}, "list": {"spent": [1]}}[self.said]
+
+
+@pytest.mark.parametrize(("said", "why"), [("nan", "spent is NaN"), ("taken", "of every record"), ("list", "is list")])
+def test_what_a_defense_says_of_itself_is_checked_before_a_thief_is_trained(tmp_path, fits, said, why):
+    with pytest.raises(MadError, match=f"defense mad cannot be recorded: .*{why}"):
+        run(cell(defense=Talking(0.5, said=said)), Store(tmp_path), CPU)
+    assert fits == ["victim toy"]
+
+
+@dataclass
+class Turned(Mad):
+    """Has a dial that stands nowhere."""
+
+    dial = "temperature"
+    temperature: float = float("nan")
+
+
+def test_what_no_record_can_hold_is_refused_before_training(tmp_path, fits):
+    with pytest.raises(MadError, match="cell cannot be recorded: strength is NaN"):
+        run(cell(defense=Turned(0.5)), Store(tmp_path), CPU)
+    assert fits == []
 
 
 def test_undefended_theft_works_and_costs_nothing(tmp_path):
@@ -249,8 +282,6 @@ def test_every_purpose_draws_its_own_weights():
 
 
 def test_knockoff_starts_from_given_weights(tmp_path):
-    from safetensors.torch import save_file
-
     toy, start = victim(), victim().untrained(seed=9, purpose="start")
     save_file({"head.weight": start.head.weight.detach() * 50}, tmp_path / "start.safetensors")
     slow = trainer(epochs=1, optimizer="sgd", learning_rate=1e-6)
@@ -260,6 +291,10 @@ def test_knockoff_starts_from_given_weights(tmp_path):
     assert torch.allclose(trained.head.weight, start.head.weight * 50, atol=1e-3)
     with pytest.raises(MadError, match="initial_weights"):
         Knockoff(slow, initial_weights=str(tmp_path / "absent"))
+    named = cell(knockoff=given)
+    (tmp_path / "start.safetensors").write_bytes(save({"head.weight": start.head.weight.detach()}))
+    with pytest.raises(MadError, match="changed after the start"):  # the cell's name stands for other weights
+        named.adversary(CPU).untrained()
     with pytest.raises(MadError, match="fits"):
         cell(knockoff=given, victim=victim(5)).adversary(CPU).untrained()
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -282,7 +283,8 @@ def test_a_record_names_its_surrogate(kind, tmp_path):
 def test_settings_tell_surrogates_apart(tmp_path):
     surrogate = TrainedSurrogate(trainer(), epochs=3, dataset=Blobs(size=100), architecture=Wide)
     record = run(cell(defense=Mad(0.5, surrogate)), Store(tmp_path), CPU)[0]
-    assert record["defense_settings"] == "surrogate=trained epochs=3 dataset=blobs size=100 architecture=wide"
+    shown = re.sub(r" source=\w{8}", "", record["defense_settings"])  # of the toy classes, which are no part of mad
+    assert shown == "surrogate=trained epochs=3 dataset=blobs size=100 architecture=wide"
 
 
 def test_the_victim_as_surrogate_leaves_no_direction():
