@@ -67,7 +67,7 @@ class Knockoff:
             return None
         content = self._content()
         if sha256(content).hexdigest() != self.initial_sha256:
-            raise self._error("was changed while this ran: run again")
+            raise self._error("changed after the start: start again")
         try:
             return weights.load_into(model, content)
         except MadError as error:

@@ -36,7 +36,7 @@ def load_into(model: nn.Module, content: bytes) -> str:
         given = load(content)
     except Exception as error:
         raise MadError(f"cannot be read as safetensors ({error}): save it with safetensors.torch.save_file") from error
-    own, last = model.state_dict(), last_layer(model)[0] + "."
+    own, last = model.state_dict(), last_path(model) + "."
     named = pairs(given, own)
     fits = {name: theirs for name, theirs in named.items() if given[theirs].shape == own[name].shape}
     absent = [name for name in own if name not in fits]
@@ -55,6 +55,12 @@ def load_into(model: nn.Module, content: bytes) -> str:
     return told(fits, given, own)
 
 
+def last_path(model: nn.Module) -> str:
+    """Return the path of a network's last layer: its ``head``, or else what was registered last."""
+    head = getattr(model, "head", None)
+    return next((path for path, part in model.named_modules() if part is head), None) or last_layer(model)[0]
+
+
 def pairs(given: Collection[str], own: Collection[str]) -> dict[str, str]:
     """Return the file's name of each tensor of the network that it holds, prefixes aside.
 
@@ -63,7 +69,7 @@ def pairs(given: Collection[str], own: Collection[str]) -> dict[str, str]:
     """
     bare = {plain(name): name for name in own}
     found: dict[str, str] = {}
-    for theirs in given:
+    for theirs in sorted(given):
         name = theirs if theirs in own else bare.get(plain(theirs))
         if name is None:
             continue
@@ -96,7 +102,7 @@ def value(name: str, given: Tensor, own: Tensor) -> Tensor:
 def told(fits: Mapping[str, str], given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """Return in words what was loaded, from where, and what was not."""
     said = [f"{len(fits)} of {len(own)} tensors loaded"]
-    prefixed = [f"{theirs!a} as {name}" for name, theirs in fits.items() if theirs != name]
+    prefixed = [f"{fits[name]!a} as {name}" for name in own if fits.get(name, name) != name]
     left, unused = [name for name in own if name not in fits], [f"{name!a}" for name in given.keys() - fits.values()]
     cast = sorted({kind(given[theirs]) for name, theirs in fits.items() if given[theirs].dtype != own[name].dtype})
     said += [f"{len(prefixed)} of them named with or without a prefix, such as {prefixed[0]}"] if prefixed else []

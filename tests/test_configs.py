@@ -9,6 +9,7 @@ from PIL import Image
 
 from mad import cli
 from mad.architectures.lenet import LeNet
+from mad.knockoff import CHANGES
 from mad.pipeline import Cell
 
 FILES = sorted(  # but for the launchers, which are Hydra's to build
@@ -113,9 +114,23 @@ def test_the_surrogate_is_trained_as_the_trainer_says():
 
 
 def test_knockoff_recipe_reaches_its_trainer():
-    knockoff = build(compose("knockoff.epochs=3", "knockoff.optimizer=adam").knockoff)
-    assert (knockoff.trainer.epochs, knockoff.trainer.optimizer, knockoff.trainer.min_steps) == (3, "adam", 0)
-    assert knockoff.trainer.weight_decay == 0
+    knockoff = build(compose("knockoff.epochs=3", "knockoff.optimizer=adam", "knockoff.min_steps=7").knockoff)
+    assert (knockoff.trainer.epochs, knockoff.trainer.optimizer, knockoff.trainer.min_steps) == (3, "adam", 7)
+    assert (knockoff.trainer.learning_rate, knockoff.trainer.weight_decay) == (0.001, 0)
+
+
+def test_every_field_of_a_knockoffs_recipe_is_listed_in_its_config():
+    assert set(CHANGES) <= set(compose().knockoff)
+
+
+@pytest.mark.parametrize("name", choices("trainer"))
+@pytest.mark.parametrize(
+    "asked", ["knockoff.epochs=1", "victim.epochs=1", "trainer.epochs=1", "knockoff.schedule=constant"]
+)
+def test_fewer_epochs_are_no_fewer_steps(name, asked):
+    config = compose(f"trainer={name}", asked)
+    for part in ("knockoff", "victim"):
+        assert build(config[part]).trainer.min_steps == (0 if name == "paper" else 800)
 
 
 def test_knockoff_architecture_is_none_by_default():
