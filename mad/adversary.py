@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 1000  # images of a transfer set that tell whether anything was learned
 NOTHING = 0.1  # nats: where answers vary less, there is nothing to learn
+LEAST = 0.001  # nats below one constant answer's loss: what is less is rounding
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Adversary:
             transfer: images and answers.
             task: what the progress bar calls this; with the seed, it draws weights and order.
             trainer: another recipe than the knockoff's.
+
+        Raises:
+            DivergedError: if the training diverges.
         """
         model = self.untrained(task)
         (trainer or self.knockoff.trainer).fit(
@@ -82,8 +86,8 @@ class Adversary:
 
         Training that was thrown off by too large a rate can end in such an answer. The thief sees it in its own loss.
         """
-        targets = self.recovery(transfer.answers[:SAMPLE])
-        logits = logits_of(network, transfer.images, self.device, transfer.rows[:SAMPLE])
+        targets = self.recovery(transfer.answers[:SAMPLE]).double()
+        logits = logits_of(network, transfer.images, self.device, transfer.rows[:SAMPLE]).double()
         loss = F.cross_entropy(logits, targets).item()
         constant = torch.special.entr(targets.mean(dim=0)).sum().item()
-        return loss < max(constant, NOTHING)
+        return loss < max(constant - LEAST, NOTHING)

@@ -9,8 +9,9 @@ from torch import nn
 
 from mad import simplex
 from mad.api import BATCH, BlackBox
-from mad.datasets import Split, batches, fitting, unit
-from mad.training import logits_of
+from mad.datasets import Images, Split, batches, fitting, unit
+from mad.errors import MadError
+from mad.training import answering, logits_of
 
 
 def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: torch.device) -> dict[str, float]:
@@ -29,9 +30,9 @@ def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: to
     both = [api.answer(unit(some)) for some in batches(test.images, None, size, torch.device("cpu"))]
     clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
     distance = simplex.l1(clean, defended)
-    before = clean if undefended is None else logits_of(undefended, test.images, device)
+    before = clean.argmax(dim=1) if undefended is None else top(undefended, "the victim", test.images, device)
     return {
-        "victim_accuracy": accuracy(before.argmax(dim=1), test.labels),
+        "victim_accuracy": accuracy(before, test.labels),
         "defended_accuracy": accuracy(defended.argmax(dim=1), test.labels),
         "l1_mean": distance.mean().item(),
         "l1_max": distance.max().item(),
@@ -40,9 +41,26 @@ def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: to
 
 
 def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device) -> dict[str, float]:
-    """Return what the adversary got: its accuracy, and how often it agrees with the undefended victim, in [0, 1]."""
-    theirs, ours = (logits_of(net, test.images, device).argmax(dim=1) for net in (stolen, model))
+    """Return what the adversary got: its accuracy, and how often it agrees with the undefended victim, in [0, 1].
+
+    Raises:
+        MadError: if either answers with no posterior: the share of class 0 would pass for an accuracy.
+    """
+    theirs = top(stolen, "the stolen network", test.images, device)
+    ours = top(model, "the victim", test.images, device)
     return {"stolen_accuracy": accuracy(theirs, test.labels), "agreement": accuracy(theirs, ours)}
+
+
+def top(network: nn.Module, name: str, images: Images, device: torch.device) -> torch.Tensor:
+    """Return the class (N,) that a network answers each image with.
+
+    Raises:
+        MadError: if a logit is NaN or +inf.
+    """
+    logits = logits_of(network, images, device)
+    if not answering(logits):
+        raise MadError(f"{name} answers with NaN or infinities: its training diverged; lower its learning_rate")
+    return logits.argmax(dim=1)
 
 
 def entropy(posteriors: torch.Tensor) -> float:

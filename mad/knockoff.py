@@ -1,4 +1,4 @@
-"""The stolen model's recipe: how an adversary trains on its transfer set."""
+"""The stolen model's recipe: how an adversary trains on its transfer set, and what it starts from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
+from mad import weights
 from mad.errors import MadError
+from mad.fingerprint import ADDED
 from mad.training import Trainer
 from mad.victim import Architecture
+
+CHANGES = ("epochs", "optimizer", "learning_rate", "weight_decay", "min_steps", "schedule", "batch_size", "momentum")
 
 
 @dataclass(frozen=True)
@@ -18,13 +22,18 @@ class Knockoff:
     """The adversary's training recipe.
 
     Args:
-        trainer: the recipe; the arguments after ``architecture`` replace one field each where given.
+        trainer: the recipe; each of ``CHANGES`` replaces its field of that name where it is given. An ``optimizer``
+            that is not the trainer's takes its usual rate, where no ``learning_rate`` is given.
         architecture: None for the victim's, as in the paper; a cell fills it in.
-        epochs: passes over the transfer set.
+        epochs: passes over the transfer set; more, where those are fewer than ``min_steps``.
         optimizer: ``sgd``, ``momentum``, ``adam`` or ``adagrad``.
         learning_rate: see ``Trainer``.
         weight_decay: see ``Trainer``.
-        initial_weights: a safetensors file to start from; tensors of another shape (the last layer) stay random.
+        initial_weights: a safetensors file to start from; see ``mad.weights``.
+        min_steps: see ``Trainer``.
+        schedule: see ``Trainer``.
+        batch_size: see ``Trainer``.
+        momentum: see ``Trainer``.
     """
 
     trainer: Trainer
@@ -35,37 +44,41 @@ class Knockoff:
     weight_decay: float | None = None
     initial_weights: str | None = field(default=None, compare=False)
     initial_sha256: str | None = None  # which weights those are, wherever the file lies
+    min_steps: int | None = field(default=None, metadata=ADDED)
+    schedule: str | None = field(default=None, metadata=ADDED)
+    batch_size: int | None = field(default=None, metadata=ADDED)
+    momentum: float | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
-        if self.initial_weights:
-            try:
-                content = Path(self.initial_weights).read_bytes()
-            except OSError as error:
-                raise MadError(f"knockoff.initial_weights={self.initial_weights}: {error.strerror}") from error
-            object.__setattr__(self, "initial_sha256", sha256(content).hexdigest())
-        changes = ("epochs", "optimizer", "learning_rate", "weight_decay")
-        given = {name: getattr(self, name) for name in changes}
+        if self.initial_weights is not None:
+            object.__setattr__(self, "initial_sha256", sha256(self._content()).hexdigest())
+        given = {name: getattr(self, name) for name in CHANGES}
         object.__setattr__(self, "trainer", self.trainer.for_knockoffs().but(**given))
-        for name in changes:
+        for name in CHANGES:
             object.__setattr__(self, name, None)
 
-    def start(self, model: nn.Module) -> None:
-        """Load the initial weights, where there are any, into an untrained network."""
-        if not self.initial_weights:
-            return
-        from safetensors.torch import load
+    def start(self, model: nn.Module) -> str | None:
+        """Load the initial weights, where there are any, into an untrained network; return what was loaded and not.
 
-        try:
-            content = Path(self.initial_weights).read_bytes()
-            given = load(content)
-        except Exception as error:
-            raise MadError(
-                f"knockoff.initial_weights={self.initial_weights} cannot be read as safetensors ({error})"
-            ) from error
+        Raises:
+            MadError: if the file does not hold the network's weights; it names the file.
+        """
+        if self.initial_weights is None:
+            return None
+        content = self._content()
         if sha256(content).hexdigest() != self.initial_sha256:
-            raise MadError(f"knockoff.initial_weights={self.initial_weights} changed after the start: start again")
-        own = model.state_dict()
-        fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-        if not fitting:
-            raise MadError(f"no tensor of knockoff.initial_weights={self.initial_weights} fits the architecture")
-        model.load_state_dict(own | fitting)
+            raise self._error("changed after the start: start again")
+        try:
+            return weights.load_into(model, content)
+        except MadError as error:
+            raise self._error(str(error)) from error
+
+    def _content(self) -> bytes:
+        """Return the bytes of the file."""
+        try:
+            return Path(str(self.initial_weights)).expanduser().read_bytes()
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, or an unknown user's ~
+            raise self._error(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+    def _error(self, what: str) -> MadError:
+        return MadError(f"knockoff.initial_weights={self.initial_weights} {what}")

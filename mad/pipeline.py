@@ -20,6 +20,7 @@ from torch import Tensor
 from mad import __version__
 from mad.adversary import Adversary
 from mad.api import BlackBox
+from mad.architectures import imagenet
 from mad.attacks import Attack
 from mad.datasets import Images, Labelled, Pool, Split, checked
 from mad.defenses import Defense, Setting, Undefended
@@ -29,6 +30,7 @@ from mad.files import Record
 from mad.fingerprint import describe, digest, name_of, settings
 from mad.knockoff import Knockoff
 from mad.memo import Memo, identity
+from mad.progress import err
 from mad.recoveries import Recovery
 from mad.store import COLUMNS, Store, fault
 from mad.victim import Victim
@@ -168,6 +170,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
 
     What an earlier cell of this process asked the same networks is remembered: ``seconds_queries`` is then smaller.
     """
+    loaded = begun(cell)  # before anything is trained
     model, seconds_victim = store.victim(cell.victim, device)
     adversary = cell.adversary(device)
     setting = Setting(cell.victim, model, cell.seed, device, store, SHARED, adversary)
@@ -201,6 +204,8 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
         "seconds_knockoff": trained - queried,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "precision": cell.knockoff.trainer.arithmetic(device),
+        **({} if loaded is None else {"initial_weights": loaded}),
         **own,
         **({} if witness is None else witness.facts()),
         **transfer.facts,
@@ -217,6 +222,21 @@ def check(columns: Mapping[str, Any], whose: str, taken: Container[str] = ()) ->
     wrong = f"{twice[0]} is a column of every record" if twice else fault(columns)
     if wrong:
         raise MadError(f"{whose} cannot be recorded: {wrong}")
+
+
+def begun(cell: Cell) -> str | None:
+    """Return what of a knockoff's initial weights is loaded, and say so; None where there are none.
+
+    Raises:
+        MadError: if they are not fit to be loaded.
+    """
+    if cell.knockoff.initial_weights is None:
+        return None
+    with imagenet.left_out():
+        network = cell.victim.untrained(cell.knockoff.architecture, seed=cell.seed, purpose="knockoff")
+    loaded = cell.knockoff.start(network)
+    err.print(f"knockoff.initial_weights={cell.knockoff.initial_weights}: {loaded}", soft_wrap=True, markup=False)
+    return loaded
 
 
 def facts(cell: Cell) -> dict[str, Any]:

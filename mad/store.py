@@ -107,8 +107,6 @@ class Store:
             model = victim.train(device)
             seconds = time.perf_counter() - start
             tensors = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-            if not all(torch.isfinite(value).all() for value in tensors.values()):
-                raise MadError(f"the training of victim {victim.name} diverged: lower trainer.learning_rate")
             content = save(tensors)
             write(weights, content)
             about = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,18 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Optimizer, lr_scheduler
 
+from mad import simplex
 from mad.augmentation import augmented
 from mad.datasets import Images, batches, fitting, unit, whole
-from mad.device import keep_freed_memory
-from mad.errors import MadError, number
+from mad.device import fast_bfloat16, keep_freed_memory, warn_of_emulation
+from mad.errors import MadError, number, one_of
 from mad.progress import bar
 from mad.seeds import generator
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adagrad")
-SCHEDULES = ("one_cycle", "step")
+SCHEDULES = ("one_cycle", "step", "constant", "cooldown")
 AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "fast")
+USUAL_RATES = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001, "adagrad": 0.01}  # of each optimizer
 EVALUATION_BATCH = 1000
+
+
+class DivergedError(MadError):
+    """A training has ended in weights or answers that are no finite numbers."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +39,20 @@ class Trainer:
         epochs: passes over the training images.
         batch_size: images per step.
         optimizer: ``sgd``, ``momentum`` (SGD with momentum), ``adam`` or ``adagrad``.
-        learning_rate: the peak of ``one_cycle``, the start of ``step``.
+        learning_rate: the highest of the schedule.
         momentum: of ``momentum`` alone.
         weight_decay: L2 penalty.
-        schedule: ``one_cycle`` (up, then down to zero) or ``step`` (a tenth every ``step_epochs``, the paper's).
-        step_epochs: see ``schedule``.
+        schedule: ``one_cycle`` (up, then down to zero); ``step`` (a tenth every ``step_epochs``, the paper's);
+            ``constant``; or ``cooldown`` (constant for three quarters of the steps, then straight down to zero).
+        step_epochs: see ``schedule``; more in proportion where ``min_steps`` makes more epochs.
         min_steps: sets too small to fill these many batches in ``epochs`` get more epochs.
         augment: ``none``; ``crop`` (random crops of the padded image); ``crop_flip`` (and mirrored half of the time);
             or ``resized_crop_flip`` (random parts of it, enlarged, and mirrored half of the time: ImageNet's usual).
-        precision: ``float32``, ``bfloat16`` (weights stay float32) or ``auto``: see ``fast_bfloat16``.
-        knockoff_epochs: passes over a transfer set, whose posteriors take longer to learn than labels; None for
-            ``epochs``.
+        precision: ``float32``; ``bfloat16`` (weights stay float32); ``fast``: bfloat16 where that is faster, see
+            ``fast_bfloat16``; or ``auto``: the same on GPUs, and float32 on CPUs, whose numbers then do not depend on
+            their units. A record says which it was.
+        knockoff: the fields that a stolen model's recipe has otherwise: posteriors take longer to learn than labels,
+            and poisoned ones longer still.
     """
 
     epochs: int
@@ -57,7 +66,7 @@ class Trainer:
     min_steps: int = 0
     augment: str = "none"
     precision: str = "auto"
-    knockoff_epochs: int | None = field(default=None, compare=False)  # a knockoff's recipe holds them as its epochs
+    knockoff: dict[str, Any] = field(default_factory=dict, compare=False)  # a knockoff's recipe has them as its own
     version: ClassVar[int] = 2  # 1 updated the weights in other roundings
 
     def __post_init__(self) -> None:
@@ -67,8 +76,6 @@ class Trainer:
         number("momentum", self.momentum, 0, 1)
         number("weight_decay", self.weight_decay, 0)
         number("min_steps", self.min_steps, 0, whole=True)
-        if self.knockoff_epochs is not None:
-            number("knockoff_epochs", self.knockoff_epochs, 1, whole=True)
         number("step_epochs", self.step_epochs, 1, whole=True)
         for name, value, choices in (
             ("optimizer", self.optimizer, OPTIMIZERS),
@@ -78,23 +85,46 @@ class Trainer:
         ):
             if value not in choices:
                 raise MadError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        known = [each.name for each in fields(self) if each.name != "knockoff"]
+        for name in self.knockoff:
+            one_of("a key of trainer.knockoff", name, tuple(known))
+        try:
+            _ = self.knockoff and self.for_knockoffs()
+        except MadError as error:  # now, and not once the victim is trained
+            raise MadError(f"trainer.knockoff: {error}") from error
 
     def but(self, **changes: Any) -> Trainer:
-        """Return this recipe with the changes that are not None; epochs asked for by name are final."""
+        """Return this recipe, a knockoff's, too, with the changes that are not None; ``min_steps`` stays a floor.
+
+        Another optimizer that comes without a learning rate takes its usual one.
+        """
         given = {name: value for name, value in changes.items() if value is not None}
-        if "epochs" in given:
-            given = {**given, "min_steps": 0, "knockoff_epochs": None}
+        given["knockoff"] = {name: value for name, value in self.knockoff.items() if name not in given}
+        optimizer = given.get("optimizer", self.optimizer)
+        if optimizer != self.optimizer and optimizer in OPTIMIZERS:
+            given.setdefault("learning_rate", USUAL_RATES[optimizer])
         return replace(self, **given)
 
     def for_knockoffs(self) -> Trainer:
         """Return the recipe for a transfer set."""
-        return replace(self, epochs=self.knockoff_epochs or self.epochs, knockoff_epochs=None)
+        return replace(self, **{**self.knockoff, "knockoff": {}})
 
     def fit(self, model: nn.Module, images: Images, targets: Tensor, **how: Any) -> None:
-        """Train ``model`` in place, as ``epochs_of`` does, and leave it in eval mode on its device."""
+        """Train ``model`` in place, as ``epochs_of`` does, and leave it in eval mode on its device.
+
+        Raises:
+            DivergedError: if it ends in weights, or in answers to a batch of ``images``, that are not finite.
+        """
         for _ in self.epochs_of(model, images, targets, **how):
             pass
-        model.eval()
+        rows = how.get("rows")
+        some = torch.arange(len(images))[: self.batch_size] if rows is None else rows[: self.batch_size]
+        sound = all(value.isfinite().all() for value in model.state_dict().values())
+        if not sound or not answering(logits_of(model.eval(), images, how["device"], some)):
+            raise DivergedError(
+                f"the training of {how['task']} diverged at learning_rate={self.learning_rate:g}: "
+                "its weights or answers are not finite; lower that rate"
+            )
 
     def epochs_of(
         self,
@@ -119,6 +149,8 @@ class Trainer:
             task: what the progress bar calls this.
             rows: int64 (B,), which images the targets are of; None for all of them.
         """
+        if self.arithmetic(device) == "bfloat16" and not fast_bfloat16(device):
+            warn_of_emulation(device)
         place(model, device).train()
         images = whole(images, device) if isinstance(images, Tensor) else images
         rows, targets = torch.arange(len(images)) if rows is None else rows, targets.to(device)
@@ -140,12 +172,17 @@ class Trainer:
                     progress(len(some), f"epoch {epoch}/{epochs}", loss)
                 yield epoch
 
+    def arithmetic(self, device: torch.device) -> str:
+        """Return the precision of the forward pass on a device: ``float32`` or ``bfloat16``."""
+        if self.precision == "fast" or (self.precision == "auto" and device.type != "cpu"):
+            return "bfloat16" if fast_bfloat16(device) else "float32"
+        return "float32" if self.precision == "auto" else self.precision
+
     def _loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch, uint8 or float; the forward pass in the chosen precision."""
-        halves = self.precision == "bfloat16" or (self.precision == "auto" and fast_bfloat16(images.device))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=halves):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.arithmetic(images.device) == "bfloat16"):
             logits = model(unit(images).contiguous(memory_format=torch.channels_last))
-        return F.cross_entropy(logits.float(), targets)
+        return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, targets)
 
     def _optimizer(self, model: nn.Module, device: torch.device) -> Optimizer:
         common: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
@@ -159,21 +196,14 @@ class Trainer:
 
     def _scheduler(self, optimizer: Optimizer, steps: int, epochs: int) -> lr_scheduler.LRScheduler:
         """Return a scheduler that is stepped once a batch."""
-        if self.schedule == "step":
-            return lr_scheduler.StepLR(optimizer, self.step_epochs * steps)
         total = epochs * steps
-        warm = max(1, round(0.25 * total))
+        if self.schedule == "step":
+            return lr_scheduler.StepLR(optimizer, round(self.step_epochs * total / self.epochs))
+        warm = max(1, round(0.25 * total)) if self.schedule == "one_cycle" else 1
+        held = {"one_cycle": warm, "cooldown": round(0.75 * total), "constant": total}[self.schedule]
         return lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warm, max(0.0, (total - step) / max(1, total - warm)))
+            optimizer, lambda step: min(1.0, (step + 1) / warm, max(0.0, (total - step) / max(1, total - held)))
         )
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is taken to train faster than float32 there.
-
-    On a CPU without such units it is ten times as slow. Taken on trust on GPUs: not measured on one.
-    """
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
@@ -195,3 +225,8 @@ def logits_of(model: nn.Module, images: Images, device: torch.device, rows: Tens
     """
     size = fitting(EVALUATION_BATCH, images.shape[1:])
     return torch.cat([model(unit(batch)).cpu() for batch in batches(images, rows, size, device)])
+
+
+def answering(logits: Tensor) -> bool:
+    """Whether all logits (B, K) make posteriors: one NaN or +inf makes none."""
+    return simplex.are_posteriors(torch.softmax(logits, dim=1))

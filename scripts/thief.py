@@ -1,7 +1,7 @@
 """Which recipe makes the strongest thief: several on the same answers, scored as they train.
 
     python scripts/thief.py victim=mnist pool=fashion_mnist attack.budget=5000 defense=mad defense.epsilon=0.95 \
-        -- --seeds 0,1,2 --arms momentum-cycle-800,adam-flat-2400 --to docs/bench/thief.jsonl
+        -- --seeds 0,1,2 --arms momentum-cycle-800,adam-cooldown-2400 --to docs/bench/thief.jsonl
 
 What stands before the ``--`` is what `mad-run` takes. Each line of the file is one seed of one arm: the stolen model's
 accuracy on the victim's test split after so many steps, and what an adversary could choose by: cross-entropy and
@@ -35,23 +35,23 @@ from mad.store import Store
 from mad.training import Trainer, logits_of
 
 HELD = 5_000
-MARKS = (100, 200, 400, 800, 1600, 2400, 3200)  # steps after which a model is scored, and at the end
+MARKS = (100, 200, 400, 800, 1600, 2400, 3200, 4800)  # steps after which a model is scored, and at the end
 ARMS: dict[str, dict[str, Any]] = {
     "momentum-cycle": {"optimizer": "momentum", "learning_rate": 0.04, "schedule": "one_cycle"},
     "momentum-constant": {"optimizer": "momentum", "learning_rate": 0.01, "schedule": "constant"},
-    "momentum-flat": {"optimizer": "momentum", "learning_rate": 0.01, "schedule": "flat"},
+    "momentum-cooldown": {"optimizer": "momentum", "learning_rate": 0.01, "schedule": "cooldown"},
     "adam-constant": {"optimizer": "adam", "learning_rate": 0.001, "schedule": "constant"},
     "adam-cycle": {"optimizer": "adam", "learning_rate": 0.001, "schedule": "one_cycle"},
-    "adam-flat": {"optimizer": "adam", "learning_rate": 0.001, "schedule": "flat"},
-    "adam-flat-no-decay": {"optimizer": "adam", "learning_rate": 0.001, "schedule": "flat", "weight_decay": 0.0},
-    "adam-flat-half-rate": {"optimizer": "adam", "learning_rate": 0.0005, "schedule": "flat"},
-    "adam-flat-double-rate": {"optimizer": "adam", "learning_rate": 0.002, "schedule": "flat"},
-    "adam-flat-pool-weights": {"optimizer": "adam", "learning_rate": 0.001, "schedule": "flat"},
+    "adam-cooldown": {"optimizer": "adam", "learning_rate": 0.001, "schedule": "cooldown"},
+    "adam-cooldown-decay": {"optimizer": "adam", "learning_rate": 0.001, "schedule": "cooldown", "weight_decay": 5e-4},
+    "adam-cooldown-half-rate": {"optimizer": "adam", "learning_rate": 0.0005, "schedule": "cooldown"},
+    "adam-cooldown-double-rate": {"optimizer": "adam", "learning_rate": 0.002, "schedule": "cooldown"},
+    "adam-cooldown-pool-weights": {"optimizer": "adam", "learning_rate": 0.001, "schedule": "cooldown"},
 }
 
 
 def answered(cell: Cell, store: Store, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
-    """Return the pool's images, the rows queried with their answers, the rows held out with theirs, and the test split."""
+    """Return the pool's images, the rows asked about and their answers, the budget, and the test split."""
     images, budget, test = gather(cell)
     model, _ = store.victim(cell.victim, device)
     defense = cell.defense.prepared(Setting(cell.victim, model, cell.seed, device, store))

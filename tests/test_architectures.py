@@ -82,7 +82,11 @@ def test_lenet_is_the_published_one():
     ours, theirs = (torch.autograd.grad(out.square().sum(), weights) for out in (own(images), published))
     torch.testing.assert_close(ours, theirs)
     assert sum(value.numel() for value in weights) == 431_080
-    assert [tuple(layer.weight.shape) for layer in (*convolutions, hidden)] == [(20, 1, 5, 5), (50, 20, 5, 5), (500, 800)]
+    assert [tuple(layer.weight.shape) for layer in (*convolutions, hidden)] == [
+        (20, 1, 5, 5),
+        (50, 20, 5, 5),
+        (500, 800),
+    ]
 
 
 def test_parameters_of_the_large_vgg():

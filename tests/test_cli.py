@@ -13,7 +13,14 @@ from conftest import compose
 from mad import cli
 from mad.figures import tradeoff
 
-SMALL = ["pool.size=300", "trainer.epochs=1", "trainer.min_steps=0", "device=cpu"]
+SMALL = [
+    "pool.size=300",
+    "trainer.epochs=1",
+    "trainer.min_steps=0",
+    "knockoff.epochs=2",
+    "knockoff.min_steps=0",
+    "device=cpu",
+]
 
 
 def shell(folder, *arguments):
@@ -226,7 +233,14 @@ def test_figures_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, capf
 
 
 def test_a_knockoff_that_learned_nothing_is_told_in_its_cells_line(mad_run):
-    small = ("pool.size=200", "victim.epochs=1", "knockoff.epochs=1", "defense=none")
+    small = (
+        "pool.size=200",
+        "trainer.epochs=1",
+        "trainer.min_steps=0",
+        "knockoff.epochs=1",
+        "knockoff.min_steps=0",
+        "defense=none",
+    )
     code, _, err = mad_run(*small, "knockoff.learning_rate=1e-9")
     assert code == 0
     (line,) = err.splitlines()

@@ -1,5 +1,6 @@
 """Every YAML below conf/ composes, builds its part, and is named like it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from mad import cli
 from mad.architectures.lenet import LeNet
+from mad.knockoff import CHANGES
 from mad.pipeline import Cell
 
 FILES = sorted(  # but for the launchers, which are Hydra's to build
@@ -113,9 +115,30 @@ def test_the_surrogate_is_trained_as_the_trainer_says():
 
 
 def test_knockoff_recipe_reaches_its_trainer():
-    knockoff = build(compose("knockoff.epochs=3", "knockoff.optimizer=adam").knockoff)
-    assert (knockoff.trainer.epochs, knockoff.trainer.optimizer, knockoff.trainer.min_steps) == (3, "adam", 0)
-    assert knockoff.trainer.weight_decay == 0
+    knockoff = build(compose("knockoff.epochs=3", "knockoff.optimizer=adam", "knockoff.min_steps=7").knockoff)
+    assert (knockoff.trainer.epochs, knockoff.trainer.optimizer, knockoff.trainer.min_steps) == (3, "adam", 7)
+    assert (knockoff.trainer.learning_rate, knockoff.trainer.weight_decay) == (0.001, 0)
+
+
+def test_every_field_of_a_knockoffs_recipe_is_listed_in_its_config():
+    assert set(CHANGES) <= set(compose().knockoff)
+
+
+@pytest.mark.parametrize("name", choices("trainer"))
+@pytest.mark.parametrize(
+    "asked", ["knockoff.epochs=1", "victim.epochs=1", "trainer.epochs=1", "knockoff.schedule=constant"]
+)
+def test_fewer_epochs_are_no_fewer_steps(name, asked):
+    config = compose(f"trainer={name}", asked)
+    steps = {"paper": (0, 0), "fast": (2400, 800)}.get(name, (800, 800))
+    assert tuple(build(config[part]).trainer.min_steps for part in ("knockoff", "victim")) == steps
+
+
+def test_the_papers_knockoff_is_trained_as_its_victim():
+    config = compose("trainer=paper")
+    own, victims = build(config.knockoff).trainer, build(config.victim).trainer
+    assert own == replace(victims, weight_decay=0)
+    assert (own.optimizer, own.learning_rate, own.momentum, own.schedule) == ("momentum", 0.1, 0.5, "step")
 
 
 def test_knockoff_architecture_is_none_by_default():

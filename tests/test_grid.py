@@ -135,7 +135,14 @@ def test_the_config_of_such_an_experiment_can_be_shown(experiment, mad_run, tmp_
 
 def test_a_grid_runs(experiment, mad_run, tmp_path):
     chosen = experiment("defense=none", "defense=mad defense.epsilon=0.4,0.9", body="attack: {budget: 50}")
-    small = ["pool.size=100", "victim.epochs=1", "trainer.min_steps=0", "knockoff.epochs=1", "device=cpu"]
+    small = [
+        "pool.size=100",
+        "victim.epochs=1",
+        "trainer.min_steps=0",
+        "knockoff.epochs=1",
+        "knockoff.min_steps=0",
+        "device=cpu",
+    ]
     code, out, err = mad_run(*chosen, *small, "hydra/launcher=basic")
     assert code == 0, err
     assert len(list(Path("outputs/runs").rglob("record.json"))) == 3

@@ -422,7 +422,14 @@ def test_records_without_the_newer_columns_are_drawn(tmp_path):
 
 @pytest.mark.slow
 def test_an_experiment_runs_in_miniature_and_is_drawn(mad_run, tmp_path, monkeypatch, capfd):
-    small = ["pool.size=60", "victim.epochs=1", "trainer.min_steps=0", "knockoff.epochs=1", "device=cpu"]
+    small = [
+        "pool.size=60",
+        "victim.epochs=1",
+        "trainer.min_steps=0",
+        "knockoff.epochs=1",
+        "knockoff.min_steps=0",
+        "device=cpu",
+    ]
     few = ["attack.budget=20,60", "defense.epsilon=0.95", "hydra/launcher=basic"]
     code, _, err = mad_run("experiment=paper/budget", *few, *small)
     assert code == 0, err

@@ -45,7 +45,14 @@ def test_the_readmes_own_defense_runs(tmp_path):
         "my_conf",
         "defense=flatten",
     ]
-    small = ["pool.size=200", "victim.epochs=2", "knockoff.epochs=1", "device=cpu"]
+    small = [
+        "pool.size=200",
+        "trainer.epochs=2",
+        "trainer.min_steps=0",
+        "knockoff.epochs=1",
+        "knockoff.min_steps=0",
+        "device=cpu",
+    ]
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     done = subprocess.run(command + small, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

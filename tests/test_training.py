@@ -5,20 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, Blobs, Moves, Streamed, Tiny, trainer, victim
+from conftest import CPU, Blobs, Moves, Streamed, Tiny, build, choices, compose, trainer, victim
 
 from mad import training
 from mad.datasets import batches
+from mad.device import fast_bfloat16, warn_of_emulation
 from mad.errors import MadError
 from mad.fingerprint import describe
 from mad.knockoff import Knockoff
 from mad.seeds import generator
+from mad.training import DivergedError
 
 SPLIT = Blobs().train()
+EXACT = SPLIT.images.double() / 255  # in float64 rounding is the same to 1e-12 whatever the CPU's kernels are
 
 
 def fitted(recipe, targets=SPLIT.labels, seed=0, images=SPLIT.images, **further):
-    model = victim().untrained(seed=0, purpose="victim")
+    model = victim().untrained(seed=0, purpose="victim").to(EXACT.dtype if images is EXACT else torch.float32)
     recipe.fit(model, images, targets, seed=seed, device=CPU, task="test", **further)
     return model
 
@@ -51,18 +54,18 @@ PLAIN = {
 
 @pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
 def test_the_loop_is_the_plain_one(optimizer):
-    model = victim().untrained(seed=0, purpose="victim")
+    model = victim().untrained(seed=0, purpose="victim").double()
     plain, order = PLAIN[optimizer](model.parameters()), generator(3, "order of test")
     for _ in range(3):
         for rows in torch.randperm(len(SPLIT.labels), generator=order).split(30):
             plain.zero_grad()
-            log = torch.log_softmax(model(SPLIT.images[rows] / 255), dim=1)
+            log = torch.log_softmax(model(EXACT[rows]), dim=1)
             (-log[torch.arange(len(rows)), SPLIT.labels[rows]].mean()).backward()
             plain.step()
     recipe = trainer(
         epochs=3, batch_size=30, optimizer=optimizer, learning_rate=0.02, weight_decay=0.01, schedule="step"
     )
-    assert torch.allclose(weights(fitted(recipe, seed=3)), weights(model), atol=1e-5)
+    assert torch.allclose(weights(fitted(recipe, seed=3, images=EXACT)), weights(model), rtol=1e-10, atol=1e-10)
 
 
 def test_rows_choose_the_images():
@@ -118,18 +121,59 @@ def test_augmentation_follows_the_seed():
 
 
 def test_precision():
-    auto, full, halves = (fitted(trainer(precision=name)) for name in training.PRECISIONS)
-    assert torch.equal(weights(auto), weights(full))  # on a CPU
+    auto, full, halves = (fitted(trainer(precision=name)) for name in ("auto", "float32", "bfloat16"))
+    assert torch.equal(weights(auto), weights(full))  # on any CPU
     assert halves.head.weight.dtype == torch.float32
     assert not torch.equal(weights(full), weights(halves))
     assert torch.allclose(weights(full), weights(halves), atol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("told", "limit", "fast"),
+    [
+        ({"avx512_bf16": True}, None, True),
+        ({"avx512_bf16": True}, "avx512_core_bf16", True),
+        ({"avx512_bf16": True}, "AVX512_CORE", False),
+        ({"avx512_bf16": True}, "avx2", False),
+        ({"avx512_bf16": False, "avx512_f": True, "avx2": True}, None, False),
+        ({"bf16": True, "neon": True}, None, False),
+    ],
+)
+def test_bfloat16_is_taken_where_the_cpu_has_units_for_it(monkeypatch, told, limit, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: told.get("avx512_bf16", False), raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert fast_bfloat16(CPU) is fast
+    found = [trainer(precision=name).arithmetic(CPU) for name in ("auto", "float32", "bfloat16", "fast")]
+    assert found == ["float32", "float32", "bfloat16", "bfloat16" if fast else "float32"]
+    assert not fast_bfloat16(torch.device("mps"))
+
+
+def test_no_config_names_a_precision_that_another_cpu_lacks():
+    for name in choices("trainer"):
+        assert build(compose(f"trainer={name}").trainer).precision in ("auto", "fast", "float32"), name
+
+
+def test_emulated_bfloat16_is_told_once(monkeypatch, capfd):
+    monkeypatch.setattr(training, "fast_bfloat16", lambda device: False)
+    warn_of_emulation.cache_clear()
+    for _ in range(2):
+        fitted(trainer(precision="bfloat16", epochs=1))
+    assert capfd.readouterr().err.count("trainer.precision=fast") == 1
+    fitted(trainer(precision="fast", epochs=1))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
 def test_labels_and_one_hot_posteriors_are_the_same(optimizer):
     recipe = trainer(epochs=2, optimizer=optimizer, learning_rate=0.01)
-    soft = F.one_hot(SPLIT.labels, 4).float()
-    assert torch.allclose(weights(fitted(recipe)), weights(fitted(recipe, soft)), atol=1e-5)
+    hard, soft = (
+        fitted(recipe, targets, images=EXACT) for targets in (SPLIT.labels, F.one_hot(SPLIT.labels, 4).double())
+    )
+    assert torch.allclose(weights(hard), weights(soft), rtol=1e-10, atol=1e-10)
 
 
 def test_soft_targets_are_learned_as_soft():
@@ -158,6 +202,27 @@ def test_training_leaves_the_global_generator_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+class Opposed(Tiny):
+    """Weights that are not finite reach no answer."""
+
+    def forward(self, images):
+        self.head.bias.data[0] = -torch.inf
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rate", "finite"), [(Tiny, 1e38, False), (Tiny, 3e38, True), (Opposed, 0.1, False)]
+)
+def test_what_ends_in_no_finite_numbers_is_no_network(architecture, rate, finite):
+    """Neither in its weights nor, where those are finite and large, in its answers."""
+    recipe = trainer(epochs=1, batch_size=200, optimizer="sgd", schedule="constant", learning_rate=rate)
+    recipe = recipe.but(epochs=1 if finite else 4)
+    model = victim(architecture=architecture).untrained(seed=0, purpose="victim")
+    with pytest.raises(DivergedError, match=r"^the training of victim x diverged at learning_rate=[\de.+]+: .*lower"):
+        recipe.fit(model, SPLIT.images, SPLIT.labels, seed=0, device=CPU, task="victim x")
+    assert weights(model).isfinite().all() == finite
+
+
 def test_eval_mode_afterwards():
     model = Tiny((1, 8, 8), 4).train()
     trainer(epochs=1).fit(model, SPLIT.images, SPLIT.labels, seed=0, device=CPU, task="test")
@@ -182,18 +247,47 @@ def test_min_steps_means_more_epochs(rates):
     assert torch.equal(weights(few), weights(fitted(trainer(epochs=5))))
 
 
-def test_epochs_asked_for_by_name_are_final():
-    recipe = trainer(min_steps=1000).but(epochs=3)
-    assert (recipe.epochs, recipe.min_steps) == (3, 0)
-    assert trainer(min_steps=1000).but(epochs=None, optimizer="adam").min_steps == 1000
-    assert victim(trainer=trainer(min_steps=1000), epochs=3).trainer == recipe
+def test_no_option_but_its_own_lowers_the_least_number_of_steps(rates):
+    recipe = trainer(epochs=2, min_steps=45, knockoff={"epochs": 4})
+    assert victim(trainer=recipe, epochs=3).trainer == recipe.but(epochs=3)
+    for epochs in (None, 1, 3, 5):
+        for given in (Knockoff(recipe, epochs=epochs).trainer, victim(trainer=recipe, epochs=epochs).trainer):
+            rates.clear()
+            fitted(given)  # 10 steps an epoch
+            assert len(rates) == 50
+    rates.clear()
+    fitted(Knockoff(recipe, epochs=3, min_steps=0).trainer)
+    assert len(rates) == 30
 
 
-def test_a_knockoff_has_its_own_epochs():
-    recipe = trainer(epochs=3, knockoff_epochs=6, min_steps=7)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad"])
+def test_another_optimizer_takes_its_usual_rate(optimizer):
+    assert Knockoff(trainer(), optimizer=optimizer).trainer.learning_rate == training.USUAL_RATES[optimizer]
+    assert Knockoff(trainer(), optimizer=optimizer, learning_rate=0.3).trainer.learning_rate == 0.3
+    assert Knockoff(trainer(optimizer=optimizer), optimizer=optimizer).trainer.learning_rate == 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 7), ("momentum", 0.3), ("schedule", "constant"), ("min_steps", 3), ("weight_decay", 0.1)],
+)
+def test_a_knockoffs_recipe_is_changed_in_one_field(name, value):
+    changed = Knockoff(trainer(), **{name: value})
+    assert changed == Knockoff(trainer(**{name: value}))
+    assert describe(changed) == describe(Knockoff(trainer(**{name: value})))
+
+
+def test_a_knockoff_has_its_own_recipe():
+    recipe = trainer(epochs=3, knockoff={"epochs": 6}, min_steps=7)
     assert Knockoff(recipe) == Knockoff(trainer(epochs=6, min_steps=7))
     assert replace(Knockoff(recipe), weight_decay=0.1).trainer.epochs == 6
-    assert Knockoff(recipe, epochs=2) == Knockoff(trainer(epochs=2))
+    assert Knockoff(recipe, epochs=2) == Knockoff(trainer(epochs=2, min_steps=7))
+    other = trainer(knockoff={"optimizer": "adam", "learning_rate": 0.002, "schedule": "cooldown"})
+    assert Knockoff(other) == Knockoff(trainer(optimizer="adam", learning_rate=0.002, schedule="cooldown"))
+    assert Knockoff(other, learning_rate=0.3) == Knockoff(
+        trainer(optimizer="adam", learning_rate=0.3, schedule="cooldown")
+    )
+    assert Knockoff(other, optimizer="sgd").trainer.learning_rate == training.USUAL_RATES["sgd"]
     assert describe(victim(trainer=recipe)) == describe(victim(trainer=trainer(epochs=3, min_steps=7)))
     assert describe(Knockoff(recipe)) != describe(Knockoff(trainer(epochs=3, min_steps=7)))
 
@@ -201,6 +295,22 @@ def test_a_knockoff_has_its_own_epochs():
 def test_step_schedule_divides_by_ten(rates):
     fitted(trainer(epochs=5, schedule="step", step_epochs=2, learning_rate=0.1))
     assert rates == pytest.approx([0.1] * 20 + [0.01] * 20 + [0.001] * 10)
+
+
+def test_more_epochs_for_small_sets_are_more_epochs_a_step_of_the_schedule(rates):
+    fitted(trainer(epochs=4, min_steps=80, schedule="step", step_epochs=2, learning_rate=0.1))
+    assert rates == pytest.approx([0.1] * 40 + [0.01] * 40)
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_a_constant_rate(rates, epochs):
+    fitted(trainer(epochs=epochs, schedule="constant", learning_rate=0.1))
+    assert rates == [0.1] * 10 * epochs
+
+
+def test_a_cooldown_falls_to_zero_after_three_quarters(rates):
+    fitted(trainer(epochs=4, schedule="cooldown", learning_rate=0.1))
+    assert rates == pytest.approx([0.1] * 31 + [0.1 * left / 10 for left in range(9, 0, -1)])
 
 
 def test_one_cycle_rises_and_falls(rates):
@@ -233,7 +343,9 @@ def test_momentum_is_that_of_momentum_alone():
         ("momentum", 2),
         ("weight_decay", float("nan")),
         ("min_steps", -1),
-        ("knockoff_epochs", 0),
+        ("knockoff", {"epochs": 0}),
+        ("knockoff", {"epoch": 5}),
+        ("knockoff", {"knockoff": {}}),
         ("augment", "mirror"),
         ("precision", "half"),
     ],
@@ -254,7 +366,7 @@ def test_large_images_are_moved_batch_by_batch(monkeypatch, rows):
             sizes = [len(batch) for batch in batches(images, rows, 20, device)]
         model, how = Tiny((1, 8, 8), 4), {"rows": rows, "seed": 0, "device": device, "task": "test"}
         with Moves() as trained:
-            trainer(epochs=2).fit(model, images, targets, **how)
+            list(trainer(epochs=2).epochs_of(model, images, targets, **how))
         return sizes, moved.sizes, trained.sizes
 
     # ``meta`` has no lower precisions to switch on

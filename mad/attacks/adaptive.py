@@ -17,7 +17,7 @@ from mad.datasets import Images, batches, unit
 from mad.errors import MadError, number, one_of
 from mad.progress import bar
 from mad.seeds import generator
-from mad.training import place
+from mad.training import DivergedError, place
 
 REWARDS = ("certainty", "diversity", "loss")
 WINDOW = 25  # rewards that the baseline is the mean of
@@ -73,6 +73,11 @@ class KnockoffAdaptive(Attack):
                     with torch.no_grad():
                         logits = network.eval()(there).cpu()
                     rewards["loss"] = F.cross_entropy(logits, targets, reduction="none")
+                    if not rewards["loss"].isfinite().all():
+                        raise DivergedError(
+                            f"the network that attack adaptive takes its rewards from diverged within {api.queries} "
+                            f"queries: lower attack.learning_rate={self.learning_rate:g}"
+                        )
                     if left:
                         optimizer.zero_grad()
                         F.cross_entropy(network.train()(there), targets.to(adversary.device)).backward()

@@ -16,7 +16,7 @@ from mad.attacks.base import REQUEST, Attack, TransferSet, ask
 from mad.datasets import Images, batches, fitting, space, unit
 from mad.errors import MadError, number
 from mad.seeds import generator
-from mad.training import Trainer
+from mad.training import DivergedError, Trainer
 
 BATCH = 256  # images whose gradients are computed at once
 
@@ -113,10 +113,7 @@ class Jacobian(Attack):
             if held == budget:
                 break
             known = TransferSet(images[:held], torch.arange(held), answers[:held])
-            while diverged(substitute := adversary.train(known, f"substitute {turn}", self.trainer(held, rate))):
-                if rate < self.learning_rate / 100:
-                    raise MadError(f"substitute {turn} diverges at attack.learning_rate={rate:g}, too; lower it")
-                rate /= 2
+            substitute, rate = self._substitute(adversary, known, turn, rate)
             parents = self.parents(held, turn, adversary.seed)[: -(-(budget - held) // self.divisor)]
             new = slice(held, min(budget, held + len(parents) * self.children))
             asked = self._moved(substitute, known, parents, turn, adversary.device, images[new])
@@ -127,6 +124,18 @@ class Jacobian(Attack):
                     images[some] = images[of]
             held = new.stop
         return TransferSet(images, torch.arange(budget), answers, facts={"substitute_learning_rate": rate})
+
+    def _substitute(self, adversary: Adversary, known: TransferSet, turn: int, rate: float) -> tuple[nn.Module, float]:
+        """Return a substitute and the rate, ``rate`` or less, at which its training did not diverge."""
+        while True:
+            try:
+                return adversary.train(known, f"substitute {turn}", self.trainer(len(known.rows), rate)), rate
+            except DivergedError as error:
+                if rate < self.learning_rate / 100:
+                    raise MadError(
+                        f"substitute {turn} diverges at attack.learning_rate={rate:g}, too; lower it"
+                    ) from error
+                rate /= 2
 
     def trainer(self, held: int, rate: float) -> Trainer:
         """Return the recipe of a substitute that learns ``held`` images at a rate."""
@@ -176,11 +185,6 @@ class Jacobian(Attack):
                 asked = space(*stored.shape) if asked is stored else asked
                 asked[new] = about[: len(place)]
         return asked
-
-
-def diverged(network: nn.Module) -> bool:
-    """Whether training has left weights that are no numbers."""
-    return not all(weights.isfinite().all() for weights in network.parameters())
 
 
 def ascent(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from mad.datasets import Images, batches, unit
 from mad.errors import number
 from mad.progress import bar
 from mad.seeds import generator
+from mad.training import DivergedError
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,15 @@ class Online(Attack):
                 answers.append(api(images))
                 targets = adversary.recovery(answers[-1]).to(adversary.device)
                 loss = F.cross_entropy(network(images.to(adversary.device)), targets)
+                if not loss.isfinite():
+                    raise DivergedError(
+                        f"the network of attack online diverged within {api.queries} of {api.budget} queries: "
+                        f"lower attack.learning_rate={self.learning_rate:g}"
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 progress(len(images), "", loss)
         # The knockoff's own recipe was not used.
         facts = {"knockoff_epochs": 1, "knockoff_optimizer": "sgd", "knockoff_learning_rate": self.learning_rate}
-        return TransferSet(pool, rows, torch.cat(answers), network, facts)
+        return TransferSet(pool, rows, torch.cat(answers), network, {**facts, "precision": "float32"})

@@ -21,7 +21,14 @@ from common import arguments, paired, report
 
 RUN = "from mad.cli import run; run()"
 IMPORTS = "import mad.cli, mad.pipeline, mad.store, mad.records, mad.table, mad.figures.tradeoff"
-CELL = ("pool.size=200", "trainer.epochs=1", "trainer.min_steps=0", "device=cpu")
+CELL = (
+    "pool.size=200",
+    "trainer.epochs=1",
+    "trainer.min_steps=0",
+    "knockoff.epochs=2",
+    "knockoff.min_steps=0",
+    "device=cpu",
+)
 
 
 def starter(folder: Path, words: list[str], spent: list[float]) -> Callable[[], str]:

@@ -39,7 +39,8 @@ def prepare(victim: str, pool: str, budget: int, epochs: int, data_root: str) ->
     from mad.seeds import generator
 
     cli.register_aliases()
-    wanted = {"victim": victim, "pool": pool, "knockoff.epochs": epochs, "data_root": data_root}
+    wanted: dict[str, Any] = {"victim": victim, "pool": pool, "knockoff.epochs": epochs, "data_root": data_root}
+    wanted["knockoff.min_steps"] = "0" if epochs else ""
     with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
         config = hydra.compose("config", overrides=[f"{key}={value}" for key, value in wanted.items() if value])
     made = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in cli.PARTS}

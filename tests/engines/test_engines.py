@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["pool.size=200", "trainer.epochs=1", "trainer.min_steps=0", "device=cpu", "defense=moody"]
+SMALL = [
+    "pool.size=200",
+    "trainer.epochs=1",
+    "trainer.min_steps=0",
+    "knockoff.epochs=2",
+    "knockoff.min_steps=0",
+    "device=cpu",
+    "defense=moody",
+]
 NEEDS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 PLUGIN = '''
 import os, pathlib, signal, time

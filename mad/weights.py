@@ -1,0 +1,133 @@
+"""A file's weights into a network: which of its tensors belong where, and whether they are fit to be loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mad.architectures.library import last_layer
+from mad.errors import MadError
+
+WRAPPERS = re.compile(r"((module|model|network|_orig_mod)\.)+")  # what may stand before the names of weights
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNTER = "num_batches_tracked"  # no answer depends on it, and older files lack it
+SHOWN = 3
+
+
+def load_into(model: nn.Module, content: bytes) -> str:
+    """Load the weights of a safetensors file into a network; return what was loaded and what was not.
+
+    All but the last layer must be there, in the network's shapes; the last layer is loaded whole or left as it was.
+    Names may have a prefix of ``WRAPPERS``, in the file or in the network.
+
+    Args:
+        model: changed in place, or not at all.
+        content: the file's.
+
+    Raises:
+        MadError: if the file does not hold that; the text goes on a sentence that names the file.
+    """
+    from safetensors.torch import load
+
+    try:
+        given = load(content)
+    except Exception as error:
+        raise MadError(f"cannot be read as safetensors ({error}): save it with safetensors.torch.save_file") from error
+    own, last = model.state_dict(), last_path(model) + "."
+    named = pairs(given, own)
+    fits = {name: theirs for name, theirs in named.items() if given[theirs].shape == own[name].shape}
+    absent = [name for name in own if name not in fits]
+    body = [name for name in absent if not name.startswith(last) and not name.endswith(COUNTER)]
+    if body:
+        why = [f"{name} {shape(own[name])} {fault(given, named.get(name))}" for name in body]
+        raise MadError(
+            f"fits {len(fits)} of the network's {len(own)} tensors, and must fit all but the last layer's: {few(why)}; "
+            "give weights of this architecture"
+        )
+    if any(name.startswith(last) for name in absent):
+        fits = {name: theirs for name, theirs in fits.items() if not name.startswith(last)}
+    if not fits:
+        raise MadError(f"has no tensor that fits the network, such as {few([f'{n} {shape(own[n])}' for n in own])}")
+    model.load_state_dict(own | {name: value(theirs, given[theirs], own[name]) for name, theirs in fits.items()})
+    return told(fits, given, own)
+
+
+def last_path(model: nn.Module) -> str:
+    """Return the path of a network's last layer: its ``head``, or else what was registered last."""
+    head = getattr(model, "head", None)
+    return next((path for path, part in model.named_modules() if part is head), None) or last_layer(model)[0]
+
+
+def pairs(given: Collection[str], own: Collection[str]) -> dict[str, str]:
+    """Return the file's name of each tensor of the network that it holds, prefixes aside.
+
+    Raises:
+        MadError: if two names of the file are one.
+    """
+    bare = {plain(name): name for name in own}
+    found: dict[str, str] = {}
+    for theirs in sorted(given):
+        name = theirs if theirs in own else bare.get(plain(theirs))
+        if name is None:
+            continue
+        if name in found:
+            raise MadError(f"has two tensors for {name}, {found[name]!a} and {theirs!a}: leave one")
+        found[name] = theirs
+    return found
+
+
+def plain(name: str) -> str:
+    """Return a tensor's name without the prefixes of wrappers."""
+    match = WRAPPERS.match(name)
+    return name[match.end() :] if match else name
+
+
+def value(name: str, given: Tensor, own: Tensor) -> Tensor:
+    """Return a tensor of the file as the network takes it: floats of any common width, or the same whole numbers.
+
+    Raises:
+        MadError: if it is of another kind, or not finite as the network takes it.
+    """
+    if given.dtype != own.dtype and not (given.dtype in FLOATS and own.dtype in FLOATS):
+        raise MadError(f"holds {name!a} as {kind(given)}, the network takes {kind(own)}: convert it")
+    made = given.to(own.dtype)
+    if not made.isfinite().all():
+        raise MadError(f"holds NaN or infinite values in {name!a}: give weights that were trained without diverging")
+    return made
+
+
+def told(fits: Mapping[str, str], given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Return in words what was loaded, from where, and what was not."""
+    said = [f"{len(fits)} of {len(own)} tensors loaded"]
+    prefixed = [f"{fits[name]!a} as {name}" for name in own if fits.get(name, name) != name]
+    left, unused = [name for name in own if name not in fits], [f"{name!a}" for name in given.keys() - fits.values()]
+    cast = sorted({kind(given[theirs]) for name, theirs in fits.items() if given[theirs].dtype != own[name].dtype})
+    said += [f"{len(prefixed)} of them named with or without a prefix, such as {prefixed[0]}"] if prefixed else []
+    said += [f"converted from {', '.join(cast)}"] if cast else []
+    said += [f"left as drawn: {few(left)}"] if left else []
+    said += [f"in the file but not in the network: {few(sorted(unused))}"] if unused else []
+    return "; ".join(said)
+
+
+def few(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def fault(given: Mapping[str, Tensor], name: str | None) -> str:
+    """Return why a tensor of the network finds none in the file."""
+    return "is absent" if name is None else f"is {shape(given[name])} there"
+
+
+def shape(tensor: Tensor) -> str:
+    """Return a tensor's shape as text."""
+    return str(tuple(tensor.shape))
+
+
+def kind(tensor: Tensor) -> str:
+    """Return the name of a tensor's type."""
+    return str(tensor.dtype).removeprefix("torch.")
