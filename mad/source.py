@@ -39,8 +39,8 @@ def source(thing: Any) -> str | None:
     found: dict[str, bytes] = {}
     for part in inspect.getmro(thing) if inspect.isclass(thing) else [thing]:
         if part.__module__ in MAIN or (part is thing and not located(spec_of(part.__module__))):
-            found["__main__"] = written(part)
-            follow_imports(found["__main__"], "", "", found)
+            content = found[f"__main__.{part.__qualname__}"] = written(part)
+            follow_imports(content, "", "", found)
         else:
             follow(part.__module__, top(thing.__module__), found)
     hashes = [[name, hashlib.sha256(content).hexdigest()] for name, content in sorted(found.items())]

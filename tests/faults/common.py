@@ -64,7 +64,11 @@ def finished(outputs):
 
 def leftovers(outputs):
     """Temporary, damaged and lock files, and what a sweep hides in its folder."""
-    return [file for pattern in (".*.tmp", "*.lock", "*.damaged", "*.turn", ".held") for file in outputs.rglob(pattern)]
+    return [
+        file
+        for pattern in (".*.tmp", "*.lock", "*.damaged", "*.turn", "*.renewed", ".held")
+        for file in outputs.rglob(pattern)
+    ]
 
 
 def draw_nothing(monkeypatch):
