@@ -48,9 +48,10 @@ def grid(head: str, labels: list[str], columns: list[Column], width: int) -> tup
         width: characters a line.
     """
     longest, shown = min(LABEL, max(map(cell_len, [head, *labels]))), [each for each in columns if not each.rank]
-    for each in sorted(columns, key=lambda each: each.rank):
-        if each.rank and longest + each.width + sum(one.width for one in shown) <= width:
-            shown.append(each)
+    for each in sorted((each for each in columns if each.rank), key=lambda each: each.rank):
+        if longest + each.width + sum(one.width for one in shown) > width:
+            break
+        shown.append(each)
     shown = [each for each in columns if each in shown]
     room = max(1, width - sum(each.width for each in shown))
     first = max([cell_len(each) for each in [head, *labels] if cell_len(each) <= room], default=0)
