@@ -156,7 +156,8 @@ def test_nothing_is_cut_off_and_nothing_overprints(curves):
         for bars in axes.containers:
             for x, y in axes.transData.transform(bars.lines[0].get_xydata()):
                 assert not any(text.contains(x, y) for text in texts)
-    assert "n" * 64 in [text.get_text() for text in legend.get_texts()]  # a name is not broken
+    said = [text.get_text() for text in legend.get_texts()]
+    assert curves == 1 or "n" * 64 in said  # a name is not broken
 
 
 def test_each_two_curves_differ_in_two_of_hue_marker_and_dash():
