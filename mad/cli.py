@@ -86,20 +86,22 @@ def task(config: DictConfig) -> None:
     """Run one cell; in a sweep, leave a note for the sweep's end instead of raising."""
     if HydraConfig.get().mode == RunMode.RUN:
         try:
-            finish([cell_path(config)], Path(config.outputs))
+            finish([cell_path(config)[0]], Path(config.outputs))
         except Exception as error:  # raised, it would pass through Hydra, which adds lines of its own
             report(error)
             sys.exit(1)
         return
     settle(HydraConfig.get())
-    sweep = Path(HydraConfig.get().sweep.dir)
+    sweep, number = Path(HydraConfig.get().sweep.dir), HydraConfig.get().job.num
     overrides, doubt = list(HydraConfig.get().overrides.task), notes.doubt(sweep)
+    notes.start(sweep, number, {"overrides": overrides, "doubt": doubt})
     try:
-        found = {"record": str(cell_path(config, sweep))}
+        path, made = cell_path(config, sweep)
+        found = {"record": str(path)}
     except Exception as error:
         report(error)
-        found = {"error": one_line(error)}
-    notes.note(sweep, HydraConfig.get().job.num, {"overrides": overrides, "doubt": doubt, **found})
+        found, made = {"error": one_line(error)}, False
+    err.print(notes.over(sweep, number, found, made=made), soft_wrap=True)
 
 
 def settle(hydra_config: Any) -> None:
@@ -112,8 +114,12 @@ def settle(hydra_config: Any) -> None:
         progress.plain = True
 
 
-def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
-    """Run the config's cell, and its undefended reference; return its record's path below the outputs folder."""
+def cell_path(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool]:
+    """Run the config's cell, and its undefended reference.
+
+    Returns:
+        the path of its record below the outputs folder, and whether anything had to be made.
+    """
     from mad.device import choose, use_threads  # torch is imported only once the config is known to be right
     from mad.pipeline import run
     from mad.store import Store
@@ -125,19 +131,22 @@ def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
         raise MadError(f"force must be false, true (this cell) or all (its networks, too), got {config.force!r}")
     renewed = set[str]() if sweep is None else notes.Renewed(sweep)
     store = Store(config.outputs, renewed if config.force == "all" else None)
+    made, order = False, in_turn(cell, sweep)
     with store.noting_failure(cell.path):  # its reference may fail before it is begun
-        for this in in_turn(cell, sweep):
+        for place, this in enumerate(order, 1):
             force = config.force is True and this is cell
             record, kept = run(this, store, device, force=force, overrides=said(this is cell))
+            made |= not kept
             how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
+            of = f", {place} of {len(order)}" if sweep is None and len(order) > 1 else ""
             strength = "" if record["strength"] is None else f" {record['dial']}={record['strength']:g}"
             err.print(
                 f"{record['victim']} {record['defense']}{strength}: "
                 f"defended {record['defended_accuracy']:.1%}, "
-                f"stolen {record['stolen_accuracy']:.1%} ({how}){'' if record.get('learned', True) else DULL}",
+                f"stolen {record['stolen_accuracy']:.1%} ({how}){of}{'' if record.get('learned', True) else DULL}",
                 soft_wrap=True,
             )
-    return cell.path
+    return cell.path, made
 
 
 def said(defended: bool) -> str:
@@ -176,8 +185,7 @@ class SweepEnd(Callback):
         try:
             engines.go_on(config.hydra.launcher._target_)
             jobs = grid.jobs(config, list(config.hydra.overrides.task)) if grid.chosen(config) else []
-            for number, each in enumerate(jobs):
-                notes.note(Path(config.hydra.sweep.dir), number, {"overrides": each})
+            notes.plan(Path(config.hydra.sweep.dir), jobs)
         except Exception as error:  # raised, it would become a warning of Hydra's
             report(error)
             sys.exit(1)

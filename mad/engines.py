@@ -16,6 +16,8 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
+from mad.notes import tell
+
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 SLOT = "MAD_SLOT"  # which of the processes that share this machine one is
 IDLE_SECONDS = 60.0  # a worker whose sweep was killed ends by itself after these
@@ -123,9 +125,11 @@ class Submitted:
         self.jobs = jobs
 
     def __iter__(self) -> Iterator[Submitted]:
+        told = 0
         try:
             for job in self.jobs:
                 job.wait()
+                told = tell(told)  # the jobs print into files of their own
                 yield self
         except BaseException:
             for job in self.jobs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import socket
+import time
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -84,9 +85,86 @@ def doubt(folder: Path) -> str | None:
     return None
 
 
+def plan(folder: Path, jobs: list[list[str]]) -> None:
+    """Write a note for each job that will be launched: one that dies can leave none of its own."""
+    for number, each in enumerate(jobs):
+        note(folder, number, {"overrides": each, "jobs": len(jobs)})
+
+
 def note(folder: Path, number: int, content: Record) -> None:
     """Write the note of one of a sweep's jobs; whoever reads sees the old one or the new one."""
     write(folder / f"{number}.json", json.dumps(content).encode())
+
+
+def start(folder: Path, number: int, content: Record) -> None:
+    """Add to the note of a job that it has begun, and what else is known of it."""
+    with suppress(OSError, ValueError):  # of a sweep whose jobs were not known beforehand there is none
+        content = json.loads((folder / f"{number}.json").read_text()) | content
+    note(folder, number, content | {"since": time.time()})
+
+
+def over(folder: Path, number: int, found: Record, *, made: bool) -> str:
+    """Add to the note of a job what became of it, and whether it was made or kept; return where the sweep stands."""
+    own = json.loads((folder / f"{number}.json").read_text())
+    note(folder, number, own | found | ({"seconds": time.time() - own["since"]} if made else {}))
+    every = read(folder)
+    ended = sum(map(is_over, every))
+    places = (place for place in range(ended, 0, -1) if first(folder, f"over-{place}"))  # each is said once
+    return standing(every, next(places, ended), free=1)
+
+
+def tell(before: int) -> int:
+    """Print where the sweep stands that this process holds, if more than so many jobs are over; return how many are."""
+    for _, file in OPEN:
+        every = read(Path(file.name).parent)
+        ended = sum(map(is_over, every))
+        if ended > before:
+            err.print(standing(every, ended), soft_wrap=True)
+            before = ended
+    return before
+
+
+def is_over(note: Record) -> bool:
+    """Tell whether a job's note says what became of it."""
+    return "record" in note or "error" in note
+
+
+def standing(every: list[Record], place: int, free: int = 0) -> str:
+    """Say how many of a sweep's jobs are over, of how many, and how long the others will take.
+
+    That is told from the jobs that were made in this sweep: those that were kept took no time.
+
+    Args:
+        every: the sweep's notes.
+        place: how many are over.
+        free: how many processes are about to take their next job.
+    """
+    planned = max(each.get("jobs", 0) for each in every)
+    if not planned:  # a sweeper that chooses them as it goes
+        return f"{place} done"
+    running = [time.time() - each["since"] for each in every if "since" in each and not is_over(each)]
+    waiting = sum("since" not in each for each in every)
+    taken = min(free, waiting)
+    seconds = [each["seconds"] for each in every if "seconds" in each]
+    rest = left(seconds, running + [0.0] * taken, waiting - taken) if seconds and (running or waiting) else ""
+    return ", ".join(filter(None, [f"{place} of {planned}", rest]))
+
+
+def left(finished: list[float], running: list[float], missing: int) -> str:
+    """Estimate the time left: finished cells' mean, for what is missing and what running cells lack of it.
+
+    Args:
+        finished: seconds that finished cells took.
+        running: seconds since running cells were begun; as many go on side by side.
+        missing: how many have not begun.
+    """
+    if not running and not missing:
+        return "nothing left to do"
+    if not finished:
+        return "time left unknown until a cell is done"
+    mean = sum(finished) / len(finished)
+    seconds = (missing * mean + sum(max(0.0, mean - gone) for gone in running)) / max(1, len(running))
+    return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
 
 def read(folder: Path) -> list[Record]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a mistake on the command line needs none of it
@@ -26,27 +25,49 @@ class Terminal(Console):
         return super().render_str(known, **{**how, "markup": False})
 
 
-# A narrow terminal or a file wraps lines itself: folding numbers inside their columns is unreadable.
-out = Terminal(highlight=False, width=max(120, shutil.get_terminal_size().columns))
+FILE = 80  # characters of a line in a file or a pipe, whatever the terminal
+out = Terminal(highlight=False)
+if not out.is_terminal:
+    out.width = FILE
 err = Terminal(stderr=True, highlight=False)
 REFRESHES_A_SECOND = 4
 plain = False  # several processes print at once: lines, and no bars
 
 
+def fitting(name: int, width: int) -> list[ProgressColumn]:
+    """Return a bar's columns, those for which a terminal has room: what is left to wait is the last to go.
+
+    Args:
+        name: characters of the task's name.
+        width: of the terminal, in characters.
+    """
+    known: list[tuple[int, int, ProgressColumn]] = [  # in the order to show them: rank, characters at most
+        (0, name, TextColumn("{task.description}")),
+        (3, 12, BarColumn(bar_width=12)),
+        (2, 15, TextColumn("{task.fields[stage]}")),
+        (5, 11, TextColumn("{task.fields[loss]}")),
+        (6, 18, TextColumn("{task.fields[rate]}")),
+        (4, 8, TimeElapsedColumn()),
+        (1, 8, TimeRemainingColumn()),
+    ]
+    room, shown = width, []
+    for place in sorted(range(len(known)), key=lambda place: known[place][0]):
+        rank, taken, _ = known[place]
+        if taken < room or not rank:
+            shown.append(place)
+            room -= taken + 1
+        else:
+            break
+    return [known[place][2] for place in sorted(shown)]
+
+
 @contextmanager
 def bar(task: str, total: int) -> Iterator[Callable[[int, str, Tensor | None], None]]:
-    """Show a bar over ``total`` images: stage, loss, images per second, time gone and left.
+    """Show a bar over ``total`` images: stage, loss, images per second, time gone and left, as there is room.
 
     Yields a function of (images done, stage, loss). Nothing is drawn where stderr is no terminal.
     """
-    columns = (
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[stage]} {task.fields[loss]}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = fitting(len(task), err.width)
     watched = err.is_terminal and not plain
     with Progress(*columns, console=err, disable=not watched, refresh_per_second=REFRESHES_A_SECOND) as progress:
         row = progress.add_task(task, total=total, stage="", loss="", rate="")

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from mad import cli, grid
 from mad.errors import MadError
 from mad.files import DamagedError, Record, below, holder, lock_file, write
-from mad.notes import SWEEPS, begin
+from mad.notes import SWEEPS, begin, left
 from mad.progress import out
 
 if TYPE_CHECKING:
@@ -187,20 +187,3 @@ def why(state: str, detail: Record) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(detail["since"]))
         return f" (process {detail['pid']} on {detail['host']} since {since})"
     return f": {detail['error']}" if state == "failed" else ""
-
-
-def left(finished: list[float], running: list[float], missing: int) -> str:
-    """Estimate the time left: finished cells' mean, for what is missing and what running cells lack of it.
-
-    Args:
-        finished: seconds that finished cells took.
-        running: seconds since running cells were begun; as many go on side by side.
-        missing: how many have not begun.
-    """
-    if not running and not missing:
-        return "nothing left to do"
-    if not finished:
-        return "time left unknown until a cell is done"
-    mean = sum(finished) / len(finished)
-    seconds = (missing * mean + sum(max(0.0, mean - gone) for gone in running)) / max(1, len(running))
-    return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"

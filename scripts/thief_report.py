@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t
 
-from mad.figures.tradeoff import STYLES
+from mad.figures.drawing import marks
 
 AWAY = ("outputs", "data_root", "defense")
 
@@ -64,18 +64,14 @@ def draw(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw a theft's curves: a color a recipe, dashed where nothing is defended."""
     recipes = sorted(rows.groupby(["recipe", "last"]).groups)
     for (defense, recipe, last), some in rows.groupby(["defense", "recipe", "last"]):
-        color, marker, _ = STYLES[recipes.index((recipe, last)) % len(STYLES)]
+        style = {**marks(recipes.index((recipe, last))), "linestyle": "--" if defense == "none" else "-"}
         found = some.groupby("steps").stolen.agg(["mean", interval]) * 100
-        dashes = "--" if defense == "none" else "-"
         label = f"{recipe}, {last} steps" + (", undefended" if defense == "none" else "")
         axes.errorbar(
             found.index,
             found["mean"],
             yerr=found["interval"],
-            color=color,
-            marker=marker,
-            linestyle=dashes,
-            markersize=4,
+            **style | {"markersize": 4},
             capsize=2,
             linewidth=1.2,
             label=label,

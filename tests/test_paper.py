@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from test_figures import row
 
 from mad import cli, grid, records
-from mad.figures import cells, ledger, measures, moves, online, paper, plane, table1
+from mad.figures import cells, drawing, ledger, measures, moves, online, paper, plane, table1
 from mad.pipeline import Cell
 
 NAMES = sorted(file.stem for file in (cli.config_dir() / "experiment" / "paper").glob("*.yaml"))
@@ -295,6 +295,75 @@ def test_the_legend_covers_no_data_and_text_is_readable():
         sizes += [label.get_fontsize() for axes in figure.axes for label in (axes.xaxis.label, axes.title)]
         sizes += [text.get_fontsize() for axes in figure.axes for text in axes.get_xticklabels()]
         assert min(sizes) >= 8
+
+
+def test_titles_and_legends_fit_whatever_the_names():
+    other = [{**each, "victim": "v" * 64, "pool": "p" * 64, "learned": False} for each in ALL]
+    moved = curve_rows("mad", {0.95: 0.6}, knockoff_architecture="torchvision efficientnet_v2_large")
+    both = cells.thefts(records.frame([*ALL, *moved, *other]))
+    for draw in paper.FIGURES.values():
+        figure = draw(both)
+        figure.draw_without_rendering()
+        for artist in (figure.texts[0], *figure.legends, *(axes.title for axes in figure.axes)):
+            edges = artist.get_window_extent().transformed(figure.transFigure.inverted())
+            assert -0.001 <= edges.x0 <= edges.x1 <= 1.001
+            assert 0 <= edges.y0 <= edges.y1 <= 1
+        assert min(axes.bbox.height for axes in figure.axes) > 1.5 * figure.dpi
+
+
+def test_no_two_strengths_look_alike_and_points_lie_above_marks():
+    rows = [study(at, 20, "2 1 1") for at in np.linspace(0.1, 2, 20)]
+    for draw in (online.fig6, online.fig7):
+        lines = [line for line in draw([theft(rows)]).axes[0].lines if line.get_label().startswith("epsilon")]
+        assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == 20
+    swept = [curve_rows("mad", dict.fromkeys(np.linspace(0.1, 1, 9), 0.5), budget=budget) for budget in (5, 50)]
+    found = moves.budget([theft([*KNOCKOFF, *swept[0], *swept[1]])]).axes[0].containers
+    assert len({(bars.lines[0].get_color(), bars.lines[0].get_marker()) for bars in found}) == len(found) >= 9
+    for axes in plane.fig4([theft(ALL)]).axes:
+        marks = [line for line in axes.lines if line.get_label().startswith(("ideal", "undefended"))]
+        curves = [bars.lines[0].get_zorder() for bars in axes.containers]
+        assert max(line.get_zorder() for line in marks) < min(curves)
+    for axes in moves.fig9([theft(ALL)]).axes:
+        low, high = axes.get_xlim()
+        assert all(low < x < high for bars in axes.containers for x in bars.lines[0].get_xdata())
+
+
+IDLE = [each if each["strength"] != 0.95 or each["seed"] else {**each, "learned": False} for each in ALL]
+
+
+@pytest.mark.parametrize("name", ["fig3", "fig4", "fig5", "fig8", "fig9", "budget"])
+def test_a_thief_that_learned_nothing_is_crossed_out(name):
+    for rows, crossed in ((ALL, False), (IDLE, True)):
+        figure = paper.FIGURES[name]([theft(rows)])
+        lines = [line for axes in figure.axes for line in axes.lines if line.get_label() == drawing.LEARNED_NOTHING]
+        assert bool(lines) == crossed
+        if crossed and name == "fig3":
+            assert [70.5, 98.5] in np.concatenate([line.get_xydata() for line in lines]).round(6).tolist()
+
+
+def test_a_thief_that_learned_nothing_is_marked_in_the_ledger_and_table_1(capfd):
+    text = "accuracy that MAD leaves knockoff at a mean L1 of 0.95, %"
+    line = claim(text, IDLE)
+    assert line["our_mean"] == claim(text)["our_mean"] + " !" == "70.5 !"
+    assert "learned nothing" in line["our_where"]
+    for other in ("accuracy of the victim, %", "accuracy of knockoff's stolen model, no defense, %"):
+        assert claim(other, IDLE) == claim(other)
+    rows = [{**each, "learned": bool(each["seed"])} for each in KNOCKOFF if each["defense"] == "none"]
+    assert claim("accuracy of the victim, %", rows)["our_mean"] == "99"
+    found = table1.table1([theft(rows)])
+    assert found.knockoff.tolist() == ["96.5 ± 0.7 !"]
+    assert found["victim %"].tolist() == ["99.0 ± 0.0"]
+    table1.show(found)
+    assert "!: a stolen model learned nothing" in capfd.readouterr().out
+
+
+def test_table_1_is_readable_at_80_columns(capfd):
+    long = {"victim": "a_victim_of_some_length", "pool": "a_pool_with_a_name_of_some_length"}
+    table1.show(table1.table1([theft([{**each, **long} for each in ALL])]))
+    out = capfd.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "a_victim_of_some_length stolen with a_pool_with_a_name_of_some_length" in out
+    assert "90.5 ± 0.7" in out
 
 
 def test_table_1_is_of_undefended_victims():

@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from mad.scenes import counted, learned
+
 VALUES = ["victim_accuracy", "defended_accuracy", "stolen_accuracy", "l1_mean"]
 VICTIM = ["architecture", "victim_epochs"]  # what victims of one name differ in
 FILLED = {
@@ -126,8 +128,11 @@ def curve(rows: pd.DataFrame, defense: str, dial: str | None = None) -> pd.DataF
 
 
 def points(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return mean, least and greatest of each value over the seeds, by strength; accuracies in percent."""
-    percent = rows[VALUES] * [100, 100, 100, 1]
+    """Return mean, least and greatest of each value over the seeds, by strength; accuracies in percent.
+
+    The least of ``learned`` is whether all stolen models learned anything.
+    """
+    percent = (rows[VALUES] * [100, 100, 100, 1]).assign(learned=learned(rows).astype(float))
     return percent.groupby(rows.strength).agg(["mean", "min", "max"])
 
 
@@ -136,6 +141,5 @@ def shown(theft: Theft, *parts: pd.DataFrame) -> str:
     rows: Any = pd.concat(parts)
     budgets = " / ".join(f"{budget:,}" for budget in sorted(set(rows.budget)))
     seeds = [part.groupby(["defense", "defense_settings", "strength"], dropna=False).seed.nunique() for part in parts]
-    least, most = int(min(each.min() for each in seeds)), int(max(each.max() for each in seeds))
-    said = f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
+    said = counted([number for each in seeds for number in each])
     return f"{theft.victim} stolen with {theft.pool}\n{budgets} queries, {said}"

@@ -1,7 +1,8 @@
-"""What the paper's figures are drawn with; sizes are those of print."""
+"""What figures are drawn with: sizes are those of print, and nothing is cut off."""
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -10,30 +11,48 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-
-from mad.figures.tradeoff import INK, STYLES
+from matplotlib.text import Text
 
 PANEL = (3.1, 2.7)  # inches
+LEAST = 1.7  # inches that a panel's axes are high
 SMALL = 8
+INK = "#444444"
 BARS: dict[str, Any] = {"capsize": 2, "elinewidth": 0.8}
-NAMES = {
-    "mad": 0,
-    "mad_argmax": 1,
-    "reverse_sigmoid": 2,
-    "random_noise": 3,
-    "dp_sgd": 4,
-    "mad_identity": 2,
-    "mad_random": 3,
-    "knockoff": 0,
-    "jbda": 1,
-    "jbself": 2,
-    "jbtop3": 3,
-}  # a name has the same marks in every figure it is in
+# Okabe and Ito's palette without its yellow, and a gray. 7 hues, 9 markers and 4 dashes come round at different times:
+# of 28 series each two differ in at least two of the three, for the color-blind and on a gray printer.
+HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+DASHES = ("-", "--", "-.", ":")
+DEFENSES = (
+    *("mad", "mad_argmax", "reverse_sigmoid", "random_noise", "dp_sgd", "mad_identity", "mad_random"),
+    *("top_k", "argmax", "rounding"),
+)
+ATTACKS = ("knockoff", "jbda", "jbself", "jbtop3")
+PLACES = {name: place for names in (DEFENSES, ATTACKS) for place, name in enumerate(names)}
+LEARNED_NOTHING = "stolen model learned nothing: no measure of the defense"
+NAME = 66  # characters that a legend's line may have: a name is never broken
+
+
+def marks(place: int) -> dict[str, Any]:
+    """Return the marks of the series at a place."""
+    hue, marker, dashes = (each[place % len(each)] for each in (HUES, MARKERS, DASHES))
+    return {"color": hue, "marker": marker, "linestyle": dashes}
+
+
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the marks of each series: a known name's are the same in every figure, others take the next free ones."""
+    free = itertools.count(len(DEFENSES))
+    return {name: marks(PLACES[name] if name in PLACES else next(free)) for name in names}
+
+
+def style(name: str) -> dict[str, Any]:
+    """Return a series' marks in the paper's figures."""
+    return styles([name])[name] | {"markersize": 4, "linewidth": 1.2}
 
 
 def sheet(rows: int, columns: int, heights: float = PANEL[1]) -> tuple[Figure, Any]:
     """Return a figure of panels, and its axes as an array (rows, columns)."""
-    figure = Figure(figsize=(max(4.8, PANEL[0] * columns), heights * rows + 1.4), layout="constrained")
+    figure = Figure(figsize=(max(4.8, PANEL[0] * columns), heights * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for each in axes.flat:
         each.grid(alpha=0.25, linewidth=0.6)
@@ -42,12 +61,6 @@ def sheet(rows: int, columns: int, heights: float = PANEL[1]) -> tuple[Figure, A
         each.xaxis.label.set_size(SMALL)
         each.yaxis.label.set_size(SMALL)
     return figure, axes
-
-
-def style(name: str) -> dict[str, Any]:
-    """Return a series' marks: told apart by marker and dash as well as by hue."""
-    color, marker, dashes = STYLES[NAMES.get(name, len(STYLES) - 1)]
-    return {"color": color, "marker": marker, "linestyle": dashes, "markersize": 4, "linewidth": 1.2}
 
 
 def spread(found: Any) -> Any:
@@ -59,37 +72,96 @@ def spread(found: Any) -> Any:
 def line(axes: Axes, found: pd.DataFrame, x: str, y: str, label: str, marks: dict[str, Any]) -> None:
     """Draw a curve: bars from the least to the greatest over the seeds, and a circle where nothing is defended."""
     bars = {"xerr": spread(found[x]), "yerr": spread(found[y])}
-    axes.errorbar(found[x]["mean"], found[y]["mean"], **bars, **marks, **BARS, label=label)
-    if 0 in found.index:
-        circle(axes, found[x]["mean"][0], found[y]["mean"][0])
+    at_x, at_y = found[x]["mean"], found[y]["mean"]
+    axes.errorbar(at_x, at_y, **bars, **marks, **BARS, label=label)
+    if found.index[0] == 0:
+        circle(axes, at_x.iloc[0], at_y.iloc[0])
+    cross(axes, at_x, at_y, found["learned"]["min"])
 
 
 def circle(axes: Axes, x: float, y: float) -> None:
-    """Mark the undefended point."""
-    axes.plot(
-        [x], [y], "o", markersize=9, markerfacecolor="none", markeredgecolor="black", zorder=4, label="undefended"
-    )
+    """Mark the undefended point around what is there."""
+    ring: dict[str, Any] = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": "black"}
+    axes.plot([x], [y], **ring, linestyle="none", zorder=1, label="undefended")
+
+
+def cross(axes: Axes, x: pd.Series, y: pd.Series, learned: pd.Series) -> None:
+    """Cross out the points whose stolen models learned nothing, all or some of the seeds'."""
+    idle = ~learned.astype(bool).to_numpy()
+    if idle.any():
+        marker: dict[str, Any] = {
+            "marker": "x",
+            "markersize": 9,
+            "markeredgewidth": 1.6,
+            "linestyle": "none",
+            "zorder": 6,
+        }
+        axes.plot(x.to_numpy()[idle], y.to_numpy()[idle], color="black", **marker, label=LEARNED_NOTHING)
 
 
 def ideal(axes: Axes, x: float, y: float) -> None:
-    """Mark what a perfect defense would do: the thief at chance, honest users unharmed."""
-    axes.plot([x], [y], "P", markersize=11, color="cyan", markeredgecolor=INK, zorder=5, label="ideal")
+    """Mark, below all points, what a perfect defense would do: the thief at chance, honest users unharmed."""
+    marker: dict[str, Any] = {
+        "marker": "*",
+        "markersize": 13,
+        "color": "#F0E442",
+        "markeredgecolor": "black",
+        "linestyle": "none",
+    }
+    axes.plot([x], [y], **marker, zorder=1, label="ideal: no cost, chance for the thief")
 
 
 def finish(figure: Figure, axes: Iterable[Axes], title: str) -> Figure:
-    """Give a figure its title, and one legend below all panels, where it covers nothing."""
+    """Give a figure its title, and one legend below all panels, where it covers nothing; make room for both."""
     known: dict[str, Any] = {}
-    bars = False
+    said, limit = title.splitlines(), figure.bbox.width - 20
     for each in axes:
-        bars |= any(one.has_xerr or one.has_yerr for one in each.containers if isinstance(one, ErrorbarContainer))
+        fit(each.title, each.get_title().splitlines(), limit * PANEL[0] / figure.get_figwidth() * 0.85)
+        if any(one.has_xerr or one.has_yerr for one in each.containers if isinstance(one, ErrorbarContainer)):
+            said = [*title.splitlines(), "bars: least to greatest over the seeds; a single seed has none"]
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
-    width = figure.get_figwidth()
-    columns = max(1, int(width / (0.5 + 0.065 * max(map(len, known)))))
-    figure.legend(
-        list(known.values()), list(known), loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL
-    )
-    said = [*title.splitlines(), "bars: least to greatest over the seeds"] if bars else title.splitlines()
-    wrapped = [part for each in said for part in textwrap.wrap(each, int(14 * width))]
-    figure.suptitle("\n".join(wrapped), fontsize=9)
+    return surround(figure, known, said)
+
+
+def surround(figure: Figure, known: dict[str, Any], said: list[str]) -> Figure:
+    """Set a legend below and the lines of a title above a figure, whose height grows by theirs; lay it out.
+
+    Args:
+        figure: as high as its panels are to be.
+        known: a handle for each label.
+        said: the title's lines, each folded where it is too long.
+    """
+    limit = figure.bbox.width - 20
+    heading = figure.suptitle("", fontsize=9)
+    fit(heading, said, limit)
+    plain = [each.lines[0] if isinstance(each, ErrorbarContainer) else each for each in known.values()]
+    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": SMALL, "handlelength": 3}
+    shapes = [(columns, NAME) for columns in range(min(6, len(known)), 0, -1)]
+    for columns, longest in [*shapes, *((1, longest) for longest in range(NAME, 10, -4))]:
+        labels = [textwrap.fill(label, longest, break_on_hyphens=False) for label in known]
+        legend = figure.legend(plain, labels, ncols=columns, **place)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+        if legend.get_window_extent().width <= limit:
+            break
+        legend.remove()
+    taken = heading.get_window_extent().height + legend.get_window_extent().height
+    figure.set_figheight(figure.get_figheight() + taken / figure.dpi)
+    figure.draw_without_rendering()
+    first: Any = figure.axes[0]
+    lacking = LEAST - min(each.bbox.height for each in figure.axes) / figure.dpi
+    if lacking > 0:  # long names above and below a panel take from it
+        figure.set_figheight(figure.get_figheight() + lacking * first.get_subplotspec().get_gridspec().nrows)
+        figure.draw_without_rendering()
     return figure
+
+
+def fit(text: Text, lines: list[str], limit: float) -> None:
+    """Set a text to lines that are folded so that none is wider than a limit in pixels."""
+    text.set_parse_math(False)  # a dollar sign is one
+    for characters in range(max(map(len, lines), default=1), 10, -2):
+        folded = [textwrap.wrap(each, characters, break_on_hyphens=False) for each in lines]
+        text.set_text("\n".join(itertools.chain.from_iterable(folded)))
+        if text.get_window_extent().width <= limit:
+            return

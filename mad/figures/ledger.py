@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from mad.figures.cells import Theft
-from mad.figures.measures import MEASURES, Found
+from mad.figures.measures import MEASURES, OF_NO_THIEF, Found
+from mad.scenes import MEANING, mark
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 ANY = "*"  # a number that is stated of every victim
@@ -22,22 +23,23 @@ def published() -> pd.DataFrame:
     return pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
 
 
-def rows_of(found: Found | None, theft: Theft | None) -> dict[str, object]:
+def rows_of(found: Found | None, theft: Theft | None, measure: str) -> dict[str, object]:
     """Return our columns of a ledger's row; blank where there is nothing. Records say which overrides make them."""
     if found is None or theft is None:
         return {"victim": theft.victim if theft else "", "pool": theft.pool if theft else ""}
     values, rows = found.values.dropna(), found.rows
     seeds = sorted(int(seed) for seed in values.index)
-    budgets = sorted(set(rows.budget))
+    budgets, used = sorted(set(rows.budget)), rows[rows.seed.isin(seeds)]
+    marked = "" if measure in OF_NO_THIEF else mark(used)
     return {
         "victim": theft.victim,
         "pool": theft.pool,
-        "mean": f"{values.mean():.4g}",
+        "mean": f"{values.mean():.4g}{marked}",
         "deviation": f"{values.std():.2g}" if len(values) > 1 else "",
         "seeds": len(seeds),
-        "where": found.where,
+        "where": "; ".join(filter(None, [found.where, MEANING if marked else ""])),
         "budget": " ".join(str(each) for each in budgets),
-        "fingerprints": " ".join(sorted(set(rows[rows.seed.isin(seeds)].fingerprint))),
+        "fingerprints": " ".join(sorted(set(used.fingerprint))),
     }
 
 
@@ -56,7 +58,7 @@ def ledger(thefts: list[Theft]) -> pd.DataFrame:
         measured = [(theft, MEASURES[stated.measure](theft, **typed)) for theft in (own if alone else thefts)]
         shown: list[tuple[Theft | None, Found | None]] = [each for each in measured if each[1]]
         for theft, found in shown or [(own[0] if own else None, None)]:
-            ours = {f"our_{key}": value for key, value in rows_of(found, theft).items()}
+            ours = {f"our_{key}": value for key, value in rows_of(found, theft, stated.measure).items()}
             lines.append({name: stated[name] for name in STATED} | ours)
     order = ["victim", "pool", "mean", "deviation", "seeds", "where", "budget", "fingerprints"]
     columns = [*STATED, *(f"our_{name}" for name in order)]

@@ -283,3 +283,4 @@ MEASURES: dict[str, Measure] = {
         entropy,
     )
 }
+OF_NO_THIEF = ("victim", "angle", "greatest_angle", "loss_rise", "entropy")  # what the stolen model is worth is no part

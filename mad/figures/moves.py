@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mad.figures.cells import Theft, points, shown, undefended, under
-from mad.figures.drawing import BARS, finish, sheet, spread, style
-from mad.figures.tradeoff import INK
+from mad.figures.cells import Theft, shown, undefended, under
+from mad.figures.drawing import BARS, INK, cross, finish, marks, sheet, spread, style
+from mad.scenes import learned
 
 DEFENSES = ("mad", "mad_argmax")
 EPSILON = 0.95
+HOLLOW = {"color": "black", "marker": "o", "markerfacecolor": "white", "linestyle": "-"}  # undefended
 
 
 def moves(theft: Theft) -> dict[str, pd.DataFrame]:
@@ -50,23 +53,29 @@ def fig9(thefts: list[Theft]) -> Figure | None:
             for place, rows in enumerate(found.values()):
                 cells = undefended(rows) if defense == "none" else under(rows, defense)
                 if len(cells):
-                    got[place + offset] = points(cells)["stolen_accuracy"].iloc[0]
-            line(each, pd.DataFrame(got).T, "none" if defense == "none" else f"{defense}, epsilon {EPSILON:g}", defense)
+                    got[place + offset] = stolen(cells, "strength").iloc[0]
+            label = "undefended" if defense == "none" else f"{defense}, epsilon {EPSILON:g}"
+            own = HOLLOW if defense == "none" else style(defense)
+            line(each, pd.DataFrame(got).T, label, own | {"linestyle": "none"})
         chance = 100 * theft.rows.chance.iloc[0]
         each.axhline(chance, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), label="chance")
         each.set_xticks(range(len(found)), list(found), rotation=45, ha="right")
-        each.set(ylim=(0, 104), ylabel="accuracy of the stolen model, %")
+        each.set(xlim=(-0.5, len(found) - 0.5), ylim=(-4, 104), ylabel="accuracy of the stolen model, %")
         each.set_title(shown(theft, *found.values()), fontsize=8)
     return finish(figure, axes.flat, "Fig. 9: an adversary's counter-moves")
 
 
-def line(axes: Axes, found: pd.DataFrame, label: str, name: str, *, joined: bool = False) -> None:
-    """Draw accuracies of a defense (mean, min, max) at the places that index them; hollow and black with none."""
-    marks = style(name) | {"markersize": 5}
-    if name == "none":
-        label, marks = "undefended", marks | {"color": "black", "marker": "o", "markerfacecolor": "white"}
-    marks["linestyle"] = ("-" if name == "none" else marks["linestyle"]) if joined else "none"
-    axes.errorbar(found.index, found["mean"], yerr=spread(found), **marks, **BARS, label=label)
+def stolen(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Return mean, least and greatest accuracy of the stolen models in percent, and whether all of them learned."""
+    found = 100 * rows.groupby(by).stolen_accuracy.agg(["mean", "min", "max"])
+    return found.assign(learned=learned(rows).groupby(rows[by]).min().astype(float))
+
+
+def line(axes: Axes, found: pd.DataFrame, label: str, own: dict[str, Any]) -> None:
+    """Draw the accuracies that ``stolen`` returns at the places that index them, with marks of their own."""
+    if len(found):
+        axes.errorbar(found.index, found["mean"], yerr=spread(found), **own | {"markersize": 5}, **BARS, label=label)
+        cross(axes, found.index.to_series(), found["mean"], found["learned"])
 
 
 def by_budget(theft: Theft) -> pd.DataFrame:
@@ -90,17 +99,14 @@ def budget(thefts: list[Theft]) -> Figure | None:
     if not known:
         return None
     figure, axes = sheet(1, len(known))
-    names = ("mad", "mad_argmax", "reverse_sigmoid", "random_noise")  # whose marks the strengths borrow
     for each, (theft, rows) in zip(axes[0], known, strict=True):
         for place, at in enumerate(sorted(set(rows.strength))):
-            cells = rows[rows.strength == at]
-            found = 100 * cells.groupby("budget").stolen_accuracy.agg(["mean", "min", "max"])
-            name = names[(place - 1) % len(names)] if at else "none"
-            line(each, found, f"mad, epsilon {at:g}" if at else "none", name, joined=True)
+            found, own = stolen(rows[rows.strength == at], "budget"), marks(place - 1) if at else HOLLOW
+            line(each, found, f"mad, epsilon {at:g}" if at else "undefended", own | {"linewidth": 1.2})
         each.set_xscale("log")
         each.set_xticks(sorted(set(rows.budget)), [f"{at:,}" for at in sorted(set(rows.budget))], rotation=45)
         each.minorticks_off()
-        each.set(ylim=(0, 104), xlabel="queries", ylabel="accuracy of the stolen model, %")
+        each.set(ylim=(-4, 104), xlabel="queries", ylabel="accuracy of the stolen model, %")
         largest = rows[rows.budget == rows.budget.max()]
         each.set_title(shown(theft, largest).replace("\n", "\nup to "), fontsize=8)
     return finish(figure, axes.flat, "Queries that a theft takes")

@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mad.figures.cells import Theft, shown
-from mad.figures.drawing import finish, sheet
-from mad.figures.tradeoff import STYLES
+from mad.figures.drawing import finish, marks, sheet
 
 BINS = "deviation_histogram"
 LOSSES, QUERIES = "test_loss", "test_loss_queries"
@@ -55,14 +54,14 @@ def fig6(thefts: list[Theft]) -> Figure | None:
         poisoned = rows[rows.defense == "mad"]
         counts = angles(poisoned)
         edges = np.arange(0, 180 + WIDTH, WIDTH)
-        for at, marks in styles(sorted(set(poisoned.strength))):
+        for at, own in styles(sorted(set(poisoned.strength))):
             drawn = np.histogram(counts.index, edges, weights=100 * counts[at] / counts[at].sum())[0]
-            each.plot((edges[1:] + edges[:-1]) / 2, drawn, **marks, label=f"epsilon {at:g}")
+            each.plot((edges[1:] + edges[:-1]) / 2, drawn, **own, label=f"epsilon {at:g}")
             mean = mean_angle(poisoned[poisoned.strength == at])
-            each.plot([mean], [0], "^", color=marks["color"], clip_on=False, markersize=6, zorder=5)
+            each.plot([mean], [0], "^", color=own["color"], clip_on=False, markersize=6, zorder=5)
         each.set(
             xlim=(0, 180),
-            xlabel="angle between clean and poisoned gradient, degrees",
+            xlabel="angle to the clean gradient, degrees",
             ylabel=f"queries, % per {WIDTH} degrees",
         )
         each.set_xticks(range(0, 181, 30))
@@ -79,21 +78,19 @@ def fig7(thefts: list[Theft]) -> Figure | None:
         return None
     figure, axes = sheet(1, len(known))
     for each, (theft, rows) in zip(axes[0], known, strict=True):
-        for at, marks in styles(sorted(set(rows.strength))):
+        for at, own in styles(sorted(set(rows.strength))):
             cells = rows[rows.strength == at]
             losses = np.stack([numbers(text) for text in cells[LOSSES]])
             queries = numbers(cells[QUERIES].iloc[0])
             label = f"epsilon {at:g}" if at else "undefended"
-            each.plot(queries, losses.mean(axis=0), **marks, label=label)
-            each.fill_between(queries, losses.min(axis=0), losses.max(axis=0), color=marks["color"], alpha=0.15, lw=0)
+            each.plot(queries, losses.mean(axis=0), **own, label=label)
+            each.fill_between(queries, losses.min(axis=0), losses.max(axis=0), color=own["color"], alpha=0.15, lw=0)
         each.set(xlabel="queries", ylabel="test loss of the adversary", ylim=(0, None))
         each.set_title(shown(theft, rows), fontsize=8)
     return finish(figure, axes.flat, "Fig. 7: a white-box adversary's test loss while it trains on MAD's answers")
 
 
 def styles(strengths: Collection[float]) -> list[tuple[float, dict[str, Any]]]:
-    """Return each strength with its marks, the same in both figures; hue and dash come round at different times."""
-    dashes, found = ("-", "--", "-.", ":", (0, (1, 1))), []
-    for place, at in enumerate(each for each in strengths if each):
-        found.append((at, {"color": STYLES[place % len(STYLES)][0], "linestyle": dashes[place % len(dashes)]}))
+    """Return each strength with its hue and dash, the same in both figures."""
+    found = [(at, marks(place) | {"marker": ""}) for place, at in enumerate(each for each in strengths if each)]
     return [(0.0, {"color": "black", "linestyle": "-"})] * (0 in strengths) + found

@@ -35,7 +35,6 @@ def fig3(thefts: list[Theft]) -> Figure | None:
     for each, (theft, series, parts) in zip(axes[0], panels, strict=True):
         plane(each, series, DEFENDED, parts)
         each.set_title(shown(theft, *parts), fontsize=8)
-        each.set(ylim=(-4, 104))
         each.plot([0, 100], [0, 100], color="0.6", linewidth=0.8, linestyle=(0, (1, 2)), label="parity", zorder=1)
     strengths = sorted({at for _, series, _ in panels for _, points, _ in series for at in points.index if at})
     listed = ", ".join(f"{at:g}" for at in strengths)
@@ -108,8 +107,7 @@ def plane(axes: Axes, series: list[Series], y: str, parts: list[pd.DataFrame]) -
         line(axes, points, STOLEN, y, label, marks)
     ideal(axes, 100 * rows.chance.iloc[0], 0.0 if y == L1 else 100 * undefended(rows).defended_accuracy.mean())
     axes.set(xlim=(-4, 104), xlabel=THIEF, ylabel=DISTANCE if y == L1 else USERS)
-    if y == L1:
-        axes.set_ylim(bottom=-0.08)
+    axes.set_ylim(*((-0.08, None) if y == L1 else (-4, 104)))
 
 
 def dials(panels: list[tuple[Theft, list[Series], list[pd.DataFrame]]]) -> str:

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from mad.figures.cells import Theft, undefended
 from mad.figures.plane import ATTACKS
 from mad.progress import out
+from mad.scenes import MARK, MEANING, mark, spoken
+from mad.table import Column, fold, grid
 
 
 def table1(thefts: list[Theft]) -> pd.DataFrame:
-    """Return a row a victim and pool: accuracies in percent, mean and deviation over the seeds; blank where unknown."""
+    """Return a row a victim and pool: accuracies in percent, mean and deviation over the seeds; blank where unknown.
+
+    ``!`` marks those of stolen models of which one learned nothing.
+    """
     lines = []
     for theft in thefts:
         cells = {attack: undefended(theft.cells(attack)) for attack in ATTACKS}
         if all(rows.empty for rows in cells.values()):
             continue
         known = pd.concat(list(cells.values()))
-        line = {"victim": theft.victim, "pool": theft.pool, "victim %": spoken(known.drop_duplicates("seed"), "victim")}
+        line = {
+            "victim": theft.victim,
+            "pool": theft.pool,
+            "victim %": spoken(100 * known.drop_duplicates("seed").victim_accuracy),
+        }
         for attack, rows in cells.items():
-            line[attack] = spoken(rows, "stolen")
+            line[attack] = spoken(100 * rows.stolen_accuracy, mark(rows))
         line["queries"] = " / ".join(f"{budget:,}" for budget in sorted(set(known.budget)))
         line["seeds"] = " / ".join(map(str, sorted({rows.seed.nunique() for rows in cells.values() if len(rows)})))
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def spoken(rows: pd.DataFrame, whose: str) -> str:
-    """Return the mean and the deviation of an accuracy."""
-    values = 100 * rows[f"{whose}_accuracy"]
-    return "" if values.empty else f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -42,9 +43,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 def show(table: pd.DataFrame) -> None:
     """Print it."""
-    shown = Table(title="Table 1: undefended", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in table.columns:
-        shown.add_column(name)
-    for line in table.astype(str).to_numpy().tolist():
-        shown.add_row(*line)
-    out.print(shown)
+    labels = [f"{line.victim} stolen with {line.pool}" for line in table.itertuples()]
+    rest = {name: 1 if name in ("queries", "seeds") else 0 for name in table.columns if name not in ("victim", "pool")}
+    columns = [Column(name, table[name].astype(str).tolist(), rank) for name, rank in rest.items()]
+    head, rows = grid("Table 1: undefended", labels, columns, out.width)
+    notes = fold(MEANING, out.width) if table.map(lambda cell: MARK in str(cell)).any(axis=None) else []
+    for text in (*head, *(text for row in rows for text in row), *notes):
+        out.print(text, soft_wrap=True, markup=False)

@@ -3,195 +3,175 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mad.errors import MadError, word
-from mad.files import file_name, write_alone
+from mad.errors import MadError
+from mad.figures.drawing import INK, SMALL, circle, cross, ideal, styles, surround
+from mad.figures.labels import Label, place
+from mad.files import write_alone
+from mad.scenes import counted, file_name, learned, whole
 
-# Told apart by marker and dash as well as by hue, so that they survive a grey printer (Okabe and Ito's palette).
-STYLES = (
-    ("#0072B2", "o", "-"),
-    ("#D55E00", "s", "--"),
-    ("#009E73", "^", "-."),
-    ("#CC79A7", "D", ":"),
-    ("#56B4E9", "v", "-"),
-    ("#E69F00", "P", "--"),
-)
 VALUES = ["victim_accuracy", "defended_accuracy", "l1_mean", "stolen_accuracy"]
-INK = "#444444"
+STOLEN, DEFENDED, L1 = "stolen_accuracy", "defended_accuracy", "l1_mean"
 UNCHANGED = 1e-6  # a mean L1 distance that rescaling in float32 leaves
+WIDTH, HEIGHT, CURVE = 9.0, 3.3, 0.08  # inches, without title and legend: the more curves, the higher
 
 
 def curves(scene: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return, for each defense of a scene, its points from weak to strong, in percent, mean and deviation over seeds.
 
-    Each frame is indexed by the strength (epsilon, or what else the defense is turned by) and has columns
-    (value, "mean" | "std"). The undefended point is every curve's first: a strength of 0. The others rise, or fall
-    where a larger number disturbs less (the classes that ``top_k`` keeps).
+    Each frame is indexed by the strength, its index is named after what the defense is turned by, such as epsilon, and
+    it has columns (value, "mean" | "std"), ("seed", "nunique") and ("learned", "all"). The undefended point is every
+    curve's first: a strength of 0. The others rise, or fall where a larger number disturbs less (the classes that
+    ``top_k`` keeps).
     """
-    percent = scene.copy()
-    accuracies = [value for value in VALUES if value != "l1_mean"]
-    percent[accuracies] = percent[accuracies] * 100
-    origin = percent[percent.defense == "none"]
+    origin = points(scene[scene.defense == "none"])
     found = {}
-    defended = percent[percent.defense != "none"]
+    defended = scene[scene.defense != "none"]
     for (name, settings, dial), rows in defended.groupby(["defense", "defense_settings", "dial"]):
         label = f"{name} ({settings})" if settings else str(name)
         label = f"{label} by {dial}" if label in found else label  # random noise is turned in two ways
-        points = pd.concat([origin, rows]).groupby("strength", dropna=False)[VALUES].agg(["mean", "std"])
-        own = points[points.index != 0]
+        own = points(rows)
         distance = own["l1_mean"]["mean"]
-        if len(own) and distance.iloc[0] > distance.iloc[-1] + UNCHANGED:
-            points = pd.concat([points[points.index == 0], own[::-1]])
-        found[label] = points
-    if not found and len(origin):
-        found["none"] = origin.groupby("strength")[VALUES].agg(["mean", "std"])
-    return found
+        own = own[::-1] if distance.iloc[0] > distance.iloc[-1] + UNCHANGED else own
+        found[label] = pd.concat([origin, own]).rename_axis(str(dial))
+    return found or ({"none": origin} if len(origin) else {})
+
+
+def points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the points of a defense's records, from the least strength to the greatest."""
+    percent = rows[VALUES] * [1 if value == L1 else 100 for value in VALUES]
+    by = rows.strength
+    means = percent.groupby(by, dropna=False).agg(["mean", "std"])
+    seeds = rows[["seed"]].groupby(by, dropna=False).agg(["nunique"])
+    return pd.concat([means, seeds, learned(rows).to_frame("learned").groupby(by, dropna=False).agg(["all"])], axis=1)
+
+
+def moves(points: pd.DataFrame) -> bool:
+    """Return whether a defense changes answers: for one that acts at training time L1 is no measure of its cost."""
+    return bool(points[L1]["mean"].max() >= UNCHANGED)
 
 
 def draw(scene: pd.DataFrame) -> Figure:
     """Draw one scene: stolen accuracy against defended accuracy, and against the mean L1 on the test split."""
-    victim, chance = 100 * scene.victim_accuracy.mean(), 100 * scene.chance.iloc[0]
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
+    found, number = curves(scene), seeds(scene)
+    marks = styles(found)
+    moving = {label: each for label, each in found.items() if label == "none" or moves(each)}
+    figure = Figure(figsize=(WIDTH, HEIGHT + CURVE * len(found)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    found = curves(scene)
-    for axes, x, best in ((left, "defended_accuracy", victim), (right, "l1_mean", 0.0)):
-        for (label, points), style in zip(found.items(), itertools.cycle(STYLES)):
-            if x == "l1_mean" and label != "none" and points[x]["mean"].max() < UNCHANGED:
-                continue  # a defense that acts at training time moves no answer: L1 is no measure of its cost
-            line(axes, points, x, label, style)
-        landmarks(axes, scene, x, (best, chance))
-    right.annotate(
-        "chance",
-        (1, chance),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        fontsize=8,
-        color=INK,
-        xytext=(0, 2),
-        textcoords="offset points",
-    )
-    lowest = 100 * scene.defended_accuracy.min()
-    margin = max(0.6, 0.1 * (victim - lowest))
+    panels = ((left, DEFENDED, found, 100 * scene.victim_accuracy.mean()), (right, L1, moving, 0.0))
+    for axes, x, drawn, best in panels:
+        landmarks(axes, scene, x, best)
+        for label, each in drawn.items():
+            line(axes, each, x, label, marks[label])
     left.set(
         xlabel="accuracy of the defended API, % (right is better)",
         ylabel="accuracy of the stolen model, %\n(down is better)",
-        xlim=(lowest - margin, victim + margin),
+        ylim=(-4, 104),
     )
-    right.set(
-        xlabel="mean L1 distance of answers, test images (left is better)",
-        xlim=(-0.05, max(0.25, 1.12 * scene.l1_mean.max())),
-    )
-    left.set_ylim(0, 104)
+    right.set(xlabel="mean L1 distance of answers, test images (left is better)")
+    widen(left, 1.2)
+    widen(right, 0.25)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(title(scene), fontsize=10)
+    said = {label: f"{label}, {each}" for label, each in number.items()} if len(set(number.values())) > 1 else {}
+    known = {said.get(label, label): handle for label, handle in zip(labels, handles, strict=True)}
+    surround(figure, known, title(scene).splitlines())
+    for axes, x, drawn, _ in panels:
+        ways = [pd.concat([each[x]["mean"], each[STOLEN]["mean"]], axis=1).to_numpy() for each in drawn.values()]
+        place(figure, axes, strengths(drawn, x, marks), ways)
     return figure
 
 
-def landmarks(axes: Axes, scene: pd.DataFrame, x: str, ideal: tuple[float, float]) -> None:
-    """Mark chance level, the ideal corner and the undefended point."""
-    axes.axhline(ideal[1], color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-    axes.plot(
-        *([value] for value in ideal),
-        marker="*",
-        markersize=15,
-        color="#F0E442",
-        markeredgecolor="black",
-        zorder=5,
-        linestyle="none",
-        label="ideal: no cost, chance for the thief",
-    )
+def landmarks(axes: Axes, scene: pd.DataFrame, x: str, best: float) -> None:
+    """Mark chance level, the ideal corner and the undefended point, all below the curves."""
+    chance = 100 * scene.chance.iloc[0]
+    axes.axhline(chance, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    if x == L1:
+        above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+        where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "fontsize": SMALL, "color": INK}
+        axes.annotate("chance", (1, chance), **where, **above)
+    ideal(axes, best, chance)
     origin = scene[scene.defense == "none"]
     if len(origin):
-        at = 100 * origin[x].mean() if x != "l1_mean" else 0.0
-        axes.plot(
-            [at],
-            [100 * origin.stolen_accuracy.mean()],
-            marker="o",
-            markersize=9,
-            color="white",
-            markeredgecolor="black",
-            zorder=4,
-            linestyle="none",
-            label="undefended",
-        )
+        circle(axes, 0.0 if x == L1 else 100 * origin[x].mean(), 100 * origin.stolen_accuracy.mean())
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def line(axes: Axes, points: pd.DataFrame, x: str, label: str, style: tuple[str, str, str]) -> None:
-    """Draw one defense's curve, each point but the undefended one labelled with its strength."""
-    color, marker, dashes = style
-    xs, ys = points[x]["mean"], points["stolen_accuracy"]["mean"]
-    spread = {"xerr": points[x]["std"], "yerr": points["stolen_accuracy"]["std"]}
-    known = {name: std.fillna(0) for name, std in spread.items() if std.notna().any()}
-    axes.errorbar(
-        xs,
-        ys,
-        **known,
-        color=color,
-        marker=marker,
-        linestyle=dashes,
-        markersize=5,
-        linewidth=1.4,
-        capsize=2,
-        label=label,
-    )
-    for place, (strength, at_x, at_y) in enumerate(zip(points.index, xs, ys, strict=True)):
-        if strength and not pd.isna(strength):
-            # On the right points crowd toward epsilon 1: every other label goes below.
-            below = x == "l1_mean" and place % 2 == 0
-            axes.annotate(
-                f"{strength:g}",
-                (at_x, at_y),
-                xytext=(-5, -4) if below else (-4, 4) if x != "l1_mean" else (4, 4),
-                textcoords="offset points",
-                fontsize=7.5,
-                color=color,
-                ha="right" if below or x != "l1_mean" else "left",
-                va="top" if below else "bottom",
-            )
+def line(axes: Axes, found: pd.DataFrame, x: str, label: str, marks: dict[str, Any]) -> None:
+    """Draw one defense's curve; bars are one standard deviation, where there is one."""
+    at_x, at_y = found[x]["mean"], found[STOLEN]["mean"]
+    spread = {"xerr": found[x]["std"], "yerr": found[STOLEN]["std"]}
+    known = {name: deviation.fillna(0) for name, deviation in spread.items() if deviation.notna().any()}
+    axes.errorbar(at_x, at_y, **known, **marks, markersize=5, linewidth=1.4, capsize=2, label=label)
+    cross(axes, at_x, at_y, found["learned"]["all"])
+
+
+def widen(axes: Axes, least: float) -> None:
+    """Leave room about what is drawn, bars included, on an x axis of at least this length."""
+    axes.margins(x=0.08)
+    low, high = axes.get_xlim()
+    more = max(0.0, least - (high - low)) / 2
+    axes.set_xlim(low - more, high + more)
+
+
+def strengths(found: dict[str, pd.DataFrame], x: str, marks: dict[str, dict[str, Any]]) -> list[Label]:
+    """Return the strengths to write beside points, those of the strongest points first."""
+    ranked = []
+    for label, each in found.items():
+        at = zip(each.index.astype(float), each[x]["mean"], each[STOLEN]["mean"], strict=True)
+        for rank, (strength, at_x, at_y) in enumerate(reversed(list(at))):
+            if strength and not np.isnan(strength):
+                ranked.append((rank, Label(f"{strength:g}", at_x, at_y, marks[label]["color"])))
+    return [text for _, text in sorted(ranked, key=lambda each: each[0])]
+
+
+def seeds(scene: pd.DataFrame) -> dict[str, str]:
+    """Return over how many seeds the points of each curve are, and of what is ``undefended``."""
+    number = {}
+    origin = scene[scene.defense == "none"]
+    if len(origin):
+        number["undefended"] = counted([origin.seed.nunique()])
+    for label, each in curves(scene).items():
+        if label != "none":
+            number[label] = counted(each["seed"]["nunique"].iloc[len(number.keys() & {"undefended"}) :].tolist())
+    return number
 
 
 def title(scene: pd.DataFrame) -> str:
-    """Return one line that says what was stolen, how, and over how many seeds."""
-    first: Any = scene.iloc[0]
-    seeds = scene.seed.nunique()
-    dials = ", ".join(dict.fromkeys(scene[scene.defense != "none"].dial)) or "epsilon"
-    recovery = "" if first.recovery == "none" else f", {first.recovery} of the answers"
-    return (
-        f"victim {first.victim} ({first.architecture}) - attack {first.attack} with {first.budget:,} queries "
-        f"from {first['pool']}{recovery} - {seeds} seed{'s' * (seeds > 1)}, points labelled with {dials}"
-    )
+    """Return lines that say what was stolen and how, and what bars and labels mean."""
+    number = set(seeds(scene).values())
+    over = "the seeds, as many as the legend says; a single seed has none" if len(number) > 1 else min(number)
+    said = ["one seed, no bars" if number == {"1 seed"} else f"bars: one standard deviation over {over}"]
+    dials = scene[scene.defense != "none"].dropna(subset="strength").groupby("defense").dial.unique()
+    usual = dials.explode().mode()
+    if len(usual):
+        others = {name: " or ".join(each) for name, each in dials.items() if list(each) != [usual[0]]}
+        listed = ", ".join(f"{name}: {each}" for name, each in others.items())
+        said.append(f"beside points, where there is room: {usual[0]}{f' ({listed})' if listed else ''}")
+    still = [label for label, each in curves(scene).items() if label != "none" and not moves(each)]
+    if still:
+        said.append(f"no answer is moved by {', '.join(still)}: not on the right")
+    return f"{whole(scene.iloc[0])}\n{'; '.join(said)}"
 
 
 def write_all(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Draw every scene of the records to PNG and PDF; return the PNGs."""
 
-    def written(name: str, scene: pd.DataFrame) -> Path:
+    def written(scene: pd.DataFrame) -> Path:
         area = Path(folder.name)
-        return save(draw(scene), folder.parent, area / stem(scene.iloc[0], name), area)
+        return save(draw(scene), folder.parent, area / file_name(scene.iloc[0]), area)
 
     scenes = table.groupby("scene")
-    return each({f"the trade-off of scene {name}": partial(written, str(name), rows) for name, rows in scenes})
-
-
-def stem(first: Any, scene: str) -> str:
-    """Return the name of a scene's figure, without its ending."""
-    names = [first.victim, first["pool"], first.attack, *([] if first.recovery == "none" else [first.recovery])]
-    for name in names:
-        word("the name of a figure", name)
-    return file_name("tradeoff", *names, str(first.budget), scene[:6])
+    return each({f"the trade-off of scene {name}": partial(written, rows) for name, rows in scenes})
 
 
 def each(jobs: Mapping[str, Callable[[], Path | None]]) -> list[Path]:

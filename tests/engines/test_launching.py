@@ -77,7 +77,7 @@ def test_a_job_that_left_no_word_is_a_failure(sweep, tmp_path, capfd):
     notes.begin(tmp_path, tmp_path)
     end = cli.SweepEnd()
     end.on_multirun_start(config)
-    assert json.loads((tmp_path / "1.json").read_text()) == {"overrides": ["defense.epsilon=0.2", "seed=7"]}
+    assert json.loads((tmp_path / "1.json").read_text())["overrides"] == ["defense.epsilon=0.2", "seed=7"]
     notes.note(tmp_path, 0, {"overrides": ["defense.epsilon=0.1", "seed=7"], "record": "runs/a/b/c/d/record.json"})
     with pytest.raises(SystemExit) as exit_:
         end.on_multirun_end(config)
