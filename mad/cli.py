@@ -121,12 +121,14 @@ def cell_path(config: DictConfig, sweep: Path | None = None) -> Path:
     use_threads(config.threads)
     device = choose(config.device)
     cell = cell_of(config)
-    if not isinstance(config.force, bool):
-        raise MadError(f"force must be true or false, got {config.force!r}")
-    store = Store(config.outputs)
+    if not isinstance(config.force, bool) and config.force != "all":
+        raise MadError(f"force must be false, true (this cell) or all (its networks, too), got {config.force!r}")
+    renewed = set[str]() if sweep is None else notes.Renewed(sweep)
+    store = Store(config.outputs, renewed if config.force == "all" else None)
     with store.noting_failure(cell.path):  # its reference may fail before it is begun
         for this in in_turn(cell, sweep):
-            record, kept = run(this, store, device, force=config.force and this is cell, overrides=said(this is cell))
+            force = config.force is True and this is cell
+            record, kept = run(this, store, device, force=force, overrides=said(this is cell))
             how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
             strength = "" if record["strength"] is None else f" {record['dial']}={record['strength']:g}"
             err.print(
@@ -183,18 +185,21 @@ class SweepEnd(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read the notes that the sweep's jobs left."""
         notes.end()
+        every: list[Any] = []
+        drawn = False
         try:
             every = notes.read(Path(config.hydra.sweep.dir))
             finish([Path(each["record"]) for each in every if "record" in each], Path(config.outputs))
+            drawn = True
         except Exception as error:  # raised, it would become a warning of Hydra's
             report(error)
-            sys.exit(1)
         for doubt in sorted({each["doubt"] for each in every if each.get("doubt")}):
             err.print(doubt, soft_wrap=True)
         failed = [each for each in every if "record" not in each]
         if failed:
             notes.list_failures(failed, every)
             err.print(f"{len(failed)} of {len(every)} cells failed; the others are kept")
+        if failed or not drawn:
             sys.exit(1)
 
 

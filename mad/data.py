@@ -73,17 +73,30 @@ def fetch(name: str, root: Path) -> None:
     Raises:
         MadError: if it can not.
     """
+    from mad.datasets import checked  # a slow import
+
     dataset, parts = described(name, root), ["train", "test"]
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
+        if hasattr(dataset, "mend"):
+            dataset.mend()
         if name == "imagenet":
-            parts = parts if whole(dataset, "test") else parts[:1]  # a pool needs no more
             if not whole(dataset, "train"):
                 unpack_imagenet(dataset.place, root)
+            if not whole(dataset, "test"):  # a pool needs no more
+                parts.remove("test")
+                val = dataset.place / "val"
+                err.print(f"imagenet test: not whole; a victim needs {val}/, one folder a class", soft_wrap=True)
         elif name in ARCHIVES and not whole(dataset, *parts):
             ARCHIVES[name].fetch(name, root)
         for part in parts:
-            images = getattr(dataset, part)().images
+            try:
+                images = checked.split(dataset, part).images
+            except MadError as error:
+                if not hasattr(dataset, "folder"):
+                    raise
+                again = f"move {dataset.place} away and"  # all else that this command can do has been done
+                raise MadError(str(error).replace("; run", f"; {again} run")) from error
             out.print(f"{name} {part}: {len(images):,} images {tuple(images.shape[1:])}, {dataset.classes} classes")
 
 

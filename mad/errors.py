@@ -54,11 +54,15 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def word(name: str, value: Any) -> None:
     """Check that ``value`` can name a folder and lead nowhere else: letters, digits, ``_``, and ``. + -`` after those.
 
+    Its letters may be of any alphabet, and then take up to four of the 255 bytes of a folder's name.
+
     Raises:
         MadError: if it cannot.
     """
     if not isinstance(value, str) or not re.fullmatch(r"\w[\w.+-]{0,63}", value):
         raise MadError(f"{name} must be up to 64 letters, digits and any of _ . + - that name a folder, got {value!r}")
+    if len(value.encode()) > 255:
+        raise MadError(f"{name} must be up to 255 bytes, got {len(value.encode())}: {value!r}; choose a shorter name")
 
 
 def near(name: str, choices: Sequence[str], most: int = 1) -> str:

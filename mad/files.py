@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +20,8 @@ from mad.progress import err
 
 Record = dict[str, Any]
 LOCKS = ".locks"
+LONGEST = 200  # bytes of a file's name: systems take 255, and what is written beside it has a longer one
+SEAL = "sha256"  # the key of an object's checksum
 
 
 class DamagedError(MadError):
@@ -72,13 +75,10 @@ def seal(content: Record) -> bytes:
     """Return an object as JSON that ends with the checksum of all else in it.
 
     Raises:
-        MadError: if a number is NaN or infinite: those are results of nothing.
+        ValueError: if a number is NaN or infinite, which JSON has not, or of thousands of digits.
     """
-    try:
-        text = json.dumps(content, indent=2, allow_nan=False)
-    except ValueError as error:
-        raise MadError("a result is NaN or infinite and was not kept: check the victim and the trainer") from error
-    return json.dumps({**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=2).encode()
+    text = json.dumps(content, indent=2, allow_nan=False)
+    return json.dumps({**content, SEAL: hashlib.sha256(text.encode()).hexdigest()}, indent=2).encode()
 
 
 def unseal(path: Path) -> Record | None:
@@ -90,7 +90,7 @@ def unseal(path: Path) -> Record | None:
     try:
         content = path.read_bytes()
         found = json.loads(content)
-        found.pop("sha256")
+        found.pop(SEAL)
         if seal(found) != content:
             raise DamagedError(path, "its checksum does not hold")
     except (FileNotFoundError, NotADirectoryError):
@@ -123,7 +123,11 @@ def below(outputs: Path, path: Path) -> Path:
     full = outputs / path
     try:
         inside = full.resolve().is_relative_to(outputs.resolve())
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long or with a NUL
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a name too long, a folder that may not be entered
+            raise unwritable(full, error) from error
+        inside = False
+    except (RuntimeError, ValueError):  # a loop of links, a NUL
         inside = False
     if not inside or ".." in path.parts:
         raise MadError(f"{full} leads out of {outputs}: remove the link, or choose another name")
@@ -139,7 +143,16 @@ def folders(outputs: Path, pattern: str) -> Iterator[Path]:
 
 def lock_file(path: Path) -> Path:
     """Return the file, below the outputs folder, whose lock guards a path that is relative to it."""
-    return Path(LOCKS, "-".join(path.parts) + ".lock")
+    return Path(LOCKS, file_name(*path.parts) + ".lock")
+
+
+def file_name(*parts: str) -> str:
+    """Return parts as the name of a file, still without an ending; one too long for a disk ends in a hash instead."""
+    whole = "-".join(parts)
+    content = whole.encode(errors="surrogateescape")
+    if len(content) <= LONGEST:
+        return whole
+    return f"{content[: LONGEST - 17].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 @contextlib.contextmanager

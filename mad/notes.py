@@ -20,7 +20,8 @@ from mad.progress import err
 
 SWEEPS = Path("sweeps")
 HELD = ".held"
-HIDDEN = (".*.tmp", ".*.turn", HELD)
+RENEWED = ".{}.renewed"
+HIDDEN = (".*.tmp", ".*.turn", RENEWED.format("*"), HELD)
 OPEN: list[tuple[Path, Any]] = []  # what this process holds; of no callback, since those travel into the jobs
 
 
@@ -100,6 +101,21 @@ def first(folder: Path, name: str) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+class Renewed:
+    """What a sweep has made again, by fingerprint: its jobs share it, whatever machine they run on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __contains__(self, name: object) -> bool:
+        return (self.folder / RENEWED.format(name)).exists()
+
+    def add(self, name: str) -> None:
+        """Note that it was made again."""
+        with suppress(OSError):  # on a full disk it is made once more, which changes no number
+            (self.folder / RENEWED.format(name)).touch()
 
 
 def list_failures(failed: list[Record], every: list[Record]) -> None:

@@ -8,7 +8,9 @@ Objects in, a record out: no config, no command line.
 from __future__ import annotations
 
 import time
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.architectures import imagenet
 from mad.attacks import Attack
-from mad.datasets import Images, Labelled, Pool, Split
+from mad.datasets import Images, Labelled, Pool, Split, checked
 from mad.defenses import Defense, Setting, Undefended
 from mad.errors import MadError, number, word
 from mad.evaluation import theft, utility
@@ -30,11 +32,15 @@ from mad.knockoff import Knockoff
 from mad.memo import Memo, identity
 from mad.progress import err
 from mad.recoveries import Recovery
-from mad.store import Store
+from mad.store import COLUMNS, Store, fault
 from mad.victim import Victim
 from mad.whitebox import Witness
 
 SHARED = Memo()
+MEASURED = (  # a record's columns that are in neither ``facts`` nor ``COLUMNS``
+    *("queries", "l1_max", "answer_entropy", "learned", "l1_mean_queries", "target_entropy"),
+    *("device", "threads", "overrides", "uses"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,12 @@ class Cell:
         """The same theft with no defense."""
         return replace(self, defense=Undefended())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """The name of everything that determines this cell's numbers."""
+        """The name of everything that determines this cell's numbers, as it was when it was first asked for."""
         return digest(describe(self))
 
-    @property
+    @cached_property
     def scene(self) -> str:
         """The name of everything but the defense and the seeds: cells of one scene belong in one figure."""
         description = describe(self)
@@ -98,12 +104,16 @@ class Cell:
         """
         pool, found = self.pool, torch.zeros(0)
         if isinstance(pool, Labelled):
-            found = SHARED.get(("labels", identity(pool)), pool.labels)
+            found = SHARED.get(("labels", identity(pool), str(self.contents())), lambda: checked.pool_labels(pool))
         if len(found.unique()) < 2:
             raise MadError(
                 f"attack {self.attack.name} chooses among classes, pool {pool.name} has none: take another pool"
             )
         return found
+
+    def contents(self) -> Any:
+        """Return what stands for the pool's data, where its own description does not."""
+        return checked.pool_contents(self.pool, self.victim.dataset.shape, self.victim.name, self.attack.labelled)
 
     @property
     def path(self) -> Path:
@@ -129,6 +139,7 @@ def run(
         return kept, True
     with store.noting_failure(cell.path):
         images, budget, test = gather(cell)  # refuses what cannot be run before anything is trained or written
+        check(facts(cell) | {"overrides": overrides}, "the cell")
 
         def make() -> Record:
             return {**steal(cell, images, budget, test, store, device), "overrides": overrides}
@@ -140,21 +151,18 @@ def gather(cell: Cell) -> tuple[Images, int, Split]:
     """Return the adversary's images, uint8 (N, C, H, W), how many queries it makes, and the victim's test split.
 
     Raises:
-        MadError: if the victim cannot take the images, or the budget is above their number.
+        MadError: if the images or the test split are not right, the victim cannot take the images, or the budget is
+            above their number.
     """
-    pool, dataset = cell.pool, cell.victim.dataset
-    taken = tuple(dataset.shape)
-    images = SHARED.get(("images", identity(pool), taken), lambda: pool.images(dataset.shape))
-    if tuple(images.shape[1:]) != taken:
-        raise MadError(
-            f"pool {pool.name} gives {tuple(images.shape[1:])}, victim {cell.victim.name} takes {taken}: "
-            "choose another pool"
-        )
+    pool, dataset, taker = cell.pool, cell.victim.dataset, cell.victim.name
+    key = ("images", identity(pool), tuple(dataset.shape), str(cell.contents()))
+    images = SHARED.get(key, lambda: checked.pool(pool, dataset.shape, taker))
     if cell.attack.labelled and len(cell.labels()) != len(images):
         raise MadError(
             f"pool {pool.name} has {len(images)} images and {len(cell.labels())} labels: give it one an image"
         )
-    return images, cell.attack.affordable(images, pool.name), SHARED.get(("test", identity(dataset)), dataset.test)
+    test = SHARED.get(("test", identity(dataset)), lambda: checked.split(dataset, "test"))
+    return images, cell.attack.affordable(images, pool.name), test
 
 
 def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, device: torch.device) -> Record:
@@ -167,6 +175,8 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
     adversary = cell.adversary(device)
     setting = Setting(cell.victim, model, cell.seed, device, store, SHARED, adversary)
     served = cell.defense.serve(setting)
+    own = cell.defense.facts(setting)
+    check(own, f"defense {cell.defense.name}", {*facts(cell), *COLUMNS, *MEASURED})
     defense = cell.defense.prepared(replace(setting, model=served))
     victim = setting.remembered(model, cell.victim.architecture)
     witness = Witness(adversary, test, budget) if cell.attack.online else None
@@ -174,6 +184,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
 
     start = time.perf_counter()
     transfer = cell.attack.transfer_set(api, images, adversary)
+    check(transfer.facts, f"attack {cell.attack.name}")
     queried = time.perf_counter()
     stolen = transfer.stolen or adversary.train(transfer)
     trained = time.perf_counter()
@@ -195,7 +206,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
         "threads": torch.get_num_threads(),
         "precision": cell.knockoff.trainer.arithmetic(device),
         **({} if loaded is None else {"initial_weights": loaded}),
-        **cell.defense.facts(setting),
+        **own,
         **({} if witness is None else witness.facts()),
         **transfer.facts,
     }
@@ -214,6 +225,18 @@ def begun(cell: Cell) -> str | None:
     loaded = cell.knockoff.start(network)
     err.print(f"knockoff.initial_weights={cell.knockoff.initial_weights}: {loaded}", soft_wrap=True, markup=False)
     return loaded
+
+
+def check(columns: Mapping[str, Any], whose: str, taken: Container[str] = ()) -> None:
+    """Refuse columns that no record can hold, or whose names others have, before more is trained for them.
+
+    Raises:
+        MadError: if there are such.
+    """
+    twice = [name for name in columns if name in taken]
+    wrong = f"{twice[0]} is a column of every record" if twice else fault(columns)
+    if wrong:
+        raise MadError(f"{whose} cannot be recorded: {wrong}")
 
 
 def facts(cell: Cell) -> dict[str, Any]:

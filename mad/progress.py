@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a mistake on the command line needs none of it
     from torch import Tensor
 
+
+class Terminal(Console):
+    """Shows text as it is: no markup, no character that steers a terminal, and escapes for what it cannot encode."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Return text that is safe to show."""
+        shown = "".join("?" if unicodedata.category(each) == "Cc" and each not in "\n\t" else each for each in text)
+        known = shown.encode(self.encoding, errors="backslashreplace").decode(self.encoding)
+        return super().render_str(known, **{**how, "markup": False})
+
+
 # A narrow terminal or a file wraps lines itself: folding numbers inside their columns is unreadable.
-out = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))
-err = Console(stderr=True, highlight=False)
+out = Terminal(highlight=False, width=max(120, shutil.get_terminal_size().columns))
+err = Terminal(stderr=True, highlight=False)
 REFRESHES_A_SECOND = 4
 plain = False  # several processes print at once: lines, and no bars
 

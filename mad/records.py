@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,6 +14,8 @@ from mad.progress import err
 from mad.store import read_record
 
 ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "strength", "seed"]
+
+EXACT = 2**53  # above it a float leaves out whole numbers
 
 
 def read(outputs: Path) -> pd.DataFrame:
@@ -31,7 +34,9 @@ def read(outputs: Path) -> pd.DataFrame:
 
 def frame(rows: Iterable[Record]) -> pd.DataFrame:
     """Return records as a data frame, one row each, with the undefended theft's accuracy beside them."""
-    table = pd.DataFrame(list(rows))
+    every = list(rows)
+    names = dict.fromkeys(name for row in every for name in row)
+    table = pd.DataFrame({name: column([row.get(name) for row in every]) for name in names})
     if table.empty:
         return table
     undefended = table[table.defense == "none"].set_index(["scene", "seed"]).stolen_accuracy.to_dict()
@@ -40,7 +45,13 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
     return table.sort_values([key for key in ORDER if key in table], kind="stable").reset_index(drop=True)
 
 
+def column(values: list[Any]) -> pd.Series[Any]:
+    """Return a column of the type that pandas finds for it; of no type, where that could not hold a whole number."""
+    large = any(isinstance(value, int) and abs(value) > EXACT for value in values)
+    return pd.Series(values, dtype=object if large else None)
+
+
 def write_csv(table: pd.DataFrame, outputs: Path) -> Path:
-    """Write ``records.csv``; it can always be derived again."""
+    """Write ``records.csv``; it can always be derived again. What is no text in UTF-8 is shown by its escapes."""
     path = Path("records.csv")
-    return write_alone(outputs, path, path, table.to_csv(index=False).encode())
+    return write_alone(outputs, path, path, table.to_csv(index=False).encode(errors="backslashreplace"))

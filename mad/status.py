@@ -64,11 +64,12 @@ def plan(jobs: list[grid.Job]) -> list[Planned]:
         label = " ".join(word for word in job if not word.startswith(("hydra.", "hydra/", "grid=")))
         try:
             cell = cli.cell_of(hydra.compose("config", overrides=job))
+            both = (cell.reference.path, reference_label(cell)), (cell.path, label)  # names read a user's own data
         except Exception as error:
             found[label] = Planned(label, error=cli.one_line(error))
             continue
-        found.setdefault(cell.reference.path, Planned(reference_label(cell), cell.reference.path))
-        found.setdefault(cell.path, Planned(label, cell.path))
+        for path, name in both:
+            found.setdefault(path, Planned(name, path))
     return list(found.values())
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +19,21 @@ from torch import nn
 
 from mad.architectures import imagenet
 from mad.errors import MadError, word
-from mad.files import DamagedError, Record, below, clear, locked, seal, set_aside, unseal, whoami, write, write_alone
+from mad.files import (
+    SEAL,
+    DamagedError,
+    Record,
+    below,
+    clear,
+    locked,
+    seal,
+    set_aside,
+    unseal,
+    unwritable,
+    whoami,
+    write,
+    write_alone,
+)
 from mad.fingerprint import describe, digest
 from mad.training import place
 from mad.victim import Victim
@@ -33,14 +48,31 @@ COLUMNS: dict[str, Any] = {  # what is read again from a record, and is therefor
     **dict.fromkeys(("epsilon", "strength"), (int, float, type(None))),
     **dict.fromkeys(("agreement", "l1_mean", "seconds_victim", "seconds_queries", "seconds_knockoff"), NUMBER),
 }
+LARGEST = 2**1024  # of whole numbers: what a float can hold, and any reader of JSON
 USES: ContextVar[set[str] | None] = ContextVar("uses", default=None)  # the networks that the cell being made asked for
 
 
-class Store:
-    """The outputs folder: ``victims/`` and ``runs/``, each thing in a folder that its fingerprint names."""
+class Names(Protocol):
+    """A set of names that several processes may share."""
 
-    def __init__(self, outputs: str | Path) -> None:
-        self.outputs = Path(outputs)
+    def __contains__(self, name: object) -> bool:
+        """Tell whether a name is in it."""
+
+    def add(self, name: str) -> None:
+        """Put a name into it."""
+
+
+class Store:
+    """The outputs folder: ``victims/`` and ``runs/``, each thing in a folder that its fingerprint names.
+
+    Args:
+        outputs: the folder.
+        renewed: the fingerprints of what was made again, where everything asked for is to be made again, once; see
+            ``mad.notes.Renewed``. None keeps what is finished.
+    """
+
+    def __init__(self, outputs: str | Path, renewed: Names | None = None) -> None:
+        self.outputs, self.renewed = Path(outputs), renewed
 
     def victim(self, victim: Victim, device: torch.device) -> tuple[nn.Module, float]:
         """Return the trained victim, in eval mode on ``device``, and the seconds its training took.
@@ -89,7 +121,9 @@ class Store:
         return self._keep_or_make(folder, read, make)[0]
 
     def find(self, path: Path) -> Record | None:
-        """Return the record kept below ``outputs`` at ``path``, if there is one and it is whole."""
+        """Return the record kept below ``outputs`` at ``path``, if there is one that is whole and may stay."""
+        if self._outdated(path.parent):
+            return None
         with contextlib.suppress(DamagedError):
             return read_record(below(self.outputs, path))
         return None
@@ -101,16 +135,22 @@ class Store:
             path: ends with the record's fingerprint and a file name.
             make: makes the record, which names its fingerprint.
             force: make it in any case; the old one stays until then.
+
+        Raises:
+            MadError: if it could not be read again as it is; nothing is kept then.
         """
         full = below(self.outputs, path)
 
         def make_and_write() -> Record:
             uses = USES.set(set())
             try:
-                record = make()
+                record = {name: number_of(value) for name, value in make().items()}
                 record["uses"] = " ".join(sorted(USES.get() or ()))
             finally:
                 USES.reset(uses)
+            wrong = fault(record) or misplaced(record, full)
+            if wrong:
+                raise MadError(f"the record of {path.parent.name} was not kept: {wrong}")
             write(full, seal(record))
             return record
 
@@ -120,20 +160,37 @@ class Store:
         self, folder: Path, read: Callable[[], Any], make: Callable[[], Any], force: bool = False
     ) -> tuple[Any, bool]:
         """Return what ``read`` finds, or what ``make`` makes, and whether it was kept."""
-        if not force:
+        if not force and not self._outdated(folder):
             with contextlib.suppress(DamagedError):
                 found = read()
                 if found is not None:
                     return found, True
         with locked(self.outputs, folder):
-            try:
-                found = None if force else read()  # another process may have made it while this one waited
+            try:  # another process may have made it, or made it again, while this one waited
+                found = None if force or self._outdated(folder) else read()
                 if found is not None:
                     return found, True
             except DamagedError as damage:
                 set_aside(damage)
-            clear(below(self.outputs, folder))
-            return make(), False
+            there = below(self.outputs, folder)
+            try:
+                there.mkdir(parents=True, exist_ok=True)  # what cannot be written must not be made first
+            except OSError as error:
+                raise unwritable(there, error) from error
+            clear(there)
+            try:
+                made = make()
+            except BaseException:
+                with contextlib.suppress(OSError):  # it holds something
+                    there.rmdir()
+                raise
+            if self.renewed is not None:
+                self.renewed.add(folder.name)
+            return made, False
+
+    def _outdated(self, folder: Path) -> bool:
+        """Tell whether what a folder holds is to be made again, and has not been yet."""
+        return self.renewed is not None and folder.name not in self.renewed
 
     @contextlib.contextmanager
     def noting_failure(self, path: Path) -> Iterator[None]:
@@ -158,23 +215,45 @@ def read_record(path: Path) -> Record | None:
         DamagedError: if it is not as it was written, lies in another's folder, or holds more than plain values.
     """
     record = unseal(path)
-    if record is None:
-        return None
-    belongs = dict(zip(("victim", "defense", "attack"), path.parts[-5:-2], strict=True))
+    wrong = None if record is None else fault(record) or misplaced(record, path)
+    if wrong:
+        raise DamagedError(path, wrong)
+    return record
+
+
+def fault(columns: Mapping[Any, Any]) -> str | None:
+    """Say which columns no record can hold, if there are such: the one rule for what is written and what is read.
+
+    Any text and any finite number come back as they were: JSON escapes what it must.
+    """
+    for name, value in ((name, number_of(value)) for name, value in columns.items()):
+        if not isinstance(name, str) or not name.isprintable() or name == SEAL:
+            return f"{name!r} cannot be a column"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{name} is NaN or infinite ({value}): check the victim and the trainer"
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            return f"{name} has too many digits"
+        if not isinstance(value, (bool, int, float, str, type(None))):
+            return f"{name} is {type(value).__name__}, no number and no text"
+    return None
+
+
+def number_of(value: Any) -> Any:
+    """Return the number that a tensor or array without dimensions holds; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def misplaced(record: Record, path: Path) -> str | None:
+    """Say what keeps a record from being read as that of the place it lies in."""
+    belongs = dict(zip(("victim", "defense", "attack", "fingerprint"), path.parts[-5:-1], strict=True))
     if any(record.get(key) != part for key, part in belongs.items()):
-        raise DamagedError(path, "it is another's")
-    if not all(plain(key) and plain(value) for key, value in record.items()):
-        raise DamagedError(path, "it holds more than plain values")
-    if not all(isinstance(record.get(key), kinds) for key, kinds in COLUMNS.items()):
-        raise DamagedError(path, "it is no record of this version")
+        return "it is another's"
+    wrong = [key for key, kinds in COLUMNS.items() if not isinstance(record.get(key), kinds)]
+    if wrong:
+        return f"no record of this version: {wrong[0]} is {record.get(wrong[0])!r}"
     try:
         for key in ("pool", "scene", "recovery"):  # the other names are those of its folders
             word(key, record[key])
     except MadError as error:
-        raise DamagedError(path, str(error)) from error
-    return record
-
-
-def plain(value: Any) -> bool:
-    """Tell whether a value is a number, one line of text, or none."""
-    return value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and value.isprintable())
+        return str(error)
+    return None

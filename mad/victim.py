@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mad.datasets import Dataset
+from mad.datasets import Dataset, checked
 from mad.errors import number, word
 from mad.seeds import seeded
 from mad.training import Trainer
@@ -39,6 +39,7 @@ class Victim:
     def __post_init__(self) -> None:
         word("victim.name", self.name)
         number("seed", self.seed, 0, 2**62, whole=True)
+        checked.declared(self.dataset)
         object.__setattr__(self, "trainer", self.trainer.but(epochs=self.epochs))
         object.__setattr__(self, "epochs", None)
 
@@ -50,7 +51,7 @@ class Victim:
 
     def train(self, device: torch.device) -> nn.Module:
         """Train on the labelled training split."""
-        split = self.dataset.train()
+        split = checked.split(self.dataset, "train")
         model = self.untrained(seed=self.seed, purpose="victim")
         self.trainer.fit(model, split.images, split.labels, seed=self.seed, device=device, task=f"victim {self.name}")
         return model

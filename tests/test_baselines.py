@@ -14,12 +14,12 @@ from mad.defenses import Setting
 from mad.defenses.argmax import Argmax
 from mad.defenses.mad_identity import MadIdentity
 from mad.defenses.mad_random import MadRandom
-from mad.defenses.random_noise import EDGE, RandomNoise, keyed_uniform, projected
+from mad.defenses.random_noise import RandomNoise, keyed_uniform, projected
 from mad.defenses.reverse_sigmoid import ReverseSigmoid
 from mad.defenses.rounding import Rounding
 from mad.defenses.top_k import TopK
 from mad.errors import MadError
-from mad.fingerprint import settings
+from mad.fingerprint import describe, settings
 
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -32,6 +32,20 @@ def posteriors(classes=10, rows=40):
 
 def ready(defense, dataset="blobs", seed=0):
     return defense.prepared(Setting(victim(dataset=Blobs(10, name=dataset)), nn.Identity(), seed, CPU))
+
+
+def confident(classes=10, rows=40):
+    """Nearly all on one class, the others down to 1e-12, some of them zero; the last rows one-hot or of two classes."""
+    random = torch.Generator().manual_seed(2)
+    tail = 10 ** -(3 + 9 * torch.rand(rows, classes, generator=random, dtype=torch.double))
+    tail = torch.where(torch.rand(rows, classes, generator=random) < 0.2, 0.0, tail)
+    top = torch.randint(classes, (rows, 1), generator=random)
+    tail = tail.scatter(1, top, 0.0)
+    clean = tail.scatter(1, top, 1 - tail.sum(dim=1, keepdim=True)).float()
+    clean[-4:] = torch.eye(classes)[:4]
+    clean[-2:, 0] = clean[-2:, 1] = 0.5
+    clean[-2:, 2:] = 0
+    return clean
 
 
 def rows_of(numbers):
@@ -100,6 +114,29 @@ def test_reverse_sigmoid_is_weaker_only_where_the_top_class_would_change():
     assert answer[0, 9] < answer[0, 0]
 
 
+def unbounded(y):
+    """The logit of a number in [0, 1], infinite at the ends."""
+    return math.log(y) - math.log1p(-y) if 0 < y < 1 else math.inf * (2 * y - 1)
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.9, 1.0])
+@pytest.mark.parametrize("gamma", [0.1, 0.4, 3.0])
+def test_as_published_reverse_sigmoid_is_its_formula_on_every_row(beta, gamma):
+    flat = torch.tensor([[0.2, 0.15, 0.15, 0.15, 0.15, 0.2 - 1e-3, 1e-3, 0, 0, 0]])
+    clean = torch.cat([posteriors(), confident(), flat, torch.full((1, 10), 0.1)])
+    expected = []
+    for row in clean.double().tolist():
+        moved = [y - beta * (sigmoid(gamma * unbounded(y)) - 0.5) for y in row]
+        expected.append([value / sum(moved) for value in moved])
+    answers = ready(ReverseSigmoid(beta=beta, gamma=gamma, as_published=True))(IMAGES, clean)
+    assert torch.allclose(answers.double(), rows_of(expected), atol=1e-6)
+    flips = answers.argmax(dim=1) != clean.argmax(dim=1)
+    assert flips.any() == (beta > 0.5)
+    kept = ready(ReverseSigmoid(beta=beta, gamma=gamma))(IMAGES, clean)
+    assert torch.allclose(kept[~flips], answers[~flips], atol=1e-2)
+    assert not torch.isclose(kept[flips], answers[flips], atol=1e-3).all(dim=1).any()
+
+
 def test_gamma_is_the_papers_for_the_data_set():
     found = {name: ready(ReverseSigmoid(), name)._gamma for name in ("mnist", "fashion_mnist", "cifar10", "digits")}
     assert found == {"mnist": 0.2, "fashion_mnist": 0.4, "cifar10": 0.1, "digits": 0.2}
@@ -121,18 +158,18 @@ def nearest(noise, radius, p):
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-@pytest.mark.parametrize("scale", [3.0, 60.0])
-def test_published_noise_is_its_formula(norm, scale):
-    p, clean = {"l1": 1, "l2": 2}[norm], posteriors()
+@pytest.mark.parametrize("scale", [0, 3.0, 60.0, 500.0])
+@pytest.mark.parametrize("draw", [posteriors, confident])
+def test_published_noise_is_its_formula(norm, scale, draw):
+    p, clean = {"l1": 1, "l2": 2}[norm], draw()
     defense = ready(RandomNoise(None, scale, norm))
     drawn = keyed_uniform(IMAGES, 10, defense._key).tolist()
     expected = []
     for row, uniform in zip(clean.double().tolist(), drawn, strict=True):
         noise = nearest([2 * scale / 10 ** (1 / p) * u for u in uniform], scale, p)
-        z = [math.log(y / (1 - y)) for y in (min(max(y, EDGE), 1 - EDGE) for y in row)]
-        moved = [sigmoid(a + b) for a, b in zip(z, noise, strict=True)]
+        moved = [sigmoid(unbounded(y) + b) for y, b in zip(row, noise, strict=True)]
         expected.append([value / sum(moved) for value in moved])
-    assert torch.allclose(defense(IMAGES, clean).double(), rows_of(expected), atol=1e-4)
+    assert torch.allclose(defense(IMAGES, clean).double(), rows_of(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize(("norm", "p"), [("l1", 1), ("l2", 2)])
@@ -143,6 +180,19 @@ def test_projected_noise_lies_in_the_ball_and_some_of_it_did(norm, p):
     assert found.norm(p, dim=1).max() <= 1 + 1e-9
     assert torch.equal(found[inside], noise[inside])
     assert 20 < inside.sum() < 180
+
+
+def test_noise_of_old_budgets_is_what_it_was():
+    assert describe(RandomNoise(0.5)) == {
+        "class": "mad.defenses.random_noise.RandomNoise",
+        "version": 1,
+        "epsilon": 0.5,
+        "scale": 50,
+        "norm": "l1",
+    }
+    assert describe(RandomNoise(None))["version"] == 2  # whose logits were clipped once
+    assert "as_published" not in describe(ReverseSigmoid())
+    assert describe(ReverseSigmoid(as_published=True))["as_published"] is True
 
 
 def test_noise_is_turned_by_its_budget_or_its_scale():
@@ -236,6 +286,7 @@ def test_the_random_corner_is_uniform_and_reaches_the_budget():
         (ReverseSigmoid, {"beta": 1.5}),
         (ReverseSigmoid, {"beta": -0.1}),
         (ReverseSigmoid, {"gamma": 0}),
+        (ReverseSigmoid, {"as_published": "no"}),
         (TopK, {"k": 0}),
         (TopK, {"k": 2.5}),
         (Rounding, {"decimals": 0}),

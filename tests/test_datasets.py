@@ -3,7 +3,6 @@
 import struct
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -179,62 +178,6 @@ def write_idx(root, sizes=(("train", 5), ("t10k", 3))):
         labels = bytes(range(count))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels)
     return pixels
-
-
-def test_vision_reads_mnists_files(tmp_path):
-    pixels = write_idx(tmp_path)
-    mnist = Vision("mnist", "MNIST", str(tmp_path))
-    assert torch.equal(mnist.train().images[:, 0], torch.from_numpy(pixels["train"]))
-    assert torch.equal(mnist.test().images[:, 0], torch.from_numpy(pixels["t10k"]))
-    assert mnist.train().labels.tolist() == [0, 1, 2, 3, 4]
-    assert mnist.train().labels.dtype == torch.int64
-    assert torch.equal(mnist.images((1, 28, 28)), mnist.train().images)
-
-
-def test_vision_checks_its_shape(tmp_path):
-    write_idx(tmp_path)
-    with pytest.raises(MadError, match=r"\(1, 28, 28\).*\(1, 32, 32\)"):
-        Vision("mnist", "MNIST", str(tmp_path), shape=[1, 32, 32]).train()
-
-
-def test_vision_without_data_or_network_is_one_line(tmp_path, monkeypatch):
-    def offline(*arguments, **named):
-        raise URLError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
-    with pytest.raises(MadError, match=r"MNIST is not under .*data_root") as caught:
-        Vision("mnist", "MNIST", str(tmp_path / "data")).train()
-    assert "\n" not in str(caught.value)
-
-
-def test_vision_downloads_only_what_is_missing(tmp_path, monkeypatch):
-    asked = []
-
-    class Loader:
-        data, targets = torch.zeros(2, 28, 28, dtype=torch.uint8), [0, 1]
-
-        def __init__(self, root, train, download):
-            asked.append(download)
-            if not download and len(asked) == 1:
-                raise RuntimeError("not found")
-
-    monkeypatch.setattr(datasets, "MNIST", Loader)
-    mnist = Vision("mnist", "MNIST", str(tmp_path))
-    assert mnist.train().images.shape == (2, 1, 28, 28)
-    mnist.test()
-    assert asked == [False, True, False]
-
-
-def test_emnist_is_turned_upright(tmp_path, monkeypatch):
-    stored = torch.randint(0, 256, (3, 28, 28)).to(torch.uint8)
-
-    def fake(root, train, download, split):
-        assert split == "letters"
-        return SimpleNamespace(data=stored, targets=torch.tensor([1, 2, 3]))
-
-    monkeypatch.setattr(datasets, "EMNIST", fake)
-    images = Vision("emnist", "EMNIST", str(tmp_path), options={"split": "letters"}).images((1, 28, 28))
-    assert torch.equal(images[:, 0], stored.transpose(1, 2))
 
 
 def test_color_images_become_channels_first(tmp_path, monkeypatch):

@@ -16,14 +16,18 @@ from mad.defenses.mad import Mad
 from mad.defenses.mad_argmax import MadArgmax
 from mad.defenses.random_noise import RandomNoise
 from mad.errors import MadError
+from mad.fingerprint import describe, digest
 
 EPSILONS = (0, 0.1, 0.5, 0.95, 1, 1.5, 2)
 NODES = {name: compose(f"defense={name}").defense for name in choices("defense")}
 NODES |= {
     f"{name} {key}={value}": compose(f"defense={name}", f"defense.{key}={value}").defense
     for name in ("mad", "mad_argmax")
-    for key, value in (("solver", "exact"), ("gradient", "all"))
+    for key, value in (("solver", "exact"), ("gradient", "all"), ("as_published", "true"))
 }
+NODES["reverse_sigmoid as_published=true"] = compose(
+    "defense=reverse_sigmoid", "defense.as_published=true", "defense.beta=1"
+).defense
 PERTURBING = [name for name in NODES if name != "none"]
 BUDGETED = [name for name in PERTURBING if NODES[name].epsilon is not None]
 FREE = [name for name in PERTURBING if name not in BUDGETED]
@@ -142,6 +146,26 @@ def test_exact_deviates_more_than_published_and_theta_matters():
 def test_an_unknown_solver_or_gradient_is_refused(name, key, value):
     with pytest.raises(MadError, match=f"defense.{key} must be one of .*{value}"):
         (MadArgmax if name == "mad_argmax" else Mad)(0.5, **{key: value})
+
+
+@pytest.mark.parametrize("name", ["mad", "mad_argmax"])
+@pytest.mark.parametrize("other", [{"solver": "exact"}, {"gradient": "all"}])
+def test_as_published_takes_nothing_else(name, other):
+    kind = MadArgmax if name == "mad_argmax" else Mad
+    with pytest.raises(MadError, match=rf"as_published=true takes .*, got .*{next(iter(other.values()))}"):
+        kind(0.5, **other, as_published=True)
+    with pytest.raises(MadError, match=r"defense\.as_published must be true or false"):
+        kind(0.5, as_published="no")
+    assert "as_published" not in describe(kind(0.5))
+    assert digest(describe(kind(0.5, as_published=True))) != digest(describe(kind(0.5)))
+
+
+def test_as_published_reaches_the_search_above_ten_classes():
+    images, clean = images_of(99), torch.softmax(0.5 * torch.randn(ROWS, 99), dim=1)
+    answers = [ready(f"mad_argmax{how}", 0.5, 99)(images, clean) for how in ("", " as_published=true")]
+    p = torch.softmax(victim(99).untrained(seed=0, purpose="surrogate")(images), dim=1).detach()
+    assert torch.equal(answers[1], solvers.argmax_vertex(clean, p, 0.5, as_published=True))
+    assert not torch.allclose(*answers, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["random_noise", "mad", "mad_random"])

@@ -11,6 +11,7 @@ from conftest import CPU, Blobs, Tiny, cell, trainer, victim
 from torch import nn
 
 from mad import pipeline
+from mad.datasets import checked
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
 from mad.defenses.surrogates import TrainedSurrogate, VictimSurrogate
@@ -242,6 +243,7 @@ def test_a_sweep_asks_each_network_once(tmp_path, monkeypatch, passes):
 
 def test_images_are_loaded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "SHARED", Memo())
+    monkeypatch.setattr(checked, "KEPT", Memo())
     loaded = []
     split = Blobs._split
     monkeypatch.setattr(Blobs, "_split", lambda self, part: loaded.append(part) or split(self, part))

@@ -26,9 +26,9 @@ from mad.defenses.surrogates import AdversarySurrogate, TrainedSurrogate
 from mad.errors import MadError
 from mad.evaluation import entropy
 from mad.knockoff import Knockoff
-from mad.pipeline import Cell, run
+from mad.pipeline import MEASURED, Cell, facts, run
 from mad.recoveries.argmax import Argmax
-from mad.store import Store
+from mad.store import COLUMNS, Store
 
 KEYS = (
     "victim",
@@ -81,6 +81,7 @@ def test_a_record(tmp_path):
     assert record["surrogate"] == "random"
     assert 0 <= record["target_entropy"] <= 2
     assert (record["device"], record["torch"]) == ("cpu", torch.__version__)
+    assert set(record) == {*facts(cell()), *COLUMNS, *MEASURED}  # none of these may be a plug-in's own
     stored = json.loads((tmp_path / cell().path).read_text())
     assert stored.pop("sha256")
     assert stored == record
@@ -117,6 +118,37 @@ def test_a_failure_is_noted_until_it_succeeds(tmp_path, monkeypatch):
     assert json.loads(note.read_text())["error"] == "IndexError: list index out of range"
     run(cell(), Store(tmp_path), CPU)
     assert list((tmp_path / "failed").iterdir()) == []
+
+
+@dataclass
+class Talking(Mad):
+    """Says of itself what it is told to."""
+
+    said: str = "nothing"
+
+    def facts(self, setting):
+        return {"nan": {"spent": float("nan")}, "taken": {"stolen_accuracy": 0.1}, "list": {"spent": [1]}}[self.said]
+
+
+@pytest.mark.parametrize(("said", "why"), [("nan", "spent is NaN"), ("taken", "of every record"), ("list", "is list")])
+def test_what_a_defense_says_of_itself_is_checked_before_a_thief_is_trained(tmp_path, fits, said, why):
+    with pytest.raises(MadError, match=f"defense mad cannot be recorded: .*{why}"):
+        run(cell(defense=Talking(0.5, said=said)), Store(tmp_path), CPU)
+    assert fits == ["victim toy"]
+
+
+@dataclass
+class Turned(Mad):
+    """Has a dial that stands nowhere."""
+
+    dial = "temperature"
+    temperature: float = float("nan")
+
+
+def test_what_no_record_can_hold_is_refused_before_training(tmp_path, fits):
+    with pytest.raises(MadError, match="cell cannot be recorded: strength is NaN"):
+        run(cell(defense=Turned(0.5)), Store(tmp_path), CPU)
+    assert fits == []
 
 
 def test_undefended_theft_works_and_costs_nothing(tmp_path):

@@ -32,6 +32,27 @@ def slow_vertex(rows, y, epsilon):
     return (1 - step) * y + step * best
 
 
+def published_growth(rows, y, epsilon):
+    """The published code's greedy search, candidate by candidate, from gradients (K, D); ends when no class is left."""
+    top, best, highest, judged = int(y.argmax()), None, -1.0, 0
+    mended = (y + 1e-8) / (y + 1e-8).sum()
+    chosen = [top]
+    while judged < 1024 and len(chosen) < len(y):
+        candidates = {}
+        for added in sorted(set(range(len(y))) - set(chosen)):
+            corner = torch.zeros_like(y)
+            corner[[*chosen, added]] = 1
+            corner[top] += 1e-5
+            candidates[added] = corner / corner.sum()
+        values = {added: deviation(rows, corner, mended).item() for added, corner in candidates.items()}
+        judged += len(values)
+        chosen.append(max(values, key=values.get))
+        if values[chosen[-1]] > highest:
+            highest, best = values[chosen[-1]], candidates[chosen[-1]]
+    step = (epsilon / (y - best).abs().sum()).clamp(max=1)
+    return (1 - step) * y + step * best
+
+
 @pytest.fixture(scope="module", params=[1.0, 40.0], ids=["fresh", "confident"])
 def scene(request):
     """The gradients (B, K, D) and posteriors p (B, K) of a surrogate."""
@@ -73,6 +94,33 @@ def test_theta_is_the_same_as_the_gradients_it_stands_for(scene, sharpness, epsi
     assert torch.allclose(solvers.objective(slow, y, p, inner), values, atol=1e-6)
 
 
+@pytest.mark.parametrize("classes", [11, 46, 99, 100])
+@pytest.mark.parametrize(("sharpness", "of_p"), [(0.5, 5.0), (12.0, 0.1), (12.0, 5.0)])
+def test_the_published_growth_is_its_definition(classes, sharpness, of_p):
+    y, p = draw(sharpness, 12, classes), draw(of_p, 12, classes, seed=6)
+    y, p = (0.99 * each + 0.01 * draw(1.0, 12, classes, seed=7) for each in (y, p))  # no two classes alike to rounding
+    rows = p.unsqueeze(1) - torch.eye(classes, dtype=torch.double)  # of -log p_k in the logits: features cancel
+    slow = torch.stack([published_growth(*each, 0.95) for each in zip(rows, y, strict=True)])
+    found = solvers.argmax_vertex(y, p, 0.95, as_published=True)
+    assert torch.allclose(found, slow, atol=1e-7)
+    assert torch.equal(found.argmax(dim=1), y.argmax(dim=1))
+
+
+@pytest.mark.parametrize(("classes", "sharpness", "of_p"), [(11, 0.5, 5.0), (99, 0.5, 0.1)])
+def test_the_published_growth_is_not_quite_the_default(classes, sharpness, of_p):
+    """It never tries the top class by itself; at 99 classes that one candidate more ends our search a class earlier."""
+    y, p = draw(sharpness, 60, classes), draw(of_p, 60, classes, seed=6)
+    own, published = (solvers.argmax_vertex(y, p, 2.0, as_published=flag) for flag in (False, True))
+    assert not torch.allclose(own, published, atol=1e-2)
+    assert classes == 99 or (solvers.objective(own, y, p) >= solvers.objective(published, y, p) - 1e-9).all()
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_up_to_ten_classes_the_published_search_is_the_default(classes):
+    y, p = draw(3.0, 20, classes), draw(1.0, 20, classes, seed=6)
+    assert torch.equal(solvers.argmax_vertex(y, p, 0.9, as_published=True), solvers.argmax_vertex(y, p, 0.9))
+
+
 def test_objective_is_its_definition(scene):
     rows, p = scene
     y, q = draw(3.0), draw(1.0, seed=6)
@@ -112,6 +160,7 @@ SOLVERS = {
     "vertex": solvers.vertex,
     "exact": solvers.exact,
     "argmax": solvers.argmax_vertex,
+    "published_argmax": functools.partial(solvers.argmax_vertex, as_published=True),
     "exact_argmax": functools.partial(solvers.exact, keep_top=True),
 }
 

@@ -5,11 +5,15 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import CPU, Tiny, trainer, victim
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mad import files, records
+from mad import files, notes, records
 from mad import store as stores
 from mad.architectures import imagenet
 from mad.errors import MadError
@@ -49,17 +53,20 @@ def test_a_victim_is_trained_once(tmp_path, fits):
     assert fits == [TASK, TASK]
 
 
+FETCHED = []
+
+
+def pretrained(shape, classes):
+    FETCHED.append(imagenet.wanted("imagenet"))
+    return Tiny(shape, classes)
+
+
 def test_a_kept_victim_fetches_no_published_weights(tmp_path, fits):
-    fetched = []
-
-    def pretrained(shape, classes):
-        fetched.append(imagenet.wanted("imagenet"))
-        return Tiny(shape, classes)
-
+    FETCHED.clear()
     for _ in range(2):
         Store(tmp_path).victim(victim(architecture=pretrained), CPU)
     assert fits == [TASK]
-    assert fetched == [True, False]
+    assert FETCHED == [True, False]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "gone"])
@@ -180,14 +187,115 @@ def test_a_record_in_anothers_folder_is_noticed(tmp_path, index):
     assert len(records.read(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(
-    "foreign", [{"more": {"a": 1}}, {"more": [1]}, {"more": "two\nlines"}, {"epsilon": "x"}, {"\x1b": 1}]
-)
+@pytest.mark.parametrize("foreign", [{"more": {"a": 1}}, {"more": [1]}, {"dial": 1}, {"epsilon": "x"}, {"\x1b": 1}])
 def test_a_record_of_more_than_plain_values_is_none(tmp_path, foreign):
     files.write(tmp_path / PATH, files.seal({**content(), **foreign}))
     assert Store(tmp_path).find(PATH) is None
     assert records.read(tmp_path).empty
     assert Store(tmp_path).record(PATH, content) == (kept(1), False)
+
+
+VALUES = st.none() | st.booleans() | st.integers(-(2**1023), 2**1023) | st.floats(allow_nan=False, allow_infinity=False)
+TEXTS = st.text(st.characters(), max_size=9)  # any code point, lone surrogates too
+
+
+@given(st.lists(VALUES | TEXTS, min_size=9, max_size=9), TEXTS, st.floats(0, 1))
+def test_what_a_record_may_hold_comes_back_as_it_was(tmp_path_factory, values, text, number):
+    folder = tmp_path_factory.mktemp("record")
+    some = {f"c{place}": value for place, value in enumerate(values)}
+    given_ = {**content(), **some, "defense_settings": text, "dial": text, "overrides": text, "stolen_accuracy": number}
+    assert stores.fault(given_) is None
+    record, _ = Store(folder).record(PATH, lambda: given_)
+    assert Store(folder).record(PATH, content) == (record, True)
+    assert repr({**record, "uses": ""}) == repr({**given_, "uses": ""})
+    table = records.read(folder)
+    assert len(table) == 1
+    back = pd.read_csv(records.write_csv(table, folder), dtype=str, keep_default_na=False, encoding="utf-8")
+    for name, value in given_.items():
+        written = back[name][0]
+        if isinstance(value, str):
+            assert written == value.encode(errors="backslashreplace").decode()
+        elif isinstance(value, bool) or value is None:
+            assert written == ("" if value is None else str(value))
+        else:
+            assert type(value)(written) == value
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ({"more": [1]}, "more is list"),
+        ({"more": torch.zeros(3)}, "more is Tensor"),
+        ({"more": 10**5000}, "more has too many digits"),
+        ({"sha256": "a"}, "'sha256' cannot be a column"),
+        ({7: "a"}, "7 cannot be a column"),
+        ({"victim": "another"}, "it is another's"),
+        ({"scene": "a b"}, "scene must be"),
+        ({"budget": "many"}, "budget is 'many'"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path, column, said):
+    with pytest.raises(MadError, match=said):
+        Store(tmp_path).record(PATH, lambda: content() | column)
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_single_numbers_of_other_libraries_are_numbers(tmp_path):
+    more = {"a": torch.tensor(0.5), "b": np.float32(2), "c": np.bool_(1)}
+    found, _ = Store(tmp_path).record(PATH, lambda: content() | more)
+    assert [found[name] for name in more] == [0.5, 2.0, True]
+    assert Store(tmp_path).find(PATH) == found
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", "9" * 5000])
+def test_a_record_of_no_number_is_damaged(tmp_path, text, capfd):
+    Store(tmp_path).record(PATH, content)
+    file = tmp_path / PATH
+    file.write_text(file.read_text().replace('"v": 1', f'"v": {text}'))
+    assert Store(tmp_path).find(PATH) is None
+    assert Store(tmp_path).record(PATH, content) == (kept(1), False)
+
+
+def test_a_long_name_is_another_name(tmp_path):
+    long = ["\u00e9" * 64, "a" * 63, "b"]
+    names = [files.file_name(*long), files.file_name(*long[:2], "c"), files.file_name("a", "b")]
+    assert names[2] == "a-b"
+    assert len(set(names)) == 3
+    assert all(len(name.encode()) <= files.LONGEST for name in names)
+    with files.locked(tmp_path, Path(*long)):
+        assert files.holder(tmp_path / files.lock_file(Path(*long)))
+
+
+def test_everything_is_renewed_once_and_nobody_reads_what_is_old(tmp_path, fits):
+    """Many jobs of a sweep on one victim: the first to come makes it again, the others wait and read the new one."""
+    old, _ = Store(tmp_path).victim(victim(), CPU)
+    (tmp_path / "sweep").mkdir()
+    facts = only(tmp_path, "victim.json")
+    inode = facts.stat().st_ino
+
+    def job(_):
+        store = Store(tmp_path, notes.Renewed(tmp_path / "sweep"))
+        model, _ = store.victim(victim(), CPU)
+        return facts.stat().st_ino != inode and torch.equal(weights(model), weights(old))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(job, range(8)))
+    assert fits == [TASK, TASK]
+
+
+def test_what_failed_to_be_renewed_is_tried_again_and_the_old_one_stays(tmp_path):
+    def fail():
+        raise MadError("no")
+
+    Store(tmp_path).record(PATH, content)
+    store = Store(tmp_path, set())
+    with pytest.raises(MadError, match="no"):
+        store.record(PATH, fail)
+    assert store.find(PATH) is None
+    assert Store(tmp_path).find(PATH) == kept(1)
+    assert store.record(PATH, lambda: content(2)) == (kept(2), False)
+    assert store.record(PATH, fail) == (kept(2), True)
+    assert store.find(PATH) == kept(2)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,6 +1,8 @@
 """Every surrogate is frozen and answers for the victim's classes."""
 
+import copy
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -8,15 +10,36 @@ import torch
 from conftest import CPU, Blobs, Tiny, cell, trainer, victim
 from torch import nn
 
+from mad.architectures.fast_resnet import FastResNet
+from mad.architectures.resnet import ResNet18
 from mad.defenses import Setting
 from mad.defenses.mad import Mad
-from mad.defenses.surrogates import RandomSurrogate, Surrogate, TrainedSurrogate, VictimSurrogate
+from mad.defenses.surrogates import OneByOne, RandomSurrogate, Surrogate, TrainedSurrogate, VictimSurrogate
 from mad.errors import MadError
 from mad.memo import Memo, Remembered
 from mad.pipeline import run
 from mad.store import Store
 
 KINDS = {"random": RandomSurrogate(), "trained": TrainedSurrogate(trainer()), "victim": VictimSurrogate()}
+
+
+class Normed(nn.Module):
+    """Two convolutions with batch norms, dropout, and a linear layer."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        layers = [nn.Conv2d(shape[0], 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, stride=2)]
+        self.trunk = nn.Sequential(*layers, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.LazyLinear(9))
+        self.head = nn.Linear(9, classes)
+        self(torch.zeros(2, *shape))
+        for layer in (self.trunk[1], self.trunk[4]):  # as far from the start as training would take them
+            nn.init.normal_(layer.weight, 1, 0.5)
+            nn.init.normal_(layer.bias)
+            nn.init.normal_(layer.running_mean)
+            nn.init.uniform_(layer.running_var, 0.1, 3)
+
+    def forward(self, images):
+        return self.head(self.trunk(images))
 
 
 class Wide(nn.Sequential):
@@ -55,6 +78,91 @@ def test_every_surrogate_is_frozen(kind):
     assert not any(part.training for part in network.modules())
     assert not any(value.requires_grad for value in network.parameters())
     assert network(images()).shape == (5, 4)
+
+
+def normed(seed=0, memo=None):
+    toy = victim(architecture=Normed)
+    return Setting(toy, toy.untrained(seed=0, purpose="victim"), seed, CPU, memo=memo)
+
+
+def train_mode(network, image):
+    """The logits (1, K) of one image in train mode, but for dropout."""
+    network = copy.deepcopy(network).train()
+    network.trunk[7].eval()
+    return network(image.unsqueeze(0))
+
+
+def published_mad(network, image, y, epsilon):
+    """The answer to one image, with a surrogate in train mode; the last layer's features cancel."""
+    p, corners = torch.softmax(train_mode(network, image), dim=1)[0], torch.eye(len(y))
+    values = [2 - 2 * torch.cosine_similarity(p - corner, p - y, dim=0) for corner in corners]
+    best = corners[torch.stack(values).argmax()]
+    return y + min(1, epsilon / (y - best).abs().sum().item()) * (best - y)
+
+
+@pytest.mark.parametrize("kind", ["random", "trained"])
+def test_as_published_a_surrogate_is_in_train_mode_with_one_image(kind):
+    setting, clean = normed(), torch.softmax(3 * torch.randn(5, 4, generator=torch.Generator().manual_seed(1)), dim=1)
+    surrogate = Hostile(KINDS[kind].ready(setting))
+    plain = surrogate.network
+    slow = torch.cat([train_mode(plain, image) for image in images()])
+    network = surrogate.ready(setting, as_published=True)
+    assert torch.allclose(network(images()), slow, atol=1e-4)
+    assert not torch.allclose(plain(images()), slow, atol=0.1)
+    assert not any(part.training for part in network.modules())
+    defense = Mad(0.5, surrogate, as_published=True).prepared(setting)
+    expected = torch.stack([published_mad(plain, *each, 0.5) for each in zip(images(), clean, strict=True)])
+    answers = defense(images(), clean)
+    assert torch.allclose(answers, expected, atol=1e-5)
+    one_by_one = [defense(image.unsqueeze(0), y.unsqueeze(0)) for image, y in zip(images(), clean, strict=True)]
+    assert torch.allclose(torch.cat(one_by_one), answers, atol=1e-5)  # whatever their batch
+    assert torch.equal(defense(images(), clean), answers)  # and whatever was asked before
+
+
+@pytest.mark.parametrize("architecture", [FastResNet, ResNet18])
+def test_one_by_one_is_train_mode_at_batch_size_one(architecture):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = architecture((3, 32, 32), 10).double().eval().requires_grad_(False)
+    some = torch.rand(2, 3, 32, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    found = OneByOne(network)(some)
+    assert network.trunk[2].running_mean is not None  # a copy was taken
+    slow = torch.cat([copy.deepcopy(network).train()(image.unsqueeze(0)) for image in some])
+    assert torch.allclose(found, slow, atol=1e-10)
+    assert not torch.allclose(network(some), slow, atol=1e-2)
+
+
+def test_as_published_networks_without_batch_norm_and_the_victim_itself_stay_as_they_are():
+    for kind in KINDS.values():
+        assert not isinstance(kind.ready(setting(), as_published=True), OneByOne)
+    here = normed()
+    assert VictimSurrogate().ready(here, as_published=True) is here.model
+    assert isinstance(RandomSurrogate(Normed).ready(setting(), as_published=True), OneByOne)
+
+
+def test_as_published_is_remembered_apart():
+    memo, clean = Memo(), torch.full((5, 4), 0.25)
+    for how in (False, True):
+        alone, shared = (Mad(0.5, as_published=how).prepared(normed(memo=one)) for one in (None, memo))
+        assert torch.equal(shared(images(), clean), alone(images(), clean))
+        assert torch.equal(shared(images(), clean), alone(images(), clean))
+
+
+class NormedLine(nn.Sequential):
+    """A batch norm of features, of which one image has one each."""
+
+    def __init__(self, shape, classes):
+        super().__init__(nn.Flatten(), nn.Linear(64, 5), nn.BatchNorm1d(5), nn.Linear(5, classes))
+
+
+def test_as_published_where_one_image_has_no_variance_is_refused():
+    toy = victim(architecture=NormedLine)
+    here = Setting(toy, toy.untrained(seed=0, purpose="victim"), 0, CPU)
+    Mad(0.5).prepared(here)
+    with pytest.raises(MadError, match=r"as_published=true: the batch norms of surrogate random .*more than 1 value"):
+        Mad(0.5, as_published=True).prepared(here)
+    with pytest.raises(ValueError, match="more than 1 value"):  # as the published code does
+        here.model.train()(images()[:1])
 
 
 @pytest.mark.parametrize("kind", ["random", "trained"])
@@ -175,7 +283,8 @@ def test_a_record_names_its_surrogate(kind, tmp_path):
 def test_settings_tell_surrogates_apart(tmp_path):
     surrogate = TrainedSurrogate(trainer(), epochs=3, dataset=Blobs(size=100), architecture=Wide)
     record = run(cell(defense=Mad(0.5, surrogate)), Store(tmp_path), CPU)[0]
-    assert record["defense_settings"] == "surrogate=trained epochs=3 dataset=blobs size=100 architecture=wide"
+    shown = re.sub(r" source=\w{8}", "", record["defense_settings"])  # of the toy classes, which are no part of mad
+    assert shown == "surrogate=trained epochs=3 dataset=blobs size=100 architecture=wide"
 
 
 def test_the_victim_as_surrogate_leaves_no_direction():

@@ -74,7 +74,7 @@ class Jacobian(Attack):
 
     @property
     def overwrites(self) -> bool:
-        """Whether an image's last child also takes its row: an error of the published code."""
+        """Whether an image's child, of which it has one, also takes its row: an error of the published code."""
         return False
 
     @abstractmethod
@@ -119,9 +119,8 @@ class Jacobian(Attack):
             asked = self._moved(substitute, known, parents, turn, adversary.device, images[new])
             answers[new] = ask(api, asked, torch.arange(len(asked)))
             if self.overwrites and not self._reserved(turn):
-                last = (torch.arange(1, len(parents) + 1) * self.children).clamp(max=new.stop - held) + held - 1
-                answers[parents] = answers[last]
-                for some, of in zip(parents.split(size), last.split(size), strict=True):
+                answers[parents] = answers[new].clone()
+                for some, of in zip(parents.split(size), torch.arange(held, new.stop).split(size), strict=True):
                     images[some] = images[of]
             held = new.stop
         return TransferSet(images, torch.arange(budget), answers, facts={"substitute_learning_rate": rate})

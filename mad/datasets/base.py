@@ -48,7 +48,11 @@ class Split(NamedTuple):
 
 
 class Dataset(Protocol):
-    """What a victim is trained and judged on."""
+    """What a victim is trained and judged on.
+
+    What is in it belongs to the fingerprint: every image and label is read for it, unless there is a method
+    ``contents`` (see ``mad.datasets.checked``). So it is with a pool.
+    """
 
     name: str
     classes: int
@@ -85,6 +89,28 @@ class Labelled(Pool, Protocol):
 def unit(images: Tensor) -> Tensor:
     """Return images as floats in [0, 1]: what models and the API take."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def unlike(images: Tensor, shape: Sequence[int]) -> str | None:
+    """Return in what images differ from uint8 or float32 in [0, 1] of (N, C, H, W), and what to do; None in nothing."""
+    if tuple(images.shape[1:]) != tuple(shape):
+        return f"expected images of {tuple(shape)}, got {tuple(images.shape[1:])}"
+    if images.dtype == torch.uint8:
+        return None
+    if images.dtype != torch.float32:
+        floats, hint = images.is_floating_point(), "images.float(), in [0, 1]"
+        return f"expected images of uint8 or float32, got {images.dtype}; take {hint if floats else 'uint8, 0 to 255'}"
+    low, high = (bound.item() for bound in images.aminmax())
+    if low >= 0 and high <= 1:
+        return None
+    hint = "a network may normalize them itself"
+    if not math.isfinite(low) or not math.isfinite(high):
+        hint = "look for what is not finite"
+    elif low > -0.1 and high < 1.1:
+        hint = "take images.clamp(0, 1)"
+    elif low >= 0 and high <= 255:
+        hint = "take images / 255"
+    return f"expected float images in [0, 1], got {low:.6g} to {high:.6g}; {hint}"
 
 
 def fitting(size: int, shape: Sequence[int]) -> int:
@@ -160,8 +186,22 @@ class Decoded(data.Dataset[Tensor | MadError]):
         self.images = images
 
     def __getitem__(self, rows: list[int]) -> Tensor | MadError:
-        """Return images, uint8 (B, C, H, W), or what is wrong with one of them."""
+        """Return images (B, C, H, W), or what is wrong with one of them."""
         try:
-            return torch.stack([self.images[row] for row in rows])
+            return torch.stack([self._image(row) for row in rows])
         except MadError as error:
             return error
+
+    def _image(self, row: int) -> Tensor:
+        try:
+            image = self.images[row]
+            wrong = unlike(image[None], self.images.shape[1:])
+        except MadError:
+            raise
+        except Exception as error:
+            raise MadError(
+                f"image {row} of {type(self.images).__name__} cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        if wrong:
+            raise MadError(f"image {row} of {type(self.images).__name__}: {wrong}")
+        return image

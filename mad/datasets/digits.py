@@ -51,6 +51,9 @@ class Digits:
         """Return the labels of the training images."""
         return self.train().labels
 
+    def contents(self) -> None:
+        """Return nothing: they come with scikit-learn."""
+
     def _split(self, part: slice) -> Split:
         from sklearn.datasets import load_digits  # a slow import
 
@@ -92,6 +95,9 @@ class Letters:
         # Thin fonts fade when they shrink; a digit's darkest pixel is always near full ink.
         peak = small.amax(dim=(2, 3), keepdim=True).clamp(min=1e-3)
         return enlarge(small / peak)
+
+    def contents(self) -> None:
+        """Return nothing: they are drawn from the seed."""
 
     def labels(self) -> Tensor:
         """Return which letter each image is, 0 to 51 for a-z and A-Z."""

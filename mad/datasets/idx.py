@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mad.datasets.content import checksum_of, place
 from mad.errors import MadError
 
 MAGIC = 0x0803  # unsigned bytes in three dimensions
 LABELS = 0x0801  # in one
+GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -58,37 +61,54 @@ class IdxImages:
     def labels(self) -> Tensor:
         """Return what is in the files of labels beside those of images, ``labels-idx1`` for ``images-idx3``.
 
-        The pool's name in records stands for its images alone: their labels are taken to come with them.
-
         Raises:
             MadError: if there are no such files.
         """
         found = []
-        for file in map(Path, self.files):
-            beside = file.with_name(file.name.replace("images-idx3", "labels-idx1"))
-            if beside == file or not beside.expanduser().is_file():
+        for file in self.files:
+            beside = labels_beside(file)
+            if beside is None:
                 raise MadError(f"{file} has no labels beside it, looked for labels-idx1; take another pool")
-            content = bytes_of(str(beside))
-            header = np.frombuffer(content[:8], dtype=">u4")
-            if header.tolist() != [LABELS, len(content) - 8]:
-                raise MadError(f"{beside} is no whole IDX file of labels (unsigned bytes in one dimension)")
-            found.append(torch.from_numpy(np.frombuffer(content, dtype=np.uint8, offset=8).copy()).long())
+            found.append(parsed_labels(bytes_of(str(beside)), str(beside)))
         return torch.cat(found)
+
+    def contents(self) -> None:
+        """Return nothing more: ``content`` is what the images are."""
+
+    def label_contents(self) -> list[str]:
+        """Return checksums of the labels, for attacks that go by them."""
+        return [checksum_of(beside) for beside in map(labels_beside, self.files) if beside]
+
+
+def labels_beside(file: str) -> Path | None:
+    """Return the file of labels beside one of images, if there is one."""
+    images = place(file)
+    beside = images.with_name(images.name.replace("images-idx3", "labels-idx1"))
+    return beside if beside != images and beside.is_file() else None
 
 
 def bytes_of(file: str) -> bytes:
     """Return what is in a file."""
     try:
-        return Path(file).expanduser().read_bytes()
-    except OSError as error:
-        raise MadError(f"pool.path={file}: {error.strerror}; set pool.path to an IDX file of images") from error
+        return place(file).read_bytes()
+    except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
+        why = getattr(error, "strerror", None) or error
+        raise MadError(f"pool.path={file}: {why}; set pool.path to an IDX file of images") from error
 
 
 def parsed(content: bytes, file: str) -> Tensor:
     """Return the images, uint8 (N, 1, H, W), that an IDX file holds."""
     header = np.frombuffer(content[:16], dtype=">u4") if len(content) >= 16 else np.zeros(4, dtype=">u4")
     magic, count, height, width = header.tolist()
-    if magic != MAGIC or len(content) != 16 + count * height * width:
-        raise MadError(f"{file} is no whole IDX file of images (unsigned bytes in three dimensions); gunzip it first?")
+    if magic != MAGIC or len(content) != 16 + count * height * width or not count * height * width:
+        packed = "; gunzip it first" if content[:2] == GZIP else ""
+        raise MadError(f"{file} is no whole IDX file of images (unsigned bytes in three dimensions){packed}")
     pixels = np.frombuffer(content, dtype=np.uint8, offset=16).copy()
     return torch.from_numpy(pixels).view(count, 1, height, width)
+
+
+def parsed_labels(content: bytes, file: str) -> Tensor:
+    """Return the labels, int64 (N,), that an IDX file holds."""
+    if content[:8] != struct.pack(">II", LABELS, max(0, len(content) - 8)) or len(content) == 8:
+        raise MadError(f"{file} is no whole IDX file of labels (unsigned bytes in one dimension)")
+    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8, offset=8).copy()).long()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mad.datasets.base import Images, Split
-from mad.datasets.folder import ENDINGS, Files
+from mad.datasets.content import place
+from mad.datasets.folder import ENDINGS, Files, visible
 from mad.errors import MadError
 
 BORDER = 1 / 16  # what a centre crop of 224 pixels leaves on each side of 256
@@ -43,6 +44,7 @@ class Photographs(ABC):
     classes: int
     sizes: tuple[int, int]
     shape: tuple[int, int, int] = (3, 224, 224)
+    version: ClassVar[int] = 2  # 1 left orientation and transparency aside
     folder: ClassVar[str]  # below root
     border: ClassVar[float] = BORDER  # the share of the image that is cut off on each side before it is resized
 
@@ -53,7 +55,7 @@ class Photographs(ABC):
     @property
     def place(self) -> Path:
         """The folder that the archive unpacks to."""
-        return Path(self.root).expanduser() / self.folder
+        return place(self.root) / self.folder
 
     def train(self) -> Split:
         """Return the training split."""
@@ -72,6 +74,9 @@ class Photographs(ABC):
     def labels(self) -> Tensor:
         """Return the labels of the training images."""
         return self._training.labels
+
+    def contents(self) -> None:  # noqa: B027
+        """Return nothing: that they are whole is told by their number, and more would take reading them all."""
 
     @abstractmethod
     def listed(self, train: bool) -> list[tuple[str, int]]:
@@ -117,13 +122,17 @@ class Photographs(ABC):
 
 def folders(place: Path) -> list[str]:
     """Return the names of the folders right below a place, sorted."""
-    return sorted(entry.name for entry in os.scandir(place) if entry.is_dir())
+    return sorted(entry.name for entry in os.scandir(place) if visible(entry.name) and entry.is_dir())
 
 
 def classes_below(place: Path, without: str = "", inner: str = "") -> list[list[str]]:
     """Return the image files, relative to a place, of each folder right below it, or of ``inner`` in each."""
     parts = [str(Path(name, inner)) for name in folders(place) if name != without]
     return [
-        sorted(f"{part}/{file}" for file in os.listdir(place / part) if os.path.splitext(file)[1].lower() in ENDINGS)
+        sorted(
+            f"{part}/{file}"
+            for file in os.listdir(place / part)
+            if visible(file) and os.path.splitext(file)[1].lower() in ENDINGS
+        )
         for part in parts
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,17 @@ from filelock import FileLock
 from torch import Tensor
 
 from mad.datasets.base import Images, Split
+from mad.datasets.content import checksum_of, place
+from mad.datasets.published import EMNIST_ZIP, LOADERS, IdxFiles
 from mad.errors import MadError
+from mad.progress import err
 
 
 @dataclass(frozen=True)
 class Vision:
     """A data set of ``torchvision.datasets`` that is small enough to keep in memory.
+
+    Files whose checksums are published have to have them; ``mad-data`` mends what it can.
 
     Args:
         name: its name in this project.
@@ -56,30 +62,116 @@ class Vision:
         """Return the labels of the training images."""
         return self.train().labels
 
+    def contents(self) -> list[str] | None:
+        """Return nothing where the files are as published, and checked; else their checksums (see ``unproven``)."""
+        return self._idx.unproven() if self._idx else None
+
+    @property
+    def place(self) -> Path:
+        """The root."""
+        return place(self.root)
+
+    @property
+    def remedy(self) -> str:
+        """What to do where files are not as published."""
+        return f"run mad-data {self.name} --root {self.place}"
+
+    def mend(self) -> None:
+        """Set aside what is there and not as published, saying so, and unpack what archives beside it hold."""
+        for file, why in self._wrong():
+            aside = file.with_name(f"{file.name}.wrong")
+            err.print(f"{file} is not {self.loader}'s ({why}): renamed to {aside.name}", soft_wrap=True, markup=False)
+            file.replace(aside)
+        if self._idx:
+            self._idx.unpack()
+
+    @property
+    def _idx(self) -> IdxFiles | None:
+        """The files of MNIST's family, which torchvision does not check."""
+        return IdxFiles(self.loader, self.place, self.options.get("split", "")) if self.loader in LOADERS else None
+
+    @property
+    def _loader(self) -> Any:
+        from torchvision import datasets  # a slow import that the embedded default never pays
+
+        return getattr(datasets, self.loader)
+
     def _split(self, train: bool) -> Split:
-        raw = self._open(train)
-        images = torch.as_tensor(np.asarray(raw.data))
-        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
-        labels = torch.as_tensor(np.asarray(raw.targets)).long()
+        files = self._idx
+        if files:
+            if not files.there(train):
+                self._download(files, train)
+            images, labels = files.read(train, self.remedy)
+        else:
+            raw = self._open(train)
+            images = torch.as_tensor(np.asarray(raw.data))
+            images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+            labels = torch.as_tensor(np.asarray(raw.targets)).long()
         if self.loader == "EMNIST":
             images = images.transpose(2, 3)  # EMNIST is stored with rows and columns exchanged
+            labels = labels - int(self.options.get("split") == "letters")  # those are counted from 1
         if tuple(images.shape[1:]) != self.shape:
             raise MadError(f"{self.name} holds images of {tuple(images.shape[1:])}, its config says {self.shape}")
         return Split(images.contiguous(), labels)
 
-    def _open(self, train: bool) -> Any:
-        from torchvision import datasets  # a slow import that the embedded default never pays
+    def _download(self, files: IdxFiles, train: bool) -> None:
+        """Get a split's files."""
+        with self._downloading():
+            files.unpack()
+            if not files.there(train):
+                try:
+                    self._load(train=train, download=True)
+                except Exception:  # it also reads what it downloads, and any file that is not as published
+                    if not files.there(train):
+                        raise
+        if not files.there(train):  # torchvision takes what its old versions left for the whole set
+            left = self.place / self.loader / "processed"
+            raise MadError(f"{self.loader} is not whole under {self.place}/; remove {left} and {self.remedy}")
 
-        loader = getattr(datasets, self.loader)
-        root = Path(self.root).expanduser()
+    def _open(self, train: bool) -> Any:
         with contextlib.suppress(RuntimeError):
-            return loader(str(root), train=train, download=False, **self.options)
+            return self._load(train=train, download=False)
+        for file, why in self._wrong():
+            raise MadError(f"{file} is not {self.loader}'s: {why}; {self.remedy}")
+        with self._downloading():
+            return self._load(train=train, download=True)
+
+    def _load(self, **how: bool) -> Any:
+        return self._loader(str(self.place), **how, **self.options)
+
+    def _wrong(self) -> Iterator[tuple[Path, str]]:
+        """Yield the files that are there and not as published, each with what is wrong with it."""
+        if self._idx:
+            yield from self._idx.wrong()
+        elif hasattr(self._loader, "train_list"):
+            for name, right in self._loader.train_list + self._loader.test_list:
+                file = self.place / self._loader.base_folder / name
+                if file.is_file() and (found := checksum_of(file, "md5")) != right:
+                    yield file, f"its MD5 should be {right}, is {found}"
+
+    def _packed(self) -> tuple[Path, str]:
+        """Return where an archive that is still needed may be put by hand, and its MD5."""
+        if self._idx is None:
+            return self.place / self._loader.filename, self._loader.tgz_md5
+        if self.loader == "EMNIST":
+            return self._idx.files[0].with_name(EMNIST_ZIP[0]), self._loader.md5
+        missing = next(file for file in self._idx.files if not file.is_file())
+        packed = missing.with_name(f"{missing.name}.gz")
+        return packed, dict(self._loader.resources)[packed.name]
+
+    @contextlib.contextmanager
+    def _downloading(self) -> Iterator[None]:
+        """Let one process at a time download."""
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f".{self.loader}.lock"):
-                return loader(str(root), train=train, download=True, **self.options)
+            self.place.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.place / f".{self.loader}.lock"):
+                yield
         except Exception as error:
+            remedy = "set data_root= or MAD_DATA to a root that holds it"
+            with contextlib.suppress(AttributeError, KeyError, StopIteration):  # of a loader of another kind
+                file, md5 = self._packed()
+                remedy = f"try again, put {file.name} (MD5 {md5}) at {file} yourself, or {remedy}"
             raise MadError(
-                f"{self.loader} is not under {root}/ and could not be downloaded ({type(error).__name__}); "
-                f"run mad-data {self.name} --root {root}, or set data_root= or MAD_DATA to a root that holds it"
+                f"{self.loader} is not whole under {self.place}/ and could not be downloaded "
+                f"({type(error).__name__}); {remedy}"
             ) from error

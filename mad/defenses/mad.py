@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from mad import solvers
 from mad.defenses.base import Defense, Setting
 from mad.defenses.surrogates import RandomSurrogate, Surrogate
-from mad.errors import one_of
+from mad.errors import MadError, flag, one_of
+from mad.fingerprint import ADDED
 from mad.gradients import theta
 from mad.victim import Victim
 
@@ -28,6 +29,10 @@ class Mad(Defense):
         gradient: with respect to which of its weights: ``last_layer``, as in the published code, which needs no
             backward pass (``solvers.metric`` shows why), or ``all``, as the paper's equation has it.
         solver: ``vertex``, as published, or ``exact``, the global maximum.
+        as_published: run the surrogate as the published code does, in train mode: its batch norms take the mean and
+            variance of each single image. Networks without batch norm, LeNet among them, answer the same. What has no
+            counterpart: dropout stays off, where an answer of the published code depends on a draw. A surrogate that
+            is the victim itself, or the adversary's, stays in eval mode.
     """
 
     name = "mad"
@@ -35,11 +40,18 @@ class Mad(Defense):
     surrogate: Surrogate = field(default=RandomSurrogate())
     gradient: str = "last_layer"
     solver: str = "vertex"
+    as_published: bool = field(default=False, metadata=ADDED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("defense.gradient", self.gradient, GRADIENTS)
         one_of("defense.solver", self.solver, SOLVERS)
+        flag("defense.as_published", self.as_published)
+        if self.as_published and (self.gradient, self.solver) != (GRADIENTS[0], SOLVERS[0]):
+            raise MadError(
+                f"defense.as_published=true takes gradient={GRADIENTS[0]} and solver={SOLVERS[0]}, "
+                f"got gradient={self.gradient} and solver={self.solver}"
+            )
 
     def check(self, victim: Victim) -> None:
         """Refuse a surrogate that does not fit the victim."""
@@ -47,10 +59,10 @@ class Mad(Defense):
 
     def prepare(self, setting: Setting) -> None:
         """Build the surrogate."""
-        network = self.surrogate.ready(setting)
+        network = self.surrogate.ready(setting, self.as_published)
         if self.gradient == "all":
             network = WithTheta(network)
-        about = [self.gradient, self.surrogate, setting.victim, setting.seed]
+        about = [self.gradient, self.as_published, self.surrogate, setting.victim, setting.seed]
         self._surrogate = setting.remembered(network, about)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ class MadArgmax(Mad):
     """MAD that costs honest users no accuracy; an adversary who keeps only the top class undoes it (fig. 5).
 
     ``solver=vertex`` is the published search (``solvers.argmax``), ``exact`` the global maximum under the constraint.
+    Above ten classes ``as_published`` searches exactly as the published code, which skips a candidate.
     """
 
     name = "mad_argmax"
@@ -23,4 +24,4 @@ class MadArgmax(Mad):
         """Return defended posteriors (B, K) whose top class is that of y."""
         if self.solver == "exact":
             return solvers.exact(y, p, self.epsilon or 0.0, inner, keep_top=True)
-        return solvers.argmax_vertex(y, p, self.epsilon or 0.0, inner)
+        return solvers.argmax_vertex(y, p, self.epsilon or 0.0, inner, as_published=self.as_published)

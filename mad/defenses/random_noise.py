@@ -11,7 +11,7 @@ from mad.defenses.base import Defense, Setting
 from mad.errors import number, one_of
 from mad.seeds import derive
 
-EDGE = 1e-6  # logits of exact zeros and ones are infinite
+EDGE = 1e-6  # where a budget's logits are clipped: noise of +-scale would move no answer that is surer
 NORMS = {"l1": 1, "l2": 2}
 
 
@@ -19,11 +19,13 @@ NORMS = {"l1": 1, "l2": 2}
 class RandomNoise(Defense):
     """Add uniform noise to z = log(y / (1 - y)), map back and rescale.
 
-    With an L1 budget the noise is symmetric and the answer is shrunk to the budget. Without one it is the published
-    form: non-negative noise in [0, 2 scale / K^(1/p)], projected onto the L_p ball of radius ``scale``.
+    With an L1 budget the noise is symmetric, logits are clipped to those of 1e-6 and 1 - 1e-6, and the answer is
+    shrunk to the budget. Without one it is the published form: non-negative noise in [0, 2 scale / K^(1/p)], projected
+    onto the L_p ball of radius ``scale``, on logits that nothing clips. So an exact 0 or 1 stays what it is.
 
     The noise is a function of a secret key and of the image: asking twice brings the same answer, so averaging
-    repeated queries removes nothing, and no answer depends on its batch. The published code draws afresh.
+    repeated queries removes nothing, and no answer depends on its batch. The published code draws afresh: one query an
+    image cannot tell the two apart, several can.
 
     Args:
         epsilon: L1 budget in [0, 2]; None for the published form, which ``scale`` alone turns.
@@ -44,6 +46,11 @@ class RandomNoise(Defense):
         one_of("defense.norm", self.norm, tuple(NORMS))
 
     @property
+    def version(self) -> int:  # type: ignore[override]
+        """2 for the published form, whose logits were clipped before; answers within a budget are what they were."""
+        return 2 if self.epsilon is None else 1
+
+    @property
     def dial(self) -> str:  # type: ignore[override]
         """The budget where there is one, else the radius."""
         return "scale" if self.epsilon is None else "epsilon"
@@ -54,13 +61,14 @@ class RandomNoise(Defense):
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return what the noisy logits stand for, not yet rescaled."""
-        classes = clean.shape[1]
+        classes, z = clean.shape[1], torch.logit(clean, eps=EDGE)
         noise = keyed_uniform(images, classes, self._key)
         if self.epsilon is None:
+            z = torch.logit(clean.double().clamp(max=1))  # infinite at 0 and 1
             noise = projected(2 * self.scale / classes ** (1 / NORMS[self.norm]) * noise, self.scale, self.norm)
         else:
-            noise = self.scale * (2 * noise - 1)
-        return torch.sigmoid(torch.logit(clean, eps=EDGE) + noise.to(clean.dtype))
+            noise = (self.scale * (2 * noise - 1)).to(clean.dtype)
+        return torch.sigmoid(z + noise).to(clean.dtype)
 
 
 def projected(noise: Tensor, radius: float, norm: str) -> Tensor:

@@ -1,14 +1,15 @@
-"""Reverse sigmoid (Lee et al., 2018), the baseline that keeps every top class."""
+"""Reverse sigmoid (Lee et al., 2018); here it keeps every top class."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mad.defenses.base import Defense, Setting
-from mad.errors import number
+from mad.errors import flag, number
+from mad.fingerprint import ADDED
 
 GAMMAS = {"mnist": 0.2, "fashion_mnist": 0.4, "cifar10": 0.1}  # the paper's, by data set
 GAMMA = 0.2  # the paper's for all others
@@ -20,12 +21,14 @@ class ReverseSigmoid(Defense):
     """Answer y - r(y), rescaled, with r(y) = beta (sigmoid(gamma logit(y)) - 1/2): sure classes fall, others rise.
 
     A row whose largest probability is at least 1/2 keeps its top class for every beta up to 1. In a flatter row a
-    class near zero could overtake it; there beta is lowered to just below where that happens.
+    class near zero could overtake it; there beta is lowered to just below where that happens, unless the published
+    formula is asked for.
 
     Args:
         epsilon: L1 budget in [0, 2]; None, as published, for none: beta alone decides how far answers move.
         beta: how strong, in [0, 1]; 0 changes nothing.
         gamma: how soon it saturates, above 0; None for the paper's value for the victim's data set.
+        as_published: lower beta nowhere, as the published code: top classes of flat rows change from a beta on.
     """
 
     name = "reverse_sigmoid"
@@ -33,28 +36,37 @@ class ReverseSigmoid(Defense):
     epsilon: float | None = None
     beta: float = 0.2
     gamma: float | None = None
+    as_published: bool = field(default=False, metadata=ADDED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("defense.beta", self.beta, 0, 1)
         if self.gamma is not None:
             number("defense.gamma", self.gamma, 1e-6)
+        flag("defense.as_published", self.as_published)
 
     def prepare(self, setting: Setting) -> None:
         """Look up gamma where none is given."""
         self._gamma = GAMMAS.get(setting.victim.dataset.name, GAMMA) if self.gamma is None else self.gamma
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return posteriors with the top classes of the clean ones."""
+        """Return posteriors, with the top classes of the clean ones unless ``as_published``."""
         y = clean.double().clamp(max=1)
         s = torch.sigmoid(self._gamma * torch.logit(y))  # 0 and 1 at infinite logits
+        if self.as_published:
+            return rescaled(y - self.beta * (s - 0.5)).to(clean.dtype)
         top = clean.argmax(dim=1, keepdim=True)
         # y_top - beta s_top >= y_j - beta s_j holds up to the beta at which the two meet.
         lead, pull = y.gather(1, top) - y, s.gather(1, top) - s
         meeting = torch.where(pull > 0, lead / pull, torch.inf).amin(dim=1, keepdim=True)
         beta = (BELOW * meeting).clamp(max=self.beta)
-        answer = (y - beta * (s - 0.5)).clamp(min=0)
-        answer = (answer / answer.sum(dim=1, keepdim=True)).to(clean.dtype)
+        answer = rescaled(y - beta * (s - 0.5)).to(clean.dtype)
         # Two classes that differ in their last bits may still tie once rounded.
         kept = answer.argmax(dim=1, keepdim=True) == top
         return torch.where(kept, answer, clean)
+
+
+def rescaled(mass: Tensor) -> Tensor:
+    """Return rows (B, K) that sum to one; up to a beta of 1 none is negative but by rounding."""
+    mass = mass.clamp(min=0)
+    return mass / mass.sum(dim=1, keepdim=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import replace_all_batch_norm_modules_, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mad.datasets import Dataset
 from mad.defenses.base import Setting
@@ -24,6 +27,7 @@ class Surrogate(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     white_box: ClassVar[bool] = False  # whether it takes an attack that trains while it queries
+    train_mode: ClassVar[bool] = True  # whether the published code leaves such a surrogate in train mode
 
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError for a victim this surrogate does not fit, before anything is trained; by default never."""
@@ -33,17 +37,25 @@ class Surrogate(ABC):
         """Return a network in eval mode, images (B, C, H, W) to logits (B, K) for the victim's K classes."""
 
     @final
-    def ready(self, setting: Setting) -> nn.Module:
+    def ready(self, setting: Setting, as_published: bool = False) -> nn.Module:
         """Return the surrogate, frozen: in eval mode and without gradients.
 
+        Args:
+            setting: what it is built for.
+            as_published: let its batch norms see one image at a time, where the published code's do.
+
         Raises:
-            MadError: if a part of it is in train mode, or its logits are not (B, K).
+            MadError: if a part of it is in train mode, if its logits are not (B, K), or if ``as_published`` cannot be.
         """
         network = self.build(setting).requires_grad_(False)
         if any(part.training for part in network.modules()):
             raise MadError(f"surrogate {self.name} is in train mode: build must return it after .eval()")
+        images = torch.zeros(2, *setting.victim.dataset.shape, device=setting.device)
+        if as_published and self.train_mode and any(isinstance(part, _BatchNorm) for part in network.modules()):
+            network = OneByOne(network)
+            network.attempt(images, f"surrogate {self.name} of victim {setting.victim.name}")
         with torch.no_grad():
-            logits = network(torch.zeros(2, *setting.victim.dataset.shape, device=setting.device))
+            logits = network(images)
         expected = (2, setting.victim.dataset.classes)
         if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
             got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -59,8 +71,8 @@ class RandomSurrogate(Surrogate):
     """Random weights, never trained: the paper's choice ("far from convergence").
 
     An architecture with ImageNet weights keeps them in all layers but the last, as the published code's surrogates of
-    CUB-200 and Caltech-256 do. It runs in eval mode. The published code leaves it in train mode, where batch
-    normalisation sees one image.
+    CUB-200 and Caltech-256 do. It runs in eval mode; ``defense.as_published=true`` for what the published code's
+    train mode comes to.
 
     Args:
         architecture: None for the victim's.
@@ -123,6 +135,7 @@ class VictimSurrogate(Surrogate):
     """The served model itself: a defender who takes the adversary's network for a copy of its own."""
 
     name = "victim"
+    train_mode = False
 
     def build(self, setting: Setting) -> nn.Module:
         """Return the model that is served."""
@@ -139,9 +152,42 @@ class AdversarySurrogate(Surrogate):
 
     name = "adversary"
     white_box = True
+    train_mode = False  # in the published code it is until it is first judged, and then no more
 
     def build(self, setting: Setting) -> nn.Module:
         """Return the network that the adversary is going to train."""
         if setting.adversary is None:
             raise MadError("surrogate adversary needs a setting with an adversary, got none")
         return setting.adversary.live
+
+
+class OneByOne(nn.Module):
+    """A network whose batch norms take the mean and variance of each image by itself: train mode at batch size one.
+
+    That mode also updates running statistics, which it never reads, and turns dropout on; neither is done here, so
+    that no answer depends on its batch or on what was asked before.
+
+    Args:
+        network: images (B, C, H, W) to logits (B, K), in eval mode; a copy is taken.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = replace_all_batch_norm_modules_(copy.deepcopy(network))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        return vmap(lambda image: self.network(image.unsqueeze(0)).squeeze(0))(images)
+
+    @torch.no_grad()
+    def attempt(self, images: Tensor, whose: str) -> None:
+        """Raise MadError if the network cannot do it: after a linear layer one image has one value a channel."""
+        try:
+            self(images)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise MadError(
+                f"defense.as_published=true: the batch norms of {whose} cannot take one image at a time, as in the "
+                f"published code ({reason}): choose another defense/surrogate/architecture, or false"
+            ) from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from mad.figures import ledger, moves, online, plane, table1
-from mad.figures.cells import foremost, thefts
-from mad.figures.tradeoff import save
+from mad.figures.cells import Theft, foremost, thefts
+from mad.figures.tradeoff import each, save
 from mad.files import write_alone
 from mad.progress import err
 
@@ -29,22 +32,34 @@ def write_all(table: pd.DataFrame, outputs: Path) -> list[Path]:
 
     Table 1 has every pool that a victim was stolen with; all else that of the most records.
     """
-    every, area, written = thefts(table), Path("figures", "paper"), []
-    known, first = foremost(every), table1.table1(every)
+    every, area = thefts(table), Path("figures", "paper")
+    known = foremost(every)
     for theft in every:
         if not any(theft is drawn for drawn in known):
             said = (
                 f"{theft.victim} stolen with {theft.pool}: another pool has more records; this one is in Table 1 alone"
             )
             err.print(said, soft_wrap=True)
-    texts = {"ledger.csv": ledger.ledger(known).to_csv(index=False)}
-    if len(first):
-        table1.show(first)
-        texts |= {"table1.csv": first.to_csv(index=False), "table1.md": table1.markdown(first)}
-    for name, text in texts.items():
-        written.append(write_alone(outputs, area, area / name, text.encode()))
-    for name, draw in FIGURES.items():
-        figure = draw(known)
-        if figure is not None:
-            written.append(save(figure, outputs, area / name, area))
-    return written
+
+    def text(name: str, make: Callable[[], str]) -> Path | None:
+        content = make()
+        return write_alone(outputs, area, area / name, content.encode()) if content else None
+
+    def figure(name: str, draw: Callable[[list[Theft]], Figure | None]) -> Path | None:
+        drawn = draw(known)
+        return save(drawn, outputs, area / name, area) if drawn else None
+
+    @cache
+    def first() -> pd.DataFrame:
+        found = table1.table1(every)
+        if len(found):
+            table1.show(found)
+        return found
+
+    texts = {
+        "ledger.csv": lambda: ledger.ledger(known).to_csv(index=False),
+        "table1.csv": lambda: first().to_csv(index=False) if len(first()) else "",
+        "table1.md": lambda: table1.markdown(first()) if len(first()) else "",
+    }
+    jobs = {name: partial(text, name, make) for name, make in texts.items()}
+    return each(jobs | {name: partial(figure, name, draw) for name, draw in FIGURES.items()})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mad.errors import word
-from mad.files import write_alone
+from mad.errors import MadError, word
+from mad.files import file_name, write_alone
 
 # Told apart by marker and dash as well as by hue, so that they survive a grey printer (Okabe and Ito's palette).
 STYLES = (
@@ -175,14 +177,40 @@ def title(scene: pd.DataFrame) -> str:
 
 def write_all(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Draw every scene of the records to PNG and PDF; return the PNGs."""
-    written = []
-    for name, scene in table.groupby("scene"):
-        first = scene.iloc[0]
-        stem = f"tradeoff-{first.victim}-{first['pool']}-{first.attack}-{first.budget}-{str(name)[:6]}"
-        word("the name of a figure", stem)
+
+    def written(name: str, scene: pd.DataFrame) -> Path:
         area = Path(folder.name)
-        written.append(save(draw(scene), folder.parent, area / stem, area))
-    return written
+        return save(draw(scene), folder.parent, area / stem(scene.iloc[0], name), area)
+
+    scenes = table.groupby("scene")
+    return each({f"the trade-off of scene {name}": partial(written, str(name), rows) for name, rows in scenes})
+
+
+def stem(first: Any, scene: str) -> str:
+    """Return the name of a scene's figure, without its ending."""
+    names = [first.victim, first["pool"], first.attack, *([] if first.recovery == "none" else [first.recovery])]
+    for name in names:
+        word("the name of a figure", name)
+    return file_name("tradeoff", *names, str(first.budget), scene[:6])
+
+
+def each(jobs: Mapping[str, Callable[[], Path | None]]) -> list[Path]:
+    """Do each of some jobs by itself; return what they wrote.
+
+    Raises:
+        MadError: once all others are done, if some could not be.
+    """
+    written, broken = [], []
+    for name, job in jobs.items():
+        try:
+            written.append(job())
+        except Exception as error:
+            kind = "" if isinstance(error, MadError) else f"{type(error).__name__}: "
+            broken.append(f"{name} ({kind}{error})")
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise MadError(f"not drawn, while all else is kept: {'; '.join(broken[:3])}{more}")
+    return [path for path in written if path is not None]
 
 
 def save(figure: Figure, outputs: Path, stem: Path, area: Path) -> Path:

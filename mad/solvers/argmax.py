@@ -1,7 +1,10 @@
 """The published search for MAD-argmax: corners of the part of the simplex where the top class stays on top.
 
 Its corners are uniform over the sets of classes that hold the top one. Up to ten classes all 2^(K-1) sets are tried;
-above, sets grow greedily, one class a step, until TRIALS candidates have been judged.
+above, sets grow greedily, one class a step, until TRIALS candidates have been judged or no class is left.
+
+Above ten classes the published code, and ``as_published``, never judge the set of the top class and nothing else, which
+is sometimes the best, nor count it. From 11 to 45 classes the published code crashes: none is left before TRIALS.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ TRIALS = 1024
 TIE = 1e-5  # how far the top class is kept above the others of its set, before it is normalised
 
 
-def argmax_vertex(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None) -> Tensor:
+def argmax_vertex(
+    y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None, *, as_published: bool = False
+) -> Tensor:
     """Mix y with the best corner that keeps its top class, as far as the L1 budget allows; return (B, K).
 
     Args:
@@ -25,9 +30,9 @@ def argmax_vertex(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = N
         p: the surrogate's posteriors (B, K).
         epsilon: L1 budget in [0, 2].
         theta: inner products of the surrogate's gradients (B, K, K); None for its last linear layer.
+        as_published: search above ten classes exactly as the published code.
     """
-    search = enumerate_sets if y.shape[1] <= ENUMERATED else grow_sets
-    corner = search(y, p, theta)
+    corner = enumerate_sets(y, p, theta) if y.shape[1] <= ENUMERATED else grow_sets(y, p, theta, as_published)
     step = (epsilon / (corner - y).abs().sum(dim=1, keepdim=True).clamp(min=TINY)).clamp(max=1)
     return torch.lerp(y, corner, step)
 
@@ -55,7 +60,7 @@ def enumerate_sets(y: Tensor, p: Tensor, theta: Tensor | None) -> Tensor:
     return corners[torch.arange(len(y), device=y.device), best]
 
 
-def grow_sets(y: Tensor, p: Tensor, theta: Tensor | None) -> Tensor:
+def grow_sets(y: Tensor, p: Tensor, theta: Tensor | None, as_published: bool = False) -> Tensor:
     """Return the best corner met while the set grows, each time by the class that widens the angle most, (B, K)."""
     classes, place = y.shape[1], y.argmax(dim=1, keepdim=True)
     u = direction(y, p)
@@ -64,8 +69,9 @@ def grow_sets(y: Tensor, p: Tensor, theta: Tensor | None) -> Tensor:
     level, square_p = dot(p, along).unsqueeze(1), dot(p, toward).unsqueeze(1)
     chosen = torch.zeros_like(y).scatter_(1, place, 1 + TIE)
     best = chosen / (1 + TIE)
-    lowest = cosine(best - p, u, theta).unsqueeze(1)
-    tried = 1
+    lowest, tried = cosine(best - p, u, theta).unsqueeze(1), 1
+    if as_published:
+        lowest, tried = torch.full_like(lowest, torch.inf), 0
     for size in range(2, classes + 1):
         if tried >= TRIALS:
             break
