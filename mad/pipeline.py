@@ -39,7 +39,7 @@ from mad.whitebox import Witness
 SHARED = Memo()
 MEASURED = (  # a record's columns that are in neither ``facts`` nor ``COLUMNS``
     *("queries", "l1_max", "answer_entropy", "learned", "l1_mean_queries", "target_entropy"),
-    *("device", "threads", "overrides", "uses"),
+    *("initial_weights", "device", "threads", "precision", "overrides", "uses"),
 )
 
 
@@ -205,7 +205,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "precision": cell.knockoff.trainer.arithmetic(device),
-        **({} if loaded is None else {"initial_weights": loaded}),
+        "initial_weights": loaded,
         **own,
         **({} if witness is None else witness.facts()),
         **transfer.facts,
