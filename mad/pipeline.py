@@ -39,7 +39,7 @@ from mad.whitebox import Witness
 SHARED = Memo()
 MEASURED = (  # a record's columns that are in neither ``facts`` nor ``COLUMNS``
     *("queries", "l1_max", "answer_entropy", "learned", "l1_mean_queries", "target_entropy"),
-    *("device", "threads", "overrides", "uses"),
+    *("initial_weights", "device", "threads", "precision", "overrides", "uses"),
 )
 
 
@@ -205,23 +205,11 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "precision": cell.knockoff.trainer.arithmetic(device),
-        **({} if loaded is None else {"initial_weights": loaded}),
+        "initial_weights": loaded,
         **own,
         **({} if witness is None else witness.facts()),
         **transfer.facts,
     }
-
-
-def check(columns: Mapping[str, Any], whose: str, taken: Container[str] = ()) -> None:
-    """Refuse columns that no record can hold, or whose names others have, before more is trained for them.
-
-    Raises:
-        MadError: if there are such.
-    """
-    twice = [name for name in columns if name in taken]
-    wrong = f"{twice[0]} is a column of every record" if twice else fault(columns)
-    if wrong:
-        raise MadError(f"{whose} cannot be recorded: {wrong}")
 
 
 def begun(cell: Cell) -> str | None:
@@ -237,6 +225,18 @@ def begun(cell: Cell) -> str | None:
     loaded = cell.knockoff.start(network)
     err.print(f"knockoff.initial_weights={cell.knockoff.initial_weights}: {loaded}", soft_wrap=True, markup=False)
     return loaded
+
+
+def check(columns: Mapping[str, Any], whose: str, taken: Container[str] = ()) -> None:
+    """Refuse columns that no record can hold, or whose names others have, before more is trained for them.
+
+    Raises:
+        MadError: if there are such.
+    """
+    twice = [name for name in columns if name in taken]
+    wrong = f"{twice[0]} is a column of every record" if twice else fault(columns)
+    if wrong:
+        raise MadError(f"{whose} cannot be recorded: {wrong}")
 
 
 def facts(cell: Cell) -> dict[str, Any]:

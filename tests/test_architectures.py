@@ -105,9 +105,9 @@ def test_large_resnet_is_torchvisions(name):
     own = {"resnet18": ResNet18, "resnet50": ResNet50}[name]((3, 64, 64), 5, mean=(0, 0, 0), std=(1, 1, 1)).eval()
     usual = models.get_model(name, num_classes=5).eval()
     usual.load_state_dict(dict(zip(usual.state_dict(), own.state_dict().values(), strict=True)))
-    images = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64).double()
     with torch.no_grad():
-        assert torch.allclose(own(images), usual(images), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(own.double()(images), usual.double()(images), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -121,9 +121,9 @@ def test_large_vgg_is_torchvisions():
     )
     own = VGG16BN((3, 64, 64), 5, mean=(0, 0, 0), std=(1, 1, 1)).eval()
     usual.load_state_dict(dict(zip(usual.state_dict(), own.state_dict().values(), strict=True)), assign=True)
-    images = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64).double()
     with torch.no_grad():
-        assert torch.allclose(own(images), usual.eval()(images), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(own.double()(images), usual.eval().double()(images), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("architecture", [VGG16BN, ResNet18])
@@ -282,6 +282,35 @@ def test_weights_out_of_reach_are_one_line(monkeypatch):
 
     monkeypatch.setattr(_api, "load_state_dict_from_url", fail)
     with pytest.raises(MadError, match=r"^the ImageNet weights of resnet18 cannot be fetched .*no network.*: put http"):
+        ResNet18((3, 32, 32), 5, weights="imagenet")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"<html>no such page</html>"])
+def test_a_broken_file_of_weights_is_one_line_that_names_it(monkeypatch, tmp_path, content):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(MadError, match=rf"^{file} cannot be read .*: remove it, and it is fetched again$") as broken:
+        ResNet18((3, 32, 32), 5, weights="imagenet")
+    assert "\n" not in str(broken.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda state: state | {"layer4.1.bn2.weight": torch.full((512,), torch.nan)}, "NaN or infinite"),
+        (lambda state: {f"module.{name}": value for name, value in state.items()}, "does not hold"),
+        (lambda state: {name: value for name, value in state.items() if name != "conv1.weight"}, "does not hold"),
+        (lambda state: list(state), "does not hold"),
+    ],
+)
+def test_a_file_of_other_weights_is_one_line_that_names_it(monkeypatch, fetched, change, why):
+    from torchvision.models import _api
+
+    load = _api.load_state_dict_from_url
+    monkeypatch.setattr(_api, "load_state_dict_from_url", lambda url, **how: change(load(url, **how)))
+    with pytest.raises(MadError, match=rf"^.*resnet18-f37072fd\.pth .*{why}.*remove it"):
         ResNet18((3, 32, 32), 5, weights="imagenet")
 
 

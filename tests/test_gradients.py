@@ -130,9 +130,9 @@ def test_theta_of_any_convolution(data):
 
 
 def test_the_cheaper_side_is_taken():
-    model, images = LeNet((1, 28, 28), 10), torch.rand(2, 1, 28, 28)
-    first = gradients._conv2d(model.trunk[0], images, 10)
-    second = gradients._conv2d(model.trunk[2], torch.rand(2, 20, 12, 12), 10)
+    convolutions = [layer for layer in LeNet((1, 28, 28), 10).trunk if isinstance(layer, nn.Conv2d)]
+    first = gradients._conv2d(convolutions[0], torch.rand(2, 1, 28, 28), 10)
+    second = gradients._conv2d(convolutions[1], torch.rand(2, 20, 12, 12), 10)
     assert first.gram is None
     assert second.gram.shape == (2, 1, 64, 64)
 

@@ -81,6 +81,7 @@ def test_a_record(tmp_path):
     assert record["surrogate"] == "random"
     assert 0 <= record["target_entropy"] <= 2
     assert (record["device"], record["torch"]) == ("cpu", torch.__version__)
+    assert (record["precision"], record["initial_weights"]) == ("float32", None)
     assert set(record) == {*facts(cell()), *COLUMNS, *MEASURED}  # none of these may be a plug-in's own
     stored = json.loads((tmp_path / cell().path).read_text())
     assert stored.pop("sha256")

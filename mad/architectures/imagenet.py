@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -40,25 +41,35 @@ def published(name: str) -> nn.Module:
     """Return torchvision's network of a name with its first published ImageNet weights, 1000 classes.
 
     The first, whatever else came later: one description must stand for one set of weights. They are fetched once, to
-    torch's hub folder, and checked against the checksum in their name.
+    torch's hub folder, and checked then against the checksum in their name.
 
     Raises:
-        MadError: if there are none, or they cannot be fetched.
+        MadError: if there are none, or they cannot be fetched, or do not fit or are not finite as they lie there.
     """
     from torchvision import models
 
     choices = list(models.get_model_weights(name))
     if not choices:
         raise MadError(f"torchvision has no ImageNet weights for {name}: set weights=null")
+    network, file = models.get_model(name), Path(torch.hub.get_dir(), "checkpoints", Path(choices[0].url).name)
     try:
         state = choices[0].get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # whatever a network or a broken file raises
+        reason = " ".join(str(error).split())[:200]
+        if file.exists():
+            raise MadError(f"{file} cannot be read ({reason}): remove it, and it is fetched again") from error
         raise MadError(
-            f"the ImageNet weights of {name} cannot be fetched ({' '.join(str(error).split())}): "
-            f"put {choices[0].url} into {torch.hub.get_dir()}/checkpoints, or set weights=null"
+            f"the ImageNet weights of {name} cannot be fetched ({reason}): "
+            f"put {choices[0].url} into {file.parent}, or set weights=null"
         ) from error
-    network = models.get_model(name)
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise MadError(
+            f"{file} does not hold the ImageNet weights of {name}: remove it, and it is fetched again"
+        ) from error
+    if not all(value.isfinite().all() for value in state.values()):
+        raise MadError(f"{file} holds NaN or infinite weights: remove it, and it is fetched again")
     return network
 
 
