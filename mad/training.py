@@ -17,7 +17,7 @@ from mad.datasets import Images, batches, fitting, unit, whole
 from mad.device import fast_bfloat16, keep_freed_memory, warn_of_emulation
 from mad.errors import MadError, number, one_of
 from mad.progress import bar
-from mad.seeds import generator
+from mad.seeds import generator, seeded
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adagrad")
 SCHEDULES = ("one_cycle", "step", "constant", "cooldown")
@@ -144,7 +144,7 @@ class Trainer:
             images: uint8 or float in [0, 1], (N, C, H, W).
             targets: int64 labels (B,), or posteriors (B, K) for the soft-label cross-entropy
                 -sum_k y_k log p_k that the paper's adversaries minimise.
-            seed: fixes the order of the images, and their augmentation.
+            seed: fixes the order of the images, their augmentation, and what the network draws, such as dropout.
             device: where to train.
             task: what the progress bar calls this.
             rows: int64 (B,), which images the targets are of; None for all of them.
@@ -163,13 +163,14 @@ class Trainer:
             for epoch in range(1, epochs + 1):
                 turn = torch.randperm(len(rows), generator=order)
                 wanted = turn.to(device).split(self.batch_size)
-                for some, batch in zip(wanted, batches(images, rows[turn], self.batch_size, device), strict=True):
-                    loss = self._loss(model, augmented(batch, self.augment, draw), targets[some])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    scheduler.step()
-                    progress(len(some), f"epoch {epoch}/{epochs}", loss)
+                with seeded(seed, f"dropout of {task}, epoch {epoch}"):
+                    for some, batch in zip(wanted, batches(images, rows[turn], self.batch_size, device), strict=True):
+                        loss = self._loss(model, augmented(batch, self.augment, draw), targets[some])
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+                        scheduler.step()
+                        progress(len(some), f"epoch {epoch}/{epochs}", loss)
                 yield epoch
 
     def arithmetic(self, device: torch.device) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CPU, Blobs, Moves, Streamed, Tiny, build, choices, compose, trainer, victim
+from torch import nn
 
 from mad import training
 from mad.datasets import batches
@@ -387,3 +388,18 @@ def test_adagrad_is_fused_on_cpus_alone():
     recipe, model = trainer(optimizer="adagrad"), Tiny((1, 8, 8), 4)
     fused = [recipe._optimizer(model, torch.device(kind)).defaults["fused"] for kind in ("cpu", "cuda")]
     assert fused == [True, False]
+
+
+def test_dropout_is_drawn_from_the_seed():
+    def dropped(seed, state):
+        torch.manual_seed(state)
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4))
+        for value in model[2].parameters():
+            nn.init.zeros_(value)
+        before = torch.get_rng_state()
+        trainer(epochs=2).fit(model, SPLIT.images, SPLIT.labels, seed=seed, device=CPU, task="dropout")
+        assert torch.equal(torch.get_rng_state(), before)
+        return model[2].weight
+
+    assert torch.equal(dropped(0, state=1), dropped(0, state=2))
+    assert not torch.equal(dropped(0, state=1), dropped(1, state=1))
