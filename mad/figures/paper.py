@@ -25,9 +25,9 @@ FIGURES = {
 
 
 def write_all(table: pd.DataFrame, outputs: Path) -> list[Path]:
-    """Print Table 1; write it, the figures and the ledger below ``outputs/figures/paper``; return what was written.
+    """Write Table 1, the figures and the ledger below ``outputs/figures/paper``; return what was written.
 
-    Table 1 has every pool that a victim was stolen with; all else that of the most records.
+    Table 1 is printed in the end. It has every pool that a victim was stolen with; all else that of the most records.
     """
     every, area, written = thefts(table), Path("figures", "paper"), []
     known, first = foremost(every), table1.table1(every)
@@ -39,7 +39,6 @@ def write_all(table: pd.DataFrame, outputs: Path) -> list[Path]:
             err.print(said, soft_wrap=True)
     texts = {"ledger.csv": ledger.ledger(known).to_csv(index=False)}
     if len(first):
-        table1.show(first)
         texts |= {"table1.csv": first.to_csv(index=False), "table1.md": table1.markdown(first)}
     for name, text in texts.items():
         written.append(write_alone(outputs, area, area / name, text.encode()))
@@ -47,4 +46,6 @@ def write_all(table: pd.DataFrame, outputs: Path) -> list[Path]:
         figure = draw(known)
         if figure is not None:
             written.append(save(figure, outputs, area / name, area))
+    if len(first):
+        table1.show(first)
     return written
