@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mad import plugins
 from mad.recoveries import Recovery
 from mad.seeds import seeded
 from mad.training import Trainer, logits_of, place
@@ -58,6 +59,17 @@ class Adversary:
         """The one network that an online attack changes in place, and that white-box defenses read; in eval mode."""
         return place(self.untrained(), self.device).eval()
 
+    def recovered(self, answers: Tensor) -> Tensor:
+        """Return the training targets (B, K) that it makes of answers (B, K).
+
+        Raises:
+            MadError: if its recovery makes something else of them.
+        """
+        who, before = f"recovery {self.recovery.name}", plugins.versions([answers])
+        found = plugins.targets(who, self.recovery(answers), answers)
+        plugins.unchanged(who, before, [answers])
+        return found
+
     def train(self, transfer: TransferSet, task: str = "knockoff", trainer: Trainer | None = None) -> nn.Module:
         """Return a network, in eval mode, trained anew on what it recovers from a transfer set.
 
@@ -73,7 +85,7 @@ class Adversary:
         (trainer or self.knockoff.trainer).fit(
             model,
             transfer.images,
-            self.recovery(transfer.answers),
+            self.recovered(transfer.answers),
             rows=transfer.rows,
             seed=self.seed,
             device=self.device,
@@ -86,7 +98,7 @@ class Adversary:
 
         Training that was thrown off by too large a rate can end in such an answer. The thief sees it in its own loss.
         """
-        targets = self.recovery(transfer.answers[:SAMPLE]).double()
+        targets = self.recovered(transfer.answers[:SAMPLE]).double()
         logits = logits_of(network, transfer.images, self.device, transfer.rows[:SAMPLE]).double()
         loss = F.cross_entropy(logits, targets).item()
         constant = torch.special.entr(targets.mean(dim=0)).sum().item()

@@ -1,29 +1,29 @@
-"""``mad-run`` and ``mad-figures``: with ``mad.engines``, ``mad.grid`` and ``mad.status`` all that knows Hydra."""
+"""``mad-run`` and ``mad-figures``."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import secrets
 import shlex
 import sys
-import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from mad import engines, grid, notes, progress
-from mad.errors import MadError, near
+from mad import configs, engines, grid, notes, progress
+from mad.commands import Parser, command, guard
+from mad.configs import config_dir, outputs_of, register_aliases
+from mad.errors import MadError
 from mad.files import locked
+from mad.messages import TRACEBACK, one_line, report
 from mad.progress import err, out
 
 if TYPE_CHECKING:
@@ -32,36 +32,18 @@ if TYPE_CHECKING:
     from mad.pipeline import Cell
 
 PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
-ALIASES = {
-    "knockoff/architecture": "architecture",
-    "defense/surrogate/architecture": "architecture",
-    "defense/surrogate/dataset": "dataset",
-}
-EXTRAS = {"hydra_joblib": "mad", "hydra_submitit": "mad[slurm]", "hydra_ray": "mad[ray]"}
+INNER = ("victim.dataset", "victim.architecture", "victim.trainer", "knockoff.trainer", "defense.surrogate")
 DULL = "; the knockoff gives one answer to everything: try a smaller knockoff.learning_rate"
 APART = ("outputs", "data_root", "force", "device")  # say where and how, not what
 DERIVED = Path("derived")  # its lock: who reads records later writes later what is derived from them
-TRACEBACK = "MAD_TRACEBACK"  # tells the jobs of a sweep that HYDRA_FULL_ERROR was the user's wish
 OmegaConf.register_new_resolver("mad_jobs", engines.jobs, replace=True)
+OmegaConf.register_new_resolver("mad_home", lambda path: configs.home("outputs", path), replace=True)
 OmegaConf.register_new_resolver("mad_token", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 # Hydra finds the launchers' own schemas beside conf/hydra/launcher; checked or not, those files are whole.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
-def config_dir() -> Path:
-    """Return the folder of configs: inside an installed wheel, or at the top of a clone."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
-
-
-def register_aliases() -> None:
-    """Let every choice of ``ALIASES`` be made in further places, with no second file."""
-    for group, source in ALIASES.items():
-        for file in sorted((config_dir() / source).glob("*.yaml")):
-            node = {"defaults": [f"/{source}/{file.stem}@_here_"]}
-            ConfigStore.instance().store(group=group, name=file.stem, node=node)
-
-
+@command
 def run() -> None:
     """Enter ``mad-run``: any error is one line and exit code 1, or a traceback under HYDRA_FULL_ERROR=1."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -70,23 +52,37 @@ def run() -> None:
     # Plug-ins of the folder one stands in can be named in configs.
     sys.path.append(os.getcwd())
     register_aliases()
+    given, sys.argv[1:] = sys.argv[1:], words(sys.argv[1:])
     try:
         hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(task)()
-    except KeyboardInterrupt:
-        err.print("stopped; what is finished is kept: give the same command again to go on")
-        sys.exit(130)
-    except Exception as error:
-        report(error)
-        sys.exit(1)
     finally:
+        sys.argv[1:] = given
         notes.end()
+
+
+def words(given: list[str]) -> list[str]:
+    """Return the words of a command line as Hydra takes them.
+
+    Raises:
+        MadError: if one of the flags is unknown or lacks its value, or the folder of configs is not there.
+    """
+    parser = Parser(prog="mad-run", parents=[get_args_parser()], add_help=False)
+    flags, unknown = parser.parse_known_args(given)
+    if unknown:
+        bare = unknown[0].lstrip("-")
+        hint = f"overrides have no dashes: {bare}" if "=" in bare else "mad-run --help lists what there is"
+        raise MadError(f"unknown flag {unknown[0]}: {hint}")
+    place = configs.further(flags.config_dir)
+    spelled = {flags.config_dir: str(place), f"--config-dir={flags.config_dir}": f"--config-dir={place}"}
+    return [spelled.get(word, word) for word in configs.quoted(given)]
 
 
 def task(config: DictConfig) -> None:
     """Run one cell; in a sweep, leave a note for the sweep's end instead of raising."""
+    guard()  # a job's process, too
     if HydraConfig.get().mode == RunMode.RUN:
         try:
-            finish([cell_path(config)[0]], Path(config.outputs))
+            finish([cell_path(config)[0]], outputs_of(config))
         except Exception as error:  # raised, it would pass through Hydra, which adds lines of its own
             report(error)
             sys.exit(1)
@@ -130,7 +126,7 @@ def cell_path(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool
     if not isinstance(config.force, bool) and config.force != "all":
         raise MadError(f"force must be false, true (this cell) or all (its networks, too), got {config.force!r}")
     renewed = set[str]() if sweep is None else notes.Renewed(sweep)
-    store = Store(config.outputs, renewed if config.force == "all" else None)
+    store = Store(outputs_of(config), renewed if config.force == "all" else None)
     made, order = False, in_turn(cell, sweep)
     with store.noting_failure(cell.path):  # its reference may fail before it is begun
         for place, this in enumerate(order, 1):
@@ -164,6 +160,14 @@ def cell_of(config: DictConfig) -> Cell:
 
     if config.get("grid"):
         raise MadError("this experiment is a grid of cells, not one: choose no second experiment beside it, and say -m")
+    config = configs.at_home(config)
+    for name in (*PARTS, *INNER):
+        part = OmegaConf.select(config, name)
+        if part is not None and not OmegaConf.is_config(part):
+            raise MadError(
+                f"{name}={part}: {name} has keys of its own, so a word cannot stand for it; set one of them, "
+                f"or choose another {name.partition('.')[0]}, as mad-run --help lists them"
+            )
     parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
     return Cell(**parts, seed=config.seed)
 
@@ -197,7 +201,7 @@ class SweepEnd(Callback):
         drawn = False
         try:
             every = notes.read(Path(config.hydra.sweep.dir))
-            finish([Path(each["record"]) for each in every if "record" in each], Path(config.outputs))
+            finish([Path(each["record"]) for each in every if "record" in each], outputs_of(config))
             drawn = True
         except Exception as error:  # raised, it would become a warning of Hydra's
             report(error)
@@ -212,107 +216,80 @@ class SweepEnd(Callback):
 
 
 def finish(paths: list[Path], outputs: Path) -> None:
-    """Print the table of some records; write ``records.csv`` and the figures of their scenes."""
+    """Write ``records.csv`` and the figures of some records' scenes; then show the records' table and these files."""
     from mad import records
     from mad.table import show
 
     if not paths:
         return
-    with locked(outputs, DERIVED):
-        table = records.read(outputs)
-        if table.empty:
-            return
-        mine = table[table.fingerprint.isin([path.parent.name for path in paths])]
-        scenes = table[table.scene.isin(mine.scene)]
-        if mine.empty:
-            return
-        reference = (scenes.defense == "none") & scenes.seed.isin(mine.seed)
-        show(scenes[scenes.fingerprint.isin(mine.fingerprint) | reference])
-        derive(table, scenes, outputs)
+    shown, written = None, list[Path]()
+    try:
+        with locked(outputs, DERIVED):
+            table = records.read(outputs)
+            mine = table if table.empty else table[table.fingerprint.isin([path.parent.name for path in paths])]
+            if mine.empty:
+                return
+            scenes = table[table.scene.isin(mine.scene)]
+            reference = (scenes.defense == "none") & scenes.seed.isin(mine.seed)
+            shown = scenes[scenes.fingerprint.isin(mine.fingerprint) | reference]
+            written.extend(derive(table, scenes, outputs))
+    finally:  # what there is is shown, also where a figure could not be drawn
+        if shown is not None:
+            show(shown)
+        listed(written)
 
 
-def derive(table: DataFrame, scenes: DataFrame, outputs: Path, *, paper: bool = False) -> None:
-    """Write ``records.csv`` and figures, of some scenes or the paper's; the caller holds the lock of these."""
+def derive(table: DataFrame, scenes: DataFrame, outputs: Path, *, paper: bool = False) -> Iterator[Path]:
+    """Write ``records.csv`` and figures, of some scenes or the paper's; yield what is written.
+
+    The caller holds the lock of these. A user's own matplotlib settings are left aside.
+    """
+    import matplotlib
+
     from mad import records
 
-    out.print(str(records.write_csv(table, outputs)), soft_wrap=True)
-    if paper:
-        from mad.figures.paper import write_all
+    yield records.write_csv(table, outputs)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        if paper:
+            from mad.figures.paper import write_all
 
-        written = write_all(table, outputs)
-    else:
-        from mad.figures import tradeoff
+            yield from write_all(table, outputs)
+        else:
+            from mad.figures import tradeoff
 
-        written = tradeoff.write_all(scenes, outputs / "figures")
-    for file in written:
-        out.print(str(file), soft_wrap=True)
+            yield from tradeoff.write_all(scenes, outputs / "figures")
 
 
+def listed(files: list[Path]) -> None:
+    """Print the places of files."""
+    for file in files:
+        out.print(str(file), soft_wrap=True, markup=False)
+
+
+@command
 def figures() -> None:
     """Enter ``mad-figures``: records to ``records.csv`` and figures; nothing is trained."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mad-figures",
         description="Draw every trade-off curve from the records of earlier runs; trains nothing.",
     )
-    parser.add_argument("what", nargs="?", choices=["paper"], help="the paper's figures, Table 1 and ledger instead")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
+    parser.add_argument("what", nargs="?", metavar="paper", help="the paper's figures, Table 1 and ledger instead")
+    parser.add_argument("--outputs", default="outputs", help="the outputs folder (default: outputs)")
     arguments = parser.parse_args()
+    if arguments.what not in (None, "paper"):
+        raise MadError(
+            f"mad-figures draws the trade-off curves, or with the word paper the paper's figures; "
+            f"got {arguments.what!r}"
+        )
     from mad import records
 
+    outputs, written = Path(configs.home("--outputs", arguments.outputs)), list[Path]()
+    if records.read(outputs).empty:
+        raise MadError(f"no record below {outputs}/runs; run mad-run first, or say --outputs FOLDER")
     try:
-        if records.read(arguments.outputs).empty:
-            raise MadError(f"no record below {arguments.outputs}/runs; run mad-run first, or say --outputs FOLDER")
-        with locked(arguments.outputs, DERIVED):
-            table = records.read(arguments.outputs)
-            derive(table, table, arguments.outputs, paper=arguments.what == "paper")
-    except (MadError, OSError) as error:
-        report(error)
-        sys.exit(1)
-
-
-def report(error: Exception) -> None:
-    """Print an error's line, or its traceback where that was asked for."""
-    if os.environ.get(TRACEBACK):
-        traceback.print_exception(error)
-    err.print(f"mad: {one_line(error)}", soft_wrap=True, markup=False)
-
-
-def one_line(error: BaseException) -> str:
-    """Say in one line what was expected, what came and what to do."""
-    if isinstance(error, MadError):
-        return " ".join(str(error).split())
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        choices = list(error.options or [])
-        return f"unknown {group or 'config'} {name!r}: choose from {', '.join(choices)}{near(name, choices)}"
-    if isinstance(error, InstantiationException) and error.__cause__:
-        return one_line(error.__cause__)
-    if "Unknown plugin class" in str(error) or "IS THE PLUGIN INSTALLED" in str(error):
-        extra = next((extra for package, extra in EXTRAS.items() if package in str(error)), "mad")
-        return f"this launcher is not installed: pip install '{extra}'"
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; set outputs= to a folder you may write"
-    if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.full_key:
-        return unknown_key(str(error.__cause__.full_key), error.__cause__.parent_node) or plain(error)
-    return plain(error)
-
-
-def unknown_key(full_key: str, parent: Any) -> str | None:
-    """Say which key is unknown and which is near; None if the key exists and something else is wrong."""
-    above, _, key = full_key.rpartition(".")
-    if not isinstance(parent, DictConfig) or key in parent:
-        return None
-    known = [str(name) for name in parent if name != "hydra" and not str(name).startswith("_")]
-    where = f" in {above}" if above else ""
-    return f"unknown key {key!r}{where}: choose from {', '.join(known)}{near(key, known)}"
-
-
-def plain(error: BaseException) -> str:
-    """Return the first lines of any other error, joined."""
-    text = " ".join(str(error).split())[:300]
-    hint = "" if os.environ.get(TRACEBACK) else " (HYDRA_FULL_ERROR=1 shows where)"
-    return (
-        f"{text or type(error).__name__}{hint}"
-        if isinstance(error, OmegaConfBaseException) or not text
-        else (f"{type(error).__name__}: {text}{hint}")
-    )
+        with locked(outputs, DERIVED):
+            table = records.read(outputs)
+            written.extend(derive(table, table, outputs, paper=arguments.what == "paper"))
+    finally:
+        listed(written)

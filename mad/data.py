@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import pkgutil
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,10 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from mad import cli
 from mad.archives import ARCHIVES, checksum
-from mad.errors import MadError
+from mad.commands import Parser, command
+from mad.configs import config_dir, home
+from mad.errors import MadError, near
 from mad.progress import err, out
 
 IMAGENET = ("ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e")  # only given to who registers
@@ -45,7 +44,7 @@ def unpack_imagenet(place: Path, root: Path) -> None:
 
 def described(name: str, root: Path) -> Any:
     """Return the data set that ``conf/dataset/NAME.yaml`` describes."""
-    file = cli.config_dir() / "dataset" / f"{name}.yaml"
+    file = config_dir() / "dataset" / f"{name}.yaml"
     node = OmegaConf.merge({"data_root": str(root)}, OmegaConf.load(file))
     fields: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     del fields["data_root"]
@@ -100,27 +99,23 @@ def fetch(name: str, root: Path) -> None:
             out.print(f"{name} {part}: {len(images):,} images {tuple(images.shape[1:])}, {dataset.classes} classes")
 
 
+@command
 def main() -> None:
     """Enter ``mad-data``: any error is one line and exit code 1."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mad-data",
         description="Fetch a data set and check it, or say which file to put where. What is there is not fetched "
         "again, and a download that broke off goes on.",
     )
-    names = sorted(file.stem for file in (cli.config_dir() / "dataset").glob("*.yaml"))
-    parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument(
-        "--root", type=Path, default=Path(os.environ.get("MAD_DATA", "data")), help="default: $MAD_DATA, else data"
-    )
+    names = sorted(file.stem for file in (config_dir() / "dataset").glob("*.yaml"))
+    parser.add_argument("name", metavar="NAME", help=", ".join(names))
+    parser.add_argument("--root", default=os.environ.get("MAD_DATA", "data"), help="default: $MAD_DATA, else data")
     arguments = parser.parse_args()
+    if arguments.name not in names:
+        raise MadError(
+            f"unknown data set {arguments.name!r}: choose from {', '.join(names)}{near(arguments.name, names)}"
+        )
     try:
-        fetch(arguments.name, arguments.root.expanduser())
-    except KeyboardInterrupt:
-        err.print("stopped; give the same command again to go on")
-        sys.exit(130)
-    except MadError as error:
-        cli.report(error)
-        sys.exit(1)
+        fetch(arguments.name, Path(home("--root", arguments.root)))
     except (OSError, tarfile.TarError) as error:
-        cli.report(MadError(f"{error}; give --root a folder you may write, with room"))
-        sys.exit(1)
+        raise MadError(f"{error}; give --root a folder you may write, with room") from error

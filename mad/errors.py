@@ -66,6 +66,12 @@ def word(name: str, value: Any) -> None:
 
 
 def near(name: str, choices: Sequence[str], most: int = 1) -> str:
-    """Return ``(did you mean ...?)`` with the choices that look most like a name, or nothing."""
-    found = difflib.get_close_matches(name, choices, n=most)
+    """Return ``(did you mean ...?)`` with the choices that look most like a name, or nothing.
+
+    Case does not matter, nor what stands before a choice's last ``/``.
+    """
+    looks: dict[str, str] = {}
+    for choice in choices:
+        looks |= {choice.lower(): choice, choice.lower().rpartition("/")[2]: choice}
+    found = list(dict.fromkeys(looks[each] for each in difflib.get_close_matches(name.lower(), looks, n=most)))
     return f" (did you mean {' or '.join(found)}?)" if found else ""

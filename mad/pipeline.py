@@ -7,6 +7,7 @@ Objects in, a record out: no config, no command line.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mad import __version__
+from mad import __version__, plugins
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.architectures import imagenet
-from mad.attacks import Attack
+from mad.attacks import Attack, TransferSet
 from mad.datasets import Images, Labelled, Pool, Split, checked
 from mad.defenses import Defense, Setting, Undefended
 from mad.errors import MadError, number, word
@@ -161,8 +162,42 @@ def gather(cell: Cell) -> tuple[Images, int, Split]:
         raise MadError(
             f"pool {pool.name} has {len(images)} images and {len(cell.labels())} labels: give it one an image"
         )
+    try_networks(cell)
     test = SHARED.get(("test", identity(dataset)), lambda: checked.split(dataset, "test"))
     return images, cell.attack.affordable(images, pool.name), test
+
+
+def try_networks(cell: Cell) -> None:
+    """Try each network that the cell is going to build, before anything is trained.
+
+    Raises:
+        MadError: if one does not take the victim's images to logits over its classes.
+    """
+    dataset = cell.victim.dataset
+    surrogate: Any = getattr(cell.defense, "surrogate", None)
+    parts = {
+        f"architecture of victim {cell.victim.name}": cell.victim.architecture,
+        "knockoff/architecture": cell.knockoff.architecture,
+        "defense/surrogate/architecture": getattr(surrogate, "architecture", None),
+    }
+    for part, make in parts.items():
+        if make is not None:
+            who, size = f"{part}, {name_of(make)},", (tuple(dataset.shape), dataset.classes)
+            SHARED.get(("tried", digest(describe(make)), size), functools.partial(plugins.fits, who, make, *size))
+
+
+def transferred(cell: Cell, transfer: Any, queries: int, budget: int) -> None:
+    """Check what an attack brought home.
+
+    Raises:
+        MadError: if it is no transfer set of the victim's images and classes, or cost another number of queries.
+    """
+    who, dataset = f"attack {cell.attack.name}", cell.victim.dataset
+    if not isinstance(transfer, TransferSet):
+        raise MadError(f"{who} must return a TransferSet, got {plugins.kind(transfer)}")
+    plugins.transferred(who, transfer.images, transfer.rows, transfer.answers, dataset.shape, dataset.classes)
+    if queries != budget:
+        raise MadError(f"{who} must spend its whole budget of {budget} queries, spent {queries}")
 
 
 def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, device: torch.device) -> Record:
@@ -175,6 +210,8 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
     adversary = cell.adversary(device)
     setting = Setting(cell.victim, model, cell.seed, device, store, SHARED, adversary)
     served = cell.defense.serve(setting)
+    if not isinstance(served, torch.nn.Module):
+        raise MadError(f"defense {cell.defense.name}: serve must return a torch.nn.Module, got {plugins.kind(served)}")
     own = cell.defense.facts(setting)
     check(own, f"defense {cell.defense.name}", {*facts(cell), *COLUMNS, *MEASURED})
     defense = cell.defense.prepared(replace(setting, model=served))
@@ -184,6 +221,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
 
     start = time.perf_counter()
     transfer = cell.attack.transfer_set(api, images, adversary)
+    transferred(cell, transfer, api.queries, budget)
     check(transfer.facts, f"attack {cell.attack.name}")
     queried = time.perf_counter()
     stolen = transfer.stolen or adversary.train(transfer)

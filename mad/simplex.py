@@ -22,14 +22,19 @@ def are_posteriors(rows: Tensor, tolerance: float = TOLERANCE) -> bool:
     return bool(rows.amin() >= 0 and least >= 1 - tolerance and most <= 1 + tolerance)  # NaN compares false
 
 
-def repair(rows: Tensor, clean: Tensor) -> Tensor:
-    """Bring every row onto the simplex: drop negative mass, rescale; rows that cannot be saved become ``clean``."""
+def repair(rows: Tensor, clean: Tensor) -> tuple[Tensor, int]:
+    """Bring every row onto the simplex: drop negative mass, rescale; rows that cannot be saved become ``clean``.
+
+    Returns:
+        The rows, and how many could not be saved.
+    """
     if are_posteriors(rows, ROUNDING):  # the rule: nothing to do
-        return rows
+        return rows, 0
     mass = rows.clamp(min=0)
     total = mass.sum(dim=1, keepdim=True)
     saved = mass / total
-    return torch.where(torch.isfinite(rows).all(dim=1, keepdim=True) & (total > 0) & total.isfinite(), saved, clean)
+    whole = torch.isfinite(rows).all(dim=1, keepdim=True) & (total > 0) & total.isfinite()
+    return torch.where(whole, saved, clean), int((~whole).sum())
 
 
 def shrink(rows: Tensor, clean: Tensor, epsilon: float) -> Tensor:

@@ -17,7 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from mad import cli, grid
+from mad import cli, configs, grid, messages
+from mad.commands import Parser, command
+from mad.configs import home, outputs_of
 from mad.errors import MadError
 from mad.files import DamagedError, Record, below, holder, lock_file, write
 from mad.notes import SWEEPS, begin, left
@@ -44,16 +46,18 @@ class SweepStart(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the list; records are found by it, and nothing in it is ever run."""
-        folder = Path(config.hydra.sweep.dir)
         try:
-            begin(Path(config.outputs), folder)
+            folder = Path(config.hydra.sweep.dir)
+            if folder.parts[:1] == ("~",):
+                raise MadError(f"hydra.sweep.dir={folder}: write it without the ~")
+            begin(outputs_of(config), folder)
             if not grid.chosen(config):
                 return
             cells = plan(grid.jobs(config, list(config.hydra.overrides.task)))
             lines = (json.dumps(dataclasses.asdict(cell), default=str) + "\n" for cell in cells)
             write(folder / PLAN, "".join(lines).encode())
         except Exception as error:  # raised, it would become a warning of Hydra's
-            cli.report(error)
+            messages.report(error)
             sys.exit(1)
 
 
@@ -66,7 +70,7 @@ def plan(jobs: list[grid.Job]) -> list[Planned]:
             cell = cli.cell_of(hydra.compose("config", overrides=job))
             both = (cell.reference.path, reference_label(cell)), (cell.path, label)  # names read a user's own data
         except Exception as error:
-            found[label] = Planned(label, error=cli.one_line(error))
+            found[label] = Planned(label, error=messages.one_line(error))
             continue
         for path, name in both:
             found.setdefault(path, Planned(name, path))
@@ -79,57 +83,82 @@ def reference_label(cell: Cell) -> str:
     return f"undefended reference: {named} seed={cell.seed}"
 
 
+@command
 def main() -> None:
     """Enter ``mad-status``."""
     arguments = parse(sys.argv[1:])
     cli.register_aliases()
-    try:
-        if arguments.prune:
-            from mad.prune import prune
+    if arguments.prune:
+        from mad.prune import prune
 
-            prune(arguments.outputs, arguments.yes)
-        else:
-            show(*asked(arguments))
-    except Exception as error:
-        cli.report(error)
-        sys.exit(1)
+        prune(place_of(arguments), arguments.yes)
+    else:
+        show(*asked(arguments))
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="mad-status", description=__doc__.strip("`") if __doc__ else None)
+    """Read the command line.
+
+    Raises:
+        MadError: if it is none.
+    """
+    parser = Parser(
+        prog="mad-status", description="What is done, running, failed and missing; what no record needs any more."
+    )
     parser.add_argument("what", nargs="*", help="a sweep's folder, or overrides as mad-run takes; default: last sweep")
     parser.add_argument("-m", "--multirun", action="store_true", help="taken, and without effect")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="the outputs folder (default: outputs)")
+    parser.add_argument("--outputs", help="the outputs folder (default: outputs)")
     parser.add_argument("--config-dir", help="a further folder of configs, as for mad-run")
     parser.add_argument("--prune", action="store_true", help="show, then remove, what no record refers to")
     parser.add_argument("--yes", action="store_true", help="remove without asking")
-    return parser.parse_intermixed_args(words)
+    found = parser.parse_intermixed_args(words)
+    if found.yes and not found.prune:
+        parser.error("--yes goes with --prune")
+    if found.prune and found.what:
+        parser.error(f"--prune takes --outputs FOLDER and nothing else, got {found.what[0]!r}")
+    return found
+
+
+def place_of(arguments: argparse.Namespace) -> Path:
+    """Return the outputs folder of the command line's ``--outputs``."""
+    return Path(home("--outputs", "outputs" if arguments.outputs is None else arguments.outputs))
 
 
 def asked(arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:
     """Return the outputs folder and the cells that the command line asks about."""
     overrides = [word for word in arguments.what if "=" in word]
     if overrides or arguments.multirun:
-        places = [word.partition("=")[2] for word in overrides if word.startswith("outputs=")]
-        return Path(*places[-1:]) if places else arguments.outputs, composed(overrides, arguments.config_dir)
+        rest = [word for word in arguments.what if "=" not in word]
+        if rest:
+            raise MadError(messages.unreadable(rest[0]))
+        return composed(overrides, arguments)
+    outputs = place_of(arguments)
+    if len(arguments.what) > 1:
+        raise MadError(f"one sweep's folder at a time, got {len(arguments.what)}: {' '.join(arguments.what)}")
     if arguments.what:
-        return arguments.outputs, listed(Path(arguments.what[0]))
-    sweeps = sorted((arguments.outputs / SWEEPS).glob(f"*/{PLAN}"))
+        return outputs, listed(Path(home("the folder", arguments.what[0])))
+    sweeps = sorted((outputs / SWEEPS).glob(f"*/{PLAN}"))
     if not sweeps:
-        raise MadError(f"no sweep below {arguments.outputs}/{SWEEPS}: say overrides, a folder, or --outputs FOLDER")
-    return arguments.outputs, listed(sweeps[-1].parent)
+        raise MadError(f"no sweep below {outputs}/{SWEEPS}: say overrides, a folder, or --outputs FOLDER")
+    return outputs, listed(sweeps[-1].parent)
 
 
-def composed(overrides: list[str], config_dir: str | None) -> list[Planned]:
-    """Return the cells that mad-run would run; nothing is run."""
+def composed(overrides: list[str], arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:
+    """Return the outputs folder and the cells of what mad-run would run; nothing is run.
+
+    Where a config or an override says ``outputs``, that is the folder, and else the command line's ``--outputs``.
+    """
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
-    if config_dir:
-        overrides = [f"hydra.searchpath=[{Path(config_dir).absolute()}]", *overrides]
+    place, overrides = configs.further(arguments.config_dir), configs.quoted(overrides)
     with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+        if place:
+            overrides = [f"hydra.searchpath=['{place}']", *overrides]
         parsed = OverridesParser.create().parse_overrides(overrides)
         fixed = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
-        return plan(grid.jobs(hydra.compose("config", overrides=fixed, return_hydra_config=True), overrides))
+        config = hydra.compose("config", overrides=fixed, return_hydra_config=True)
+        cells = plan(grid.jobs(config, overrides))
+    said = arguments.outputs is None or config.outputs != "outputs"
+    return outputs_of(config) if said else place_of(arguments), cells
 
 
 def listed(folder: Path) -> list[Planned]:

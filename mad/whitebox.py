@@ -89,7 +89,7 @@ class Witness:
         if self._due and len(self._angles) >= self._due[0]:
             self._take_loss()
         adversary = self._adversary
-        y, q = (adversary.recovery(answers).to(adversary.device) for answers in (clean, given))
+        y, q = (adversary.recovered(answers).to(adversary.device) for answers in (clean, given))
         for one in zip(images.to(adversary.device).split(1), y.split(1), q.split(1), strict=True):
             self._angles.append(deviations(adversary.live, *one))
 

@@ -67,7 +67,7 @@ class KnockoffAdaptive(Attack):
                 (images,) = batches(pool, asked[-1], self.batch_size, torch.device("cpu"))
                 answers.append(api(unit(images)))
                 left -= len(images)
-                there, targets = unit(images).to(adversary.device), adversary.recovery(answers[-1])
+                there, targets = unit(images).to(adversary.device), adversary.recovered(answers[-1])
                 rewards = {"certainty": certainty(targets), "diversity": diversity(targets, total, bandit.learned)}
                 if self.reward in ("loss", "all"):
                     with torch.no_grad():

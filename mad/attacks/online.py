@@ -52,7 +52,7 @@ class Online(Attack):
             for images in batches(pool, rows, self.batch_size, torch.device("cpu")):
                 images = unit(images)
                 answers.append(api(images))
-                targets = adversary.recovery(answers[-1]).to(adversary.device)
+                targets = adversary.recovered(answers[-1]).to(adversary.device)
                 loss = F.cross_entropy(network(images.to(adversary.device)), targets)
                 if not loss.isfinite():
                     raise DivergedError(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from mad import simplex
+from mad import plugins, simplex
 from mad.errors import MadError, number
 from mad.memo import Memo, Remembered
+from mad.progress import err
 
 if TYPE_CHECKING:
     from mad.adversary import Adversary
@@ -107,14 +108,25 @@ class Defense(ABC):
     def __call__(self, images: Tensor, clean: Tensor) -> Tensor:
         """Answer with posteriors: finite, on the simplex, within ``epsilon`` of ``clean`` in L1.
 
+        Rows of ``perturb`` that are not finite, or have no mass, are answered with the clean ones; that is said once.
+
         Raises:
-            MadError: if a row of ``clean`` is no posterior; nothing wrong is passed on.
+            MadError: if a row of ``clean`` is no posterior, or ``perturb`` returns anything but as many rows; nothing
+                wrong is passed on.
         """
         if not simplex.are_posteriors(clean):
             raise MadError("the victim answered with NaN, infinities or rows off the simplex; check the victim")
         if self.epsilon == 0:
             return clean
-        answer = simplex.repair(self.perturb(images, clean), clean)
+        who, given = f"defense {self.name}: perturb", (images, clean)
+        before = plugins.versions(given)
+        found = plugins.like(who, self.perturb(images, clean), clean)
+        plugins.unchanged(who, before, given)
+        answer, lost = simplex.repair(found, clean)
+        if lost and not getattr(self, "_said", False):
+            self._said = True  # once a cell
+            said = f"{who} returned NaN, infinities or zeros alone for {lost} of {len(clean)} images"
+            err.print(f"{said}: these get clean answers", soft_wrap=True, markup=False)
         return answer if self.epsilon is None else simplex.shrink(answer, clean, self.epsilon)
 
 

@@ -28,9 +28,9 @@ FIGURES = {
 
 
 def write_all(table: pd.DataFrame, outputs: Path) -> list[Path]:
-    """Print Table 1; write it, the figures and the ledger below ``outputs/figures/paper``; return what was written.
+    """Write Table 1, the figures and the ledger below ``outputs/figures/paper``; return what was written.
 
-    Table 1 has every pool that a victim was stolen with; all else that of the most records.
+    Table 1 is printed in the end. It has every pool that a victim was stolen with; all else that of the most records.
     """
     every, area = thefts(table), Path("figures", "paper")
     known = foremost(every)
@@ -49,17 +49,14 @@ def write_all(table: pd.DataFrame, outputs: Path) -> list[Path]:
         drawn = draw(known)
         return save(drawn, outputs, area / name, area) if drawn else None
 
-    @cache
-    def first() -> pd.DataFrame:
-        found = table1.table1(every)
-        if len(found):
-            table1.show(found)
-        return found
-
+    first = cache(lambda: table1.table1(every))
     texts = {
         "ledger.csv": lambda: ledger.ledger(known).to_csv(index=False),
         "table1.csv": lambda: first().to_csv(index=False) if len(first()) else "",
         "table1.md": lambda: table1.markdown(first()) if len(first()) else "",
     }
     jobs = {name: partial(text, name, make) for name, make in texts.items()}
-    return each(jobs | {name: partial(figure, name, draw) for name, draw in FIGURES.items()})
+    written = each(jobs | {name: partial(figure, name, draw) for name, draw in FIGURES.items()})
+    if len(first()):
+        table1.show(first())
+    return written

@@ -1,0 +1,112 @@
+"""What a plug-in returns, checked where it comes in: an error names who, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mad import simplex
+from mad.architectures import imagenet
+from mad.errors import MadError
+from mad.seeds import seeded
+
+
+def kind(found: Any) -> str:
+    """Say what a value is: its type, and of a tensor also its shape, precision and device."""
+    if not isinstance(found, Tensor):
+        return "None" if found is None else f"a {type(found).__module__}.{type(found).__qualname__}"
+    return f"a tensor of {tuple(found.shape)}, {found.dtype} on {found.device}".replace("torch.", "")
+
+
+def like(who: str, found: Any, wanted: Tensor) -> Tensor:
+    """Return what a plug-in made of posteriors, without its gradient and in their precision.
+
+    Args:
+        who: names the plug-in and its method.
+        found: what came.
+        wanted: the posteriors (B, K) that it was given.
+
+    Raises:
+        MadError: if it is no tensor of floats of their shape, on their device.
+    """
+    right = isinstance(found, Tensor) and found.shape == wanted.shape and found.device == wanted.device
+    if not right or not found.is_floating_point():
+        raise MadError(f"{who} must return {kind(wanted)}, like what it was given; got {kind(found)}")
+    return found.detach().to(wanted.dtype)
+
+
+def unchanged(who: str, before: list[int], given: Sequence[Tensor]) -> None:
+    """Check that a plug-in has not written into what it was given.
+
+    Args:
+        who: names the plug-in and its method.
+        before: the ``versions`` of the tensors before it was called.
+        given: the tensors.
+
+    Raises:
+        MadError: if it has.
+    """
+    if versions(given) != before:
+        raise MadError(f"{who} changed in place what it was given: let it work on a copy, like x.clone()")
+
+
+def versions(given: Sequence[Tensor]) -> list[int]:
+    """Return how often each tensor was written to; 0 where torch does not count."""
+    return [0 if each.is_inference() else each._version for each in given]
+
+
+def targets(who: str, found: Any, answers: Tensor) -> Tensor:
+    """Return a recovery's training targets (B, K).
+
+    Raises:
+        MadError: if they are not posteriors of the answers' shape.
+    """
+    rows = like(who, found, answers)
+    if not simplex.are_posteriors(rows):
+        raise MadError(f"{who} must return rows that are at least 0 and sum to 1, got NaN, infinities or others")
+    return rows
+
+
+def transferred(who: str, images: Any, rows: Any, answers: Any, shape: Sequence[int], classes: int) -> None:
+    """Check an attack's transfer set.
+
+    Raises:
+        MadError: if its images are not of the API's shape, its rows do not point into them, or its answers are no
+            posteriors over K classes, one a row.
+    """
+    if not len(images) or tuple(images.shape[1:]) != tuple(shape):
+        raise MadError(f"{who} must return images of {tuple(shape)}, got {tuple(images.shape)}")
+    if not (isinstance(rows, Tensor) and rows.dtype == torch.int64 and rows.dim() == 1 and len(rows)):
+        raise MadError(f"{who} must return rows as a tensor of int64, one an answer; got {kind(rows)}")
+    least, most = (int(bound) for bound in torch.aminmax(rows))
+    if least < 0 or most >= len(images):
+        raise MadError(f"{who} must return rows from 0 to {len(images) - 1}, got {least} to {most}")
+    right = isinstance(answers, Tensor) and answers.is_floating_point() and answers.shape == (len(rows), classes)
+    if not right or not simplex.are_posteriors(answers):
+        wanted = f"{len(rows)} posteriors over {classes} classes"
+        raise MadError(f"{who} must return {wanted}, got {kind(answers)}{' that are none' * right}")
+
+
+def fits(who: str, architecture: Any, shape: Sequence[int], classes: int) -> None:
+    """Try an architecture: build it and ask it about two black images; pretrained weights are left out.
+
+    Raises:
+        MadError: if it cannot be built, does not take such images, or does not answer with logits (2, K).
+    """
+    try:
+        with seeded(0, "trial"), imagenet.left_out(), torch.no_grad():
+            network = architecture(shape=tuple(shape), classes=classes)
+            found = network.eval()(torch.zeros(2, *shape)) if isinstance(network, nn.Module) else network
+    except MadError:
+        raise
+    except Exception as error:  # whatever others' code raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise MadError(f"{who} cannot take images of {tuple(shape)} to {classes} classes ({why})") from error
+    right = isinstance(found, Tensor) and found.shape == (2, classes) and found.is_floating_point()
+    if not right:
+        raise MadError(
+            f"{who} must answer images (2, {', '.join(map(str, shape))}) with logits (2, {classes}), got {kind(found)}"
+        )
