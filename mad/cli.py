@@ -152,7 +152,6 @@ def cell_of(config: DictConfig) -> Cell:
 
     if config.get("grid"):
         raise MadError("this experiment is a grid of cells, not one: choose no second experiment beside it, and say -m")
-    config = configs.at_home(config)
     for name in (*PARTS, *INNER):
         part = OmegaConf.select(config, name)
         if part is not None and not OmegaConf.is_config(part):
@@ -160,7 +159,8 @@ def cell_of(config: DictConfig) -> Cell:
                 f"{name}={part}: {name} has keys of its own, so a word cannot stand for it; set one of them, "
                 f"or choose another {name.partition('.')[0]}, as mad-run --help lists them"
             )
-    parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
+    found = {name: configs.at_home(config[name], name) for name in PARTS}
+    parts: dict[str, Any] = {name: hydra.utils.instantiate(found[name], _convert_="all") for name in PARTS}
     return Cell(**parts, seed=config.seed)
 
 

@@ -194,3 +194,5 @@ def test_a_jobs_process_is_guarded_once(monkeypatch):
     err.print("to nobody")
     assert sys.stdin.read() == ""
     assert os.environ["MPLBACKEND"] == "agg"
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
