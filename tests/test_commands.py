@@ -71,7 +71,7 @@ def test_figures_are_written_whoever_reads(how, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["2>&1 | true", ">&-"])
 def test_a_cell_is_made_and_drawn_whoever_reads(how, tmp_path):
-    small = "pool.size=60 trainer.epochs=1 trainer.min_steps=0 device=cpu"
+    small = "pool.size=60 trainer.epochs=1 trainer.min_steps=0 knockoff.epochs=1 knockoff.min_steps=0 device=cpu"
     done = shell(tmp_path, f"mad-run {small}", how)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
