@@ -16,7 +16,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from mad.errors import MadError
@@ -49,6 +49,8 @@ def describe(thing: Any) -> Any:
         return described(thing)
     if callable(thing) and hasattr(thing, "__qualname__"):
         return named(thing)
+    if type(thing).__module__.partition(".")[0] in ("torch", "numpy") and hasattr(thing, "dtype"):
+        return numbers(thing)
     raise MadError(f"cannot fingerprint {thing!r}: make it a dataclass, a partial or a plain value")
 
 
@@ -85,19 +87,42 @@ def named(thing: Any) -> Any:
     return {"call": text, "values": describe(values)} if values else text
 
 
+def numbers(values: Any) -> dict[str, Any]:
+    """Return the type, shape and checksum of a tensor or an array.
+
+    Raises:
+        MadError: if it holds what no tensor does.
+    """
+    import torch
+
+    try:
+        held = torch.as_tensor(values).detach().cpu().contiguous()
+    except TypeError as error:
+        raise MadError(f"cannot fingerprint an array of {values.dtype}: make it numbers") from error
+    content = hashlib.sha256(held.flatten().view(torch.uint8).numpy().data).hexdigest()
+    return {"numbers": str(held.dtype), "shape": list(held.shape), "sha256": content}
+
+
 def taken_along(thing: Any) -> list[Any]:
     """Return the values that a class or function made inside a function has from there."""
     if "<" not in thing.__qualname__:
         return []
     parts = vars(thing) if isinstance(thing, type) else {"it": thing}
     values = [each for name, each in parts.items() if isinstance(each, PLAIN) and not name.startswith("__")]
+    with contextlib.suppress(TypeError, OSError):
+        parts = {name: each for name, each in parts.items() if not inspect.isfunction(each) or beside(each, thing)}
     for each in parts.values():
-        if inspect.isfunction(each) and not each.__code__.co_filename.startswith("<"):  # as dataclasses make some
+        if inspect.isfunction(each):
             values += [*(each.__defaults__ or ()), *(each.__kwdefaults__ or {}).values()]
             for cell in each.__closure__ or ():
                 with contextlib.suppress(ValueError):  # nothing is in it yet
                     values.append(cell.cell_contents)
     return [value for value in values if value is not thing]
+
+
+def beside(function: FunctionType, thing: Any) -> bool:
+    """Whether a function was written in the file of a class or function: those that dataclasses make were not."""
+    return function.__code__.co_filename == inspect.getfile(thing)
 
 
 def contents(thing: Any) -> Any:

@@ -379,4 +379,4 @@ def test_imagenets_archive_of_archives_is_unpacked(tmp_path, monkeypatch, capsys
 def test_what_is_there_is_shown(tmp_path, monkeypatch, capsys):
     assert mad_data(monkeypatch, "digits", "--root", tmp_path) == 0
     assert "digits train: 1,297 images (1, 28, 28), 10 classes" in capsys.readouterr().out
-    assert mad_data(monkeypatch, "no_such", "--root", tmp_path) == 2
+    assert mad_data(monkeypatch, "no_such", "--root", tmp_path) == 1
