@@ -66,9 +66,9 @@ class Adversary:
             MadError: if its recovery makes something else of them.
         """
         who, before = f"recovery {self.recovery.name}", plugins.versions([answers])
-        found = plugins.targets(who, self.recovery(answers), answers)
+        found = self.recovery(answers)
         plugins.unchanged(who, before, [answers])
-        return found
+        return plugins.targets(who, found, answers)
 
     def train(self, transfer: TransferSet, task: str = "knockoff", trainer: Trainer | None = None) -> nn.Module:
         """Return a network, in eval mode, trained anew on what it recovers from a transfer set.

@@ -61,20 +61,23 @@ def run() -> None:
 
 
 def words(given: list[str]) -> list[str]:
-    """Return the words of a command line as Hydra takes them.
+    """Return the words of a command line, flags before overrides, as Hydra takes them.
 
     Raises:
         MadError: if one of the flags is unknown or lacks its value, or the folder of configs is not there.
     """
     parser = Parser(prog="mad-run", parents=[get_args_parser()], add_help=False)
-    flags, unknown = parser.parse_known_args(given)
+    flags, unknown = parser.parse_known_intermixed_args(given)
     if unknown:
         bare = unknown[0].lstrip("-")
         hint = f"overrides have no dashes: {bare}" if "=" in bare else "mad-run --help lists what there is"
         raise MadError(f"unknown flag {unknown[0]}: {hint}")
     place = configs.further(flags.config_dir)
     spelled = {flags.config_dir: str(place), f"--config-dir={flags.config_dir}": f"--config-dir={place}"}
-    return [spelled.get(word, word) for word in configs.quoted(given)]
+    rest = [spelled.get(word, word) for word in given]
+    for word in flags.overrides:
+        rest.remove(word)
+    return [*rest, *configs.quoted(flags.overrides)]  # Hydra wants the overrides in one place
 
 
 def task(config: DictConfig) -> None:
@@ -160,7 +163,6 @@ def cell_of(config: DictConfig) -> Cell:
 
     if config.get("grid"):
         raise MadError("this experiment is a grid of cells, not one: choose no second experiment beside it, and say -m")
-    config = configs.at_home(config)
     for name in (*PARTS, *INNER):
         part = OmegaConf.select(config, name)
         if part is not None and not OmegaConf.is_config(part):
@@ -168,7 +170,8 @@ def cell_of(config: DictConfig) -> Cell:
                 f"{name}={part}: {name} has keys of its own, so a word cannot stand for it; set one of them, "
                 f"or choose another {name.partition('.')[0]}, as mad-run --help lists them"
             )
-    parts: dict[str, Any] = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
+    found = {name: configs.at_home(config[name], name) for name in PARTS}
+    parts: dict[str, Any] = {name: hydra.utils.instantiate(found[name], _convert_="all") for name in PARTS}
     return Cell(**parts, seed=config.seed)
 
 

@@ -64,17 +64,17 @@ def home(name: str, value: Any) -> str:
     return found
 
 
-def at_home(config: DictConfig) -> DictConfig:
-    """Return a config, its interpolations resolved, with ``~`` spelled out at the beginning of each text."""
+def at_home(part: DictConfig, name: str) -> DictConfig:
+    """Return a part of a config, its interpolations resolved, with ``~`` spelled out at the beginning of each text."""
 
     def spelled(value: Any, name: str) -> Any:
         if isinstance(value, dict):
-            return {key: spelled(each, f"{name}.{key}".lstrip(".")) for key, each in value.items()}
+            return {key: spelled(each, f"{name}.{key}") for key, each in value.items()}
         if isinstance(value, list):
             return [spelled(each, name) for each in value]
         return home(name, value) if isinstance(value, str) and value.startswith("~") else value
 
-    return OmegaConf.create(spelled(OmegaConf.to_container(config, resolve=True), ""))
+    return OmegaConf.create(spelled(OmegaConf.to_container(part, resolve=True), name))
 
 
 def outputs_of(config: DictConfig) -> Path:

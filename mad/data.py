@@ -118,4 +118,5 @@ def main() -> None:
     try:
         fetch(arguments.name, Path(home("--root", arguments.root)))
     except (OSError, tarfile.TarError) as error:
-        raise MadError(f"{error}; give --root a folder you may write, with room") from error
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        raise MadError(f"{what}; give --root a folder you may write, with room") from error

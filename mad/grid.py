@@ -61,6 +61,8 @@ def jobs(config: DictConfig, overrides: Job) -> list[Job]:
             wanted = choices(job)
             if all(wanted[key] == chosen[key] for key in chosen if key in met):
                 found.append(job)
+    if not found:
+        raise MadError(f"this sweep has no cell: nothing that there is fits {' '.join(overrides)}")
     return list({tuple(sorted(job)): job for job in found}.values())
 
 

@@ -37,12 +37,18 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return unreadable(error.override)
     if isinstance(error, InstantiationException) and error.__cause__:
+        if missing := re.match(r"Error loading '([^']*)'", str(error.__cause__)):
+            return (
+                f"{missing[1]} cannot be imported: a plug-in's file lies where the command is started, or is installed"
+            )
         return one_line(error.__cause__)
     if "Unknown plugin class" in str(error) or "IS THE PLUGIN INSTALLED" in str(error):
         extra = next((extra for package, extra in EXTRAS.items() if package in str(error)), "mad")
         return f"this launcher is not installed: pip install '{extra}'"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if (merged := re.match(r"Error merging override (.*)", str(error))) and error.__cause__:
+        return f"{merged[1]}: {str(error.__cause__).splitlines()[0]}"
     for each in causes(error):
         if isinstance(each, InterpolationKeyError):
             return f"{' '.join(str(each).splitlines()[0].split())}: ${{...}} stands for another key's value"
@@ -68,7 +74,12 @@ def unknown_choice(asked: str, text: str, options: list[str]) -> str:
     group = above[1] if above else asked.rpartition("/")[0]
     name = asked[len(group) :].lstrip("/")
     options = configs.experiments() if group == "experiment" else options
-    return f"unknown {group or 'config'} {name!r}: choose from {', '.join(options)}{near(name, options)}"
+    return f"unknown {group or 'config'} {name!r}: {choose(name, options)}"
+
+
+def choose(name: str, known: list[str]) -> str:
+    """Say what there is to choose from instead of an unknown name."""
+    return f"choose from {', '.join(known)}{near(name, known)}" if known else "there is none to choose"
 
 
 def unknown_key(full_key: str, parent: Any) -> str | None:
@@ -81,7 +92,7 @@ def unknown_key(full_key: str, parent: Any) -> str | None:
     group = f"{above.replace('.', '/')}/{key}"
     if group in configs.groups():
         return f"unknown key {key!r}{where}: a part is chosen with {group}="
-    return f"unknown key {key!r}{where}: choose from {', '.join(known)}{near(key, known)}"
+    return f"unknown key {key!r}{where}: {choose(key, known)}"
 
 
 def unreadable(word: str) -> str:
@@ -107,9 +118,9 @@ def composition(text: str) -> str | None:
     """Return what Hydra's composing of a config complains of in this program's words, where they are better."""
     if several := re.search(r"Ambiguous value for argument '(.*)'", text):
         key, _, value = several[1].partition("=")
-        number = re.fullmatch(r"[\d.,]+", value)
-        hint = "a number has no comma in it" if number else in_quotes(key, value)
-        return f"{several[1]} is a sweep: say -m to run a cell for each of its values; {hint}"
+        hint = "a number has no comma in it" if re.fullmatch(r"[\d.,]+", value) else in_quotes(key, value)
+        hint = "" if key in configs.groups() else f"; {hint}"
+        return f"{several[1]} is a sweep: say -m to run a cell for each of its values{hint}"
     if several := re.search(r"Sweep parameters '(.*)' requires --multirun", text):
         return f"{several[1]} is a sweep: say -m to run a cell for each of its values"
     if fixed := re.search(r"Sweeping over Hydra's configuration is not supported : '(.*)'", text):
@@ -120,7 +131,7 @@ def composition(text: str) -> str | None:
             return "an override must be key=value, like defense=mad; got one without a key"
         if name in known:
             return f"nothing that is chosen has a {name}: choose a part that has one"
-        return f"unknown choice {name!r}: choose among {', '.join(known)}{near(name, known)}"
+        return f"unknown choice {name!r}: {choose(name, known)}"
     if re.search(r"Config group override must be a string", text):
         return f"a choice must be a name, like defense=none, got null: choose for each of {', '.join(configs.groups())}"
     if there := re.search(r"An item is already at '([^']*)'|Multiple values for (\S+)\. To override", text):

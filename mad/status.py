@@ -91,7 +91,10 @@ def main() -> None:
     if arguments.prune:
         from mad.prune import prune
 
-        prune(place_of(arguments), arguments.yes)
+        place = place_of(arguments)
+        if not place.is_dir():
+            raise MadError(f"there is no folder {place}: say --outputs FOLDER")
+        prune(place, arguments.yes)
     else:
         show(*asked(arguments))
 

@@ -58,13 +58,44 @@ def test_the_command_line_wins_and_equal_cells_are_one():
     assert jobs(LINES[:2], "defense=mad", "defense.epsilon=0.2") == [{"defense=mad", "defense.epsilon=0.2"}]
 
 
+def test_what_the_command_line_chooses_leaves_the_cells_that_choose_it():
+    lines = [*LINES[1:], "defense=reverse_sigmoid defense.beta=0.1,0.2"]
+    only = [{"defense=mad", f"defense.epsilon={value}"} for value in ("0.1", "0.5", "7")]
+    assert jobs(lines, "defense=mad") == only
+    assert jobs(lines, "defense=mad", "seed=0,1") == [each | {f"seed={seed}"} for each in only for seed in (0, 1)]
+    two = jobs(lines, "defense=mad,reverse_sigmoid")
+    assert two == [*only, *({"defense=reverse_sigmoid", f"defense.beta={value}"} for value in ("0.1", "0.2"))]
+    assert jobs(["attack=knockoff,jbda defense=mad", "attack=jbself"], "attack=jbda") == [
+        {"attack=jbda", "defense=mad"}
+    ]
+
+
+def test_another_choice_takes_the_place_of_a_lines_if_it_has_its_keys():
+    assert jobs(["defense=mad defense.epsilon=0.1,0.5"], "defense=mad_random") == [
+        {"defense=mad_random", f"defense.epsilon={value}"} for value in ("0.1", "0.5")
+    ]
+    assert jobs(["defense=none attack=jbda,jbself"], "defense=mad") == [
+        {"defense=mad", f"attack={name}"} for name in ("jbda", "jbself")
+    ]
+    with pytest.raises(MadError, match=r"defense=top_k fits no line of the grid.*defense\.beta=0\.1"):
+        jobs(["defense=reverse_sigmoid defense.beta=0.1"], "defense=top_k")
+
+
+def test_a_sweep_has_one_outputs_folder():
+    with pytest.raises(MadError, match="outputs cannot be swept over"):
+        jobs([], "outputs=a,b")
+    assert jobs([], "outputs=a", "seed=0,1") == [{"outputs=a", f"seed={seed}"} for seed in (0, 1)]
+
+
 def test_a_line_may_choose_any_group():
     found = jobs(["attack=knockoff knockoff/architecture=lenet,resnet18", "'defense.name=a b' victim=glob(*)"])
     assert found[0] == {"attack=knockoff", "knockoff/architecture=lenet"}
     assert len(found) == 2 + len(list((cli.config_dir() / "victim").glob("*.yaml")))
 
 
-@pytest.mark.parametrize("line", ["defense", "seed=[1", "a='b", 3, None, {"defense": "mad"}, "hydra/launcher=ray"])
+@pytest.mark.parametrize(
+    "line", ["defense", "seed=[1", "a='b", 3, None, {"defense": "mad"}, "hydra/launcher=ray", "outputs=x"]
+)
 def test_a_malformed_line_is_an_error_of_one_line(line):
     with pytest.raises(MadError, match="a line of the grid must be overrides") as error:
         jobs(["defense=none", line])

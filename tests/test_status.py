@@ -96,6 +96,25 @@ def test_a_sweep_lists_its_cells(mad_run, monkeypatch, capfd):
     assert lines[-1] == "3 cells: 0 done, 0 running, 3 failed, 0 missing; nothing left to do"
 
 
+@pytest.mark.parametrize("word", ["outputs='a b'", 'outputs="a b"', "outputs=a b", "+outputs_too=1"])
+def test_quoted_outputs_are_where_mad_run_writes(word, mad_run, monkeypatch, capfd):
+    words = [word, "pool.size=10", "attack.budget=50"]
+    assert mad_run(*words)[0] == 1
+    call(monkeypatch, *words)
+    assert capfd.readouterr().out.count("failed ") == 2
+    assert Path("a b").exists() == ("a b" in word)
+
+
+def test_an_experiments_outputs_are_asked_too(mad_run, monkeypatch, capfd, tmp_path):
+    folder = tmp_path / "my_conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\noutputs: theirs\n")
+    words = ["--config-dir", "my_conf", "experiment=mine", "pool.size=10", "attack.budget=50"]
+    assert mad_run(*words)[0] == 1
+    call(monkeypatch, *words)
+    assert capfd.readouterr().out.count("failed ") == 2
+
+
 @pytest.mark.parametrize("words", [[], ["nowhere"], ["seed=[1"], ["defense=madd"], ["defense.epsilom=1"]])
 def test_a_mistake_is_one_line(words, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)

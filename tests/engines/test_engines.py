@@ -23,6 +23,8 @@ SMALL = [
     "defense=moody",
 ]
 NEEDS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
+NOTEBOOK = "module://matplotlib_inline.backend_inline"  # what a notebook's child processes are told; needed nowhere
+APART = ("seconds", "sha256", "overrides")  # when and by which words; the checksum is of these, too
 PLUGIN = '''
 import os, pathlib, signal, time
 from dataclasses import dataclass
@@ -85,7 +87,7 @@ def start(folder, extra, *words):
     return subprocess.Popen(
         command,
         cwd=folder,
-        env={**kept, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", **extra},
+        env={**kept, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "MPLBACKEND": NOTEBOOK, **extra},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -99,13 +101,12 @@ def finish(process):
 
 
 def bits(outputs):
-    """Return everything that must not depend on where and when: records but for their seconds, and weights."""
+    """Return all that must not depend on where, when and how it was asked for: records but APART, and weights."""
     found = {}
     for path in [*outputs.glob("runs/*/*/*/*/record.json"), *outputs.glob("victims/*/*/weights.safetensors")]:
         if path.name == "record.json":
             record = json.loads(path.read_text())
-            timed = ("seconds", "sha256")  # the checksum is of the seconds, too
-            found[path.parent.name] = {key: value for key, value in record.items() if not key.startswith(timed)}
+            found[path.parent.name] = {key: value for key, value in record.items() if not key.startswith(APART)}
         else:
             found[path.parent.name] = path.read_bytes()
     return found
@@ -131,6 +132,22 @@ def alone(tmp_path_factory):
     code, text = finish(start(made, {}, "knockoff/architecture=lenet"))
     assert code == 0, text
     return bits(made / "outputs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["basic", "joblib"])
+def test_in_a_sweep_on_this_machine_the_bits_are_the_same(name, folder, alone):
+    """The short form of the next: what needs no engine, and so is run by default."""
+    words = ["-m", f"hydra/launcher={name}", "knockoff/architecture=lenet", "defense.epsilon=9,0.5"]
+    code, text = finish(start(folder, {}, *words))
+    failed = [line for line in text.splitlines() if line.startswith("failed:")]
+    assert code == 1, text
+    assert len(failed) == 1, text
+    assert "epsilon=9" in failed[0]
+    found = bits(folder / "outputs")
+    assert found == alone
+    assert sorted(each["defense"] for each in found.values() if isinstance(each, dict)) == ["moody", "none"]
+    assert len(list((folder / "outputs").glob("figures/*.png"))) == 1
 
 
 def test_a_death_stops_no_other_cell_and_bits_are_the_same(engine, folder, alone):

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sys
+import types
 
 import conftest
 import hydra
@@ -56,6 +57,96 @@ def test_submitted_jobs_are_waited_for_or_cancelled():
     with pytest.raises(KeyboardInterrupt):
         list(engines.Submitted(jobs))
     assert all(job.cancelled for job in jobs)
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """Put modules in the place of an engine's, by name; a dotted name's parents are made, too."""
+
+    def put(**contents):
+        for name, content in contents.items():
+            module = types.ModuleType(name.replace("__", "."))
+            vars(module).update(content)
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+            parent, _, child = module.__name__.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, module)
+
+    return put
+
+
+def target(name):
+    return OmegaConf.load(cli.config_dir() / "hydra" / "launcher" / f"{name}.yaml")._target_
+
+
+def test_joblibs_launcher_is_given_the_pool(monkeypatch):
+    from hydra_plugins.hydra_joblib_launcher import _core
+
+    monkeypatch.setattr(_core, "Parallel", None)
+    engines.go_on(target("joblib"))
+    assert _core.Parallel is engines.Pool
+
+
+def test_rays_launcher_waits_for_tasks_whose_workers_died(modules, monkeypatch):
+    class Died(Exception):
+        pass
+
+    def get(job):
+        if job == "died":
+            raise Died
+        if job == "stopped":
+            raise KeyboardInterrupt
+
+    import hydra_plugins
+
+    monkeypatch.setattr(hydra_plugins, "hydra_ray_launcher", None, raising=False)
+    modules(ray={"get": get, "exceptions": types.SimpleNamespace(RayError=Died)})
+    modules(hydra_plugins__hydra_ray_launcher={}, hydra_plugins__hydra_ray_launcher___core={"ray": "theirs"})
+    engines.go_on(target("ray"))
+    ray = sys.modules["hydra_plugins.hydra_ray_launcher._core"].ray
+    assert [ray.get(job) for job in ("well", "died")] == [engines.OVER] * 2
+    with pytest.raises(KeyboardInterrupt):
+        ray.get("stopped")
+
+
+@pytest.mark.parametrize("name", ["submitit_slurm", "submitit_local"])
+def test_submitits_launcher_waits_for_all_and_asks_squeue(name, modules, monkeypatch):
+    class Watcher:
+        def __init__(self, delay_s):
+            self._registered, self._info_dict, self._last_status_check = {"7_0", "7_1"}, {}, 0.0
+
+    slurm_job = type("SlurmJob", (), {})
+    executor = type("Executor", (), {"map_array": lambda self, *given: [Job(True), Job(True)]})
+    auto = type("AutoExecutor", (executor,), {})
+    modules(submitit={"Executor": executor, "AutoExecutor": auto}, submitit__slurm={})
+    modules(submitit__slurm__slurm={"SlurmInfoWatcher": Watcher, "SlurmJob": slurm_job})
+    engines.go_on(target(name))
+    jobs = auto().map_array("call", [1, 2])
+    assert isinstance(jobs, engines.Submitted)
+    assert len(list(jobs)) == 2
+    asked = []
+
+    def squeue(command, **_):
+        asked.append(command[0])
+        return types.SimpleNamespace(returncode=len(asked) - 1, stdout="7_1\n")
+
+    monkeypatch.setattr(engines.subprocess, "run", squeue)
+    watcher = slurm_job.watcher
+    watcher.update()
+    assert watcher._info_dict == {"7_0": {"State": "OVER"}, "7_1": {"State": "RUNNING"}}
+    assert watcher._last_status_check > 0
+    watcher._registered = {"7_2"}
+    watcher.update()  # squeue failed: nothing new is known
+    assert "7_2" not in watcher._info_dict
+    assert asked == ["squeue", "squeue"]
+
+
+def test_an_engine_that_is_not_installed_changes_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "hydra_plugins.hydra_ray_launcher", None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    for name in ("ray", "submitit_slurm"):
+        engines.go_on(target(name))
 
 
 @pytest.fixture
@@ -149,8 +240,7 @@ def test_no_bar_is_drawn_where_others_print(monkeypatch, capfd):
 
 @pytest.mark.parametrize(("name", "extra"), [("submitit_slurm", "mad[slurm]"), ("ray", "mad[ray]"), ("joblib", "mad")])
 def test_an_engine_that_is_not_there_is_one_line(name, extra):
-    target = OmegaConf.load(cli.config_dir() / "hydra" / "launcher" / f"{name}.yaml")._target_
-    line = cli.one_line(RuntimeError(f"Unknown plugin class : '{target}'"))
+    line = cli.one_line(RuntimeError(f"Unknown plugin class : '{target(name)}'"))
     assert line == f"this launcher is not installed: pip install '{extra}'"
 
 
