@@ -22,7 +22,7 @@ from mad import __version__, plugins
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.architectures import imagenet
-from mad.attacks import Attack, TransferSet
+from mad.attacks import Attack
 from mad.datasets import Images, Labelled, Pool, Split, checked
 from mad.defenses import Defense, Setting, Undefended
 from mad.errors import MadError, number, word
@@ -186,20 +186,6 @@ def try_networks(cell: Cell) -> None:
             SHARED.get(("tried", digest(describe(make)), size), functools.partial(plugins.fits, who, make, *size))
 
 
-def transferred(cell: Cell, transfer: Any, queries: int, budget: int) -> None:
-    """Check what an attack brought home.
-
-    Raises:
-        MadError: if it is no transfer set of the victim's images and classes, or cost another number of queries.
-    """
-    who, dataset = f"attack {cell.attack.name}", cell.victim.dataset
-    if not isinstance(transfer, TransferSet):
-        raise MadError(f"{who} must return a TransferSet, got {plugins.kind(transfer)}")
-    plugins.transferred(who, transfer.images, transfer.rows, transfer.answers, dataset.shape, dataset.classes)
-    if queries != budget:
-        raise MadError(f"{who} must spend its whole budget of {budget} queries, spent {queries}")
-
-
 def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, device: torch.device) -> Record:
     """Train or load the victim, defend it, steal it within the budget, and score both sides.
 
@@ -220,8 +206,7 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
     api = BlackBox(victim if served is model else served, defense, cell.victim.dataset.shape, budget, device, witness)
 
     start = time.perf_counter()
-    transfer = cell.attack.transfer_set(api, images, adversary)
-    transferred(cell, transfer, api.queries, budget)
+    transfer = cell.attack.spend(api, images, adversary)
     check(transfer.facts, f"attack {cell.attack.name}")
     queried = time.perf_counter()
     stolen = transfer.stolen or adversary.train(transfer)

@@ -19,7 +19,7 @@ from mad.store import Store
 
 ENTRIES = {"mad-run": "cli.run", "mad-figures": "cli.figures", "mad-status": "status.main", "mad-data": "data.main"}
 NOTEBOOK = "module://matplotlib_inline.backend_inline"  # what a notebook's child processes are told
-BROKEN = {"| true": 0, ">&-": 0, ">/dev/full": 1, "2>&1 | true": 0, ">&- 2>&- <&-": 0}  # and the exit code
+BROKEN = {">/dev/full": 1, "2>&1 | true": 0, ">&- 2>&- <&-": 0}  # and the exit code
 
 
 def shell(folder, line, how="", **environment):
@@ -69,10 +69,9 @@ def test_figures_are_written_whoever_reads(how, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["2>&1 | true", ">&-"])
-def test_a_cell_is_made_and_drawn_whoever_reads(how, tmp_path):
+def test_a_cell_is_made_and_drawn_whoever_reads(tmp_path):
     small = "pool.size=60 trainer.epochs=1 trainer.min_steps=0 knockoff.epochs=1 knockoff.min_steps=0 device=cpu"
-    done = shell(tmp_path, f"mad-run {small}", how)
+    done = shell(tmp_path, f"mad-run {small}", ">&-")
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert len(list(tmp_path.glob("outputs/runs/*/*/*/*/record.json"))) == 2
@@ -81,8 +80,7 @@ def test_a_cell_is_made_and_drawn_whoever_reads(how, tmp_path):
     assert derived(tmp_path) == [".csv", ".pdf", ".png"]
 
 
-@pytest.mark.parametrize("line", ["mad-run --help", "mad-run --cfg job", "mad-status --outputs outputs -m"])
-@pytest.mark.parametrize("how", ["2>&1 | true", ">&-"])
+@pytest.mark.parametrize(("line", "how"), [("mad-run --cfg job", ">&-"), ("mad-status -m", "2>&1 | true")])
 def test_what_only_shows_ends_well_whoever_reads(line, how, folder):
     done = shell(folder, line, how)
     assert (done.returncode, done.stderr) == (0, "")
@@ -95,18 +93,11 @@ def test_data_is_checked_whoever_reads(tmp_path):
     assert line.startswith("mad: standard output cannot be written")
 
 
-@pytest.mark.parametrize("backend", [NOTEBOOK, "bogus", "TkAgg"])
-def test_no_backend_is_needed(backend, folder):
-    done = shell(folder, "mad-figures", MPLBACKEND=backend)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert derived(folder) == [".csv", ".pdf", ".png"]
-
-
-def test_a_users_own_matplotlib_settings_break_no_figure(folder, tmp_path):
+def test_neither_a_notebooks_backend_nor_a_users_settings_break_a_figure(folder, tmp_path):
     settings = tmp_path / "matplotlibrc"
     settings.write_text("text.usetex: True\nfont.family: nowhere\n")
-    done = shell(folder, "mad-figures", MATPLOTLIBRC=str(settings), PATH="/usr/bin:/bin")
-    assert done.returncode == 0, done.stderr
+    done = shell(folder, "mad-figures", MATPLOTLIBRC=str(settings), MPLBACKEND=NOTEBOOK, PATH="/usr/bin:/bin")
+    assert (done.returncode, done.stderr) == (0, "")
     assert derived(folder) == [".csv", ".pdf", ".png"]
 
 

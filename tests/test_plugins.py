@@ -143,7 +143,7 @@ TRANSFERS = {
 
 @pytest.mark.parametrize("what", TRANSFERS)
 def test_an_attack_is_named(what, tmp_path):
-    with pytest.raises(MadError, match=f"attack brought must return .*{TRANSFERS[what]}"):
+    with pytest.raises(MadError, match=f"attack brought: transfer_set must return .*{TRANSFERS[what]}"):
         run(cell(attack=Brought(50, what)), Store(tmp_path), CPU)
     assert not list(tmp_path.rglob("record.json"))
 
@@ -160,7 +160,7 @@ class Lazy(Attack):
 
 
 def test_an_attack_that_spends_less_than_its_budget_is_named(tmp_path):
-    with pytest.raises(MadError, match="attack lazy must spend its whole budget of 50 queries, spent 5"):
+    with pytest.raises(MadError, match="attack lazy: transfer_set must spend the whole budget of 50 queries, spent 5"):
         run(cell(attack=Lazy(50)), Store(tmp_path), CPU)
 
 

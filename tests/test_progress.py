@@ -104,7 +104,14 @@ def test_who_waits_for_jobs_elsewhere_tells_where_they_stand(tmp_path, clock, ca
 
 
 def test_a_run_and_a_sweep_count_their_cells(mad_run):
-    small = ("pool.size=100", "victim.epochs=1", "knockoff.epochs=1", "trainer.min_steps=0", "knockoff.min_steps=0", "device=cpu")
+    small = (
+        "pool.size=100",
+        "victim.epochs=1",
+        "knockoff.epochs=1",
+        "trainer.min_steps=0",
+        "knockoff.min_steps=0",
+        "device=cpu",
+    )
     code, _, err = mad_run(*small)
     assert code == 0, err
     assert [re.search(r"\), (\d of \d)", line)[1] for line in err.splitlines()] == ["1 of 2", "2 of 2"]

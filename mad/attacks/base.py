@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
+from mad import plugins
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.datasets import Images, batches, fitting, unit
@@ -74,6 +75,21 @@ class Attack(ABC):
     def images_for(self, budget: int) -> int:
         """Return how many images of the pool a budget takes: one a query, if an attack does not say otherwise."""
         return budget
+
+    @final
+    def spend(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
+        """Return the transfer set of the API's whole budget.
+
+        Raises:
+            MadError: if ``transfer_set`` returns none of the API's images and classes, or spends another number.
+        """
+        who, found = f"attack {self.name}: transfer_set", self.transfer_set(api, pool, adversary)
+        if not isinstance(found, TransferSet):
+            raise MadError(f"{who} must return a TransferSet, got {plugins.kind(found)}")
+        plugins.transferred(who, found.images, found.rows, found.answers, api.shape, adversary.classes)
+        if api.queries != api.budget:
+            raise MadError(f"{who} must spend the whole budget of {api.budget} queries, spent {api.queries}")
+        return found
 
     @abstractmethod
     def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
