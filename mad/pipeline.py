@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +32,7 @@ from mad.knockoff import Knockoff
 from mad.memo import Memo, identity
 from mad.progress import err
 from mad.recoveries import Recovery
-from mad.store import COLUMNS, Store, fault
+from mad.store import COLUMNS, Store, check
 from mad.victim import Victim
 from mad.whitebox import Witness
 
@@ -248,18 +247,6 @@ def begun(cell: Cell) -> str | None:
     loaded = cell.knockoff.start(network)
     err.print(f"knockoff.initial_weights={cell.knockoff.initial_weights}: {loaded}", soft_wrap=True, markup=False)
     return loaded
-
-
-def check(columns: Mapping[str, Any], whose: str, taken: Container[str] = ()) -> None:
-    """Refuse columns that no record can hold, or whose names others have, before more is trained for them.
-
-    Raises:
-        MadError: if there are such.
-    """
-    twice = [name for name in columns if name in taken]
-    wrong = f"{twice[0]} is a column of every record" if twice else fault(columns)
-    if wrong:
-        raise MadError(f"{whose} cannot be recorded: {wrong}")
 
 
 def facts(cell: Cell) -> dict[str, Any]:

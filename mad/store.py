@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
@@ -206,6 +206,18 @@ class Store:
             raise
         with contextlib.suppress(OSError):
             (self.outputs / note).unlink(missing_ok=True)
+
+
+def check(columns: Mapping[str, Any], whose: str, taken: Container[str] = ()) -> None:
+    """Refuse columns that no record can hold, or whose names others have, before more is trained for them.
+
+    Raises:
+        MadError: if there are such.
+    """
+    twice = [name for name in columns if name in taken]
+    wrong = f"{twice[0]} is a column of every record" if twice else fault(columns)
+    if wrong:
+        raise MadError(f"{whose} cannot be recorded: {wrong}")
 
 
 def read_record(path: Path) -> Record | None:
