@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
 INNER = ("victim.dataset", "victim.architecture", "victim.trainer", "knockoff.trainer", "defense.surrogate")
-DULL = "; the knockoff gives one answer to everything: try a smaller knockoff.learning_rate"
+DULL = "; the knockoff gives one answer to everything: try a smaller knockoff.learning_rate, or more steps"
 APART = ("outputs", "data_root", "force", "device")  # say where and how, not what
 DERIVED = Path("derived")  # its lock: who reads records later writes later what is derived from them
 OmegaConf.register_new_resolver("mad_jobs", engines.jobs, replace=True)

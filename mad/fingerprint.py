@@ -16,6 +16,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -70,8 +71,23 @@ def described(thing: Any) -> dict[str, Any]:
         if "added" in field.metadata and found[name] == describe(field.default):
             del found[name]
     held = contents(thing)
+    if held is None and source(type(thing)) is not None:
+        held = read_by({name: getattr(thing, name) for name in fields}) or None
     found |= {} if held is None else {"contents": describe(held)}
     return {"class": describe(type(thing)), "version": getattr(thing, "version", 1), **found}
+
+
+def read_by(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the checksums of the files that a part's fields name, by their field."""
+    from mad.datasets.content import checksum_of, place
+
+    found = {}
+    for name, value in values.items():
+        for number, each in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+            with contextlib.suppress(OSError, ValueError, MadError):
+                if isinstance(each, (str, Path)) and (file := place(str(each))).is_file():
+                    found[f"{name} {number}"] = checksum_of(file)
+    return found
 
 
 def named(thing: Any) -> Any:

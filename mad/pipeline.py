@@ -269,6 +269,8 @@ def facts(cell: Cell) -> dict[str, Any]:
         "knockoff_epochs": cell.knockoff.trainer.epochs,
         "knockoff_optimizer": cell.knockoff.trainer.optimizer,
         "knockoff_learning_rate": cell.knockoff.trainer.learning_rate,
+        "knockoff_schedule": cell.knockoff.trainer.schedule,
+        "knockoff_min_steps": cell.knockoff.trainer.min_steps,
         "victim_epochs": cell.victim.trainer.epochs,
         "seed": cell.seed,
         "scene": cell.scene,

@@ -21,6 +21,8 @@ SAID = {
     "knockoff_optimizer": "{}",
     "knockoff_learning_rate": "rate {:g}",
     "knockoff_epochs": "{:g} epochs",
+    "knockoff_min_steps": "at least {:g} steps",
+    "knockoff_schedule": "{}",
 }
 KNOCKOFF = [name for name in SAID if name.startswith("knockoff")]
 # In a file's name numbers need a unit, and what says nothing is left out.
@@ -29,6 +31,7 @@ NAMED = {
     "budget": "{:.0f}",
     "knockoff_learning_rate": "rate{:g}",
     "knockoff_epochs": "epochs{:g}",
+    "knockoff_min_steps": "steps{:g}",
 }
 MARK = " !"
 MEANING = "!: a stolen model learned nothing, and gives one answer to everything: no measure of the defense"

@@ -15,7 +15,7 @@ from mad.scenes import MARK, MEANING, SAID, counted, differing, mark, said, spok
 GAP = 2
 LABEL = 30  # columns that a longer label can ask for before others are left out; it is then given lines of its own
 WHAT = ["defense", "defense_settings", "dial", "strength"]
-NOTHING_LEARNED = f"{MEANING}; try a smaller knockoff.learning_rate, or more queries"
+NOTHING_LEARNED = f"{MEANING}; try a smaller knockoff.learning_rate, more steps (knockoff.min_steps) or more queries"
 ELSEWHERE = "Each seed's numbers and all other columns are in records.csv."
 
 

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adagrad, Adam, Optimizer, lr_scheduler
 from mad import simplex
 from mad.augmentation import augmented
 from mad.datasets import Images, batches, fitting, unit, whole
-from mad.device import fast_bfloat16, keep_freed_memory, warn_of_emulation
+from mad.device import choose, fast_bfloat16, keep_freed_memory, warn_of_emulation
 from mad.errors import MadError, number, one_of
 from mad.progress import bar
 from mad.seeds import generator, seeded
@@ -48,9 +48,9 @@ class Trainer:
         min_steps: sets too small to fill these many batches in ``epochs`` get more epochs.
         augment: ``none``; ``crop`` (random crops of the padded image); ``crop_flip`` (and mirrored half of the time);
             or ``resized_crop_flip`` (random parts of it, enlarged, and mirrored half of the time: ImageNet's usual).
-        precision: ``float32``; ``bfloat16`` (weights stay float32); ``fast``: bfloat16 where that is faster, see
-            ``fast_bfloat16``; or ``auto``: the same on GPUs, and float32 on CPUs, whose numbers then do not depend on
-            their units. A record says which it was.
+        precision: ``float32``; ``bfloat16`` (weights stay float32); ``fast``: whichever of them is faster here, see
+            ``fast_bfloat16``, and called so from then on, in fingerprints, too; or ``auto``: the faster on GPUs, and
+            float32 on CPUs, whose numbers then do not depend on their units. A record says which it was.
         knockoff: the fields that a stolen model's recipe has otherwise: posteriors take longer to learn than labels,
             and poisoned ones longer still.
     """
@@ -85,6 +85,9 @@ class Trainer:
         ):
             if value not in choices:
                 raise MadError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if self.precision == "fast":  # now, so that the fingerprint says what it is here
+            found = "bfloat16" if fast_bfloat16(choose("auto")) else "float32"
+            object.__setattr__(self, "precision", found)
         known = [each.name for each in fields(self) if each.name != "knockoff"]
         for name in self.knockoff:
             one_of("a key of trainer.knockoff", name, tuple(known))
@@ -175,7 +178,7 @@ class Trainer:
 
     def arithmetic(self, device: torch.device) -> str:
         """Return the precision of the forward pass on a device: ``float32`` or ``bfloat16``."""
-        if self.precision == "fast" or (self.precision == "auto" and device.type != "cpu"):
+        if self.precision == "auto" and device.type != "cpu":
             return "bfloat16" if fast_bfloat16(device) else "float32"
         return "float32" if self.precision == "auto" else self.precision
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mad.api import BlackBox
 from mad.attacks import TransferSet
 from mad.cli import cell_of, config_dir, register_aliases
+from mad.datasets import batches, unit
 from mad.defenses import Setting
 from mad.device import choose, use_threads
 from mad.pipeline import Cell, gather
@@ -57,11 +58,13 @@ def answered(cell: Cell, store: Store, device: torch.device) -> tuple[Tensor, Te
     defense = cell.defense.prepared(Setting(cell.victim, model, cell.seed, device, store))
     order = torch.randperm(len(images), generator=generator(cell.seed, "pool order"))[: budget + HELD]
     api = BlackBox(model, defense, cell.victim.dataset.shape, len(order), device)
-    answers = torch.cat([api(images[rows].float() / 255) for rows in order.split(500)])
+    answers = torch.cat([api(unit(some)) for some in batches(images, order, 500, torch.device("cpu"))])
     return images, order, answers, budget, test
 
 
-def scores(model: nn.Module, images: Tensor, held: Tensor, answers: Tensor, test: Any, device: torch.device) -> dict:
+def scores(
+    model: nn.Module, images: Tensor, held: Tensor, answers: Tensor, test: Any, device: torch.device
+) -> dict[str, float]:
     """Return how good a stolen model is: for us, and for its adversary."""
     training = model.training
     model.eval()
@@ -90,7 +93,7 @@ def trained(cell: Cell, arm: str, found: Any, device: torch.device) -> dict[str,
     run = trainer.epochs_of(
         model,
         transfer.images,
-        adversary.recovery(transfer.answers),
+        adversary.recovered(transfer.answers),
         rows=transfer.rows,
         seed=cell.seed,
         device=device,

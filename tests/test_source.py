@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -268,3 +269,19 @@ def test_what_has_no_name_is_one_line():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_description_is_always_json(value):
     assert digest(describe([value])) == digest([str(value)])
+
+
+def test_a_file_that_a_plugin_reads_belongs_to_its_name(tmp_path):
+    @dataclass
+    class Noise:
+        table: str
+        name: str = "noise"
+
+    def described(content):
+        (tmp_path / "noise.npy").write_bytes(content)
+        return describe(Noise(str(tmp_path / "noise.npy")))
+
+    first = described(b"one")
+    assert described(b"another") != first
+    assert described(b"one") == first
+    assert "contents" not in describe(Noise("no such file"))

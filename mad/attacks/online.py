@@ -64,5 +64,11 @@ class Online(Attack):
                 optimizer.step()
                 progress(len(images), "", loss)
         # The knockoff's own recipe was not used.
-        facts = {"knockoff_epochs": 1, "knockoff_optimizer": "sgd", "knockoff_learning_rate": self.learning_rate}
+        facts = {
+            "knockoff_epochs": 1,
+            "knockoff_optimizer": "sgd",
+            "knockoff_learning_rate": self.learning_rate,
+            "knockoff_schedule": "constant",
+            "knockoff_min_steps": 0,
+        }
         return TransferSet(pool, rows, torch.cat(answers), network, {**facts, "precision": "float32"})

@@ -50,8 +50,8 @@ class Split(NamedTuple):
 class Dataset(Protocol):
     """What a victim is trained and judged on.
 
-    What is in it belongs to the fingerprint: every image and label is read for it, unless there is a method
-    ``contents`` (see ``mad.datasets.checked``). So it is with a pool.
+    What is in it belongs to the fingerprint: every image and label is read for it (of a stream, a sample of
+    the images), unless there is a method ``contents`` (see ``mad.datasets.checked``). So it is with a pool.
     """
 
     name: str

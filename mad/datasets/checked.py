@@ -215,7 +215,8 @@ def contents(part: Any) -> Any:
     """Return what stands, in a fingerprint, for the data that a part holds; None where nothing needs to.
 
     A part that knows says it by a method ``contents``: None where its fields determine its data, else any plain value,
-    such as the checksum of a file. A data set without that method is loaded, and every image and label counts.
+    such as the checksum of a file. A data set without that method is loaded, and every image and label counts; of a
+    stream, a sample of the images: there the method is better.
 
     Raises:
         MadError: if the data are not there or not right.

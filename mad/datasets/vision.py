@@ -14,6 +14,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from mad.datasets.base import Images, Split
+from mad.datasets.checked import hashed
 from mad.datasets.content import checksum_of, place
 from mad.datasets.published import EMNIST_ZIP, LOADERS, IdxFiles
 from mad.errors import MadError
@@ -64,7 +65,11 @@ class Vision:
 
     def contents(self) -> list[str] | None:
         """Return nothing where the files are as published, and checked; else their checksums (see ``unproven``)."""
-        return self._idx.unproven() if self._idx else None
+        if self._idx:
+            return self._idx.unproven()
+        if hasattr(self._loader, "train_list"):  # CIFAR's files are checked by torchvision
+            return None
+        return [hashed(*split) for split in (self.train(), self.test())]
 
     @property
     def place(self) -> Path:
