@@ -197,6 +197,10 @@ def test_idx_files_are_a_pool_in_their_order(tmp_path):
     moved = tmp_path / "moved"
     moved.write_bytes(Path(files[0]).read_bytes())
     assert describe(IdxImages(str(moved), "mine")) == describe(IdxImages(files[0], "mine")) != describe(both)
+    named = IdxImages(str(moved), "mine")
+    moved.write_bytes(Path(files[1]).read_bytes())
+    with pytest.raises(MadError, match="changed after the start"):  # the cell's name stands for other images
+        named.images((1, 28, 28))
 
 
 @pytest.mark.parametrize("content", [b"", b"short", bytes(16), struct.pack(">IIII", 2051, 2, 3, 3) + bytes(17)])

@@ -304,3 +304,12 @@ def test_a_large_camera_is_no_bomb(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert (np.asarray(pictures.pixels(tmp_path / "a.png", 1)) == 9).all()
     assert not recwarn.list
+
+
+def test_images_that_change_once_the_cell_has_its_name_are_refused(tmp_path):
+    Image.new("L", (12, 12), 9).save(tmp_path / "a.png")
+    pool = ImageFolder(str(tmp_path))
+    assert len(pool.images((1, 12, 12))) == 1
+    Image.new("L", (12, 12), 99).save(tmp_path / "a.png")
+    with pytest.raises(MadError, match="changed after the start"):
+        pool.images((1, 12, 12))

@@ -50,13 +50,17 @@ class ImageFolder:
         if not self.files:
             raise MadError(f"no image below pool.path={self.path}; looked for {' '.join(sorted(ENDINGS))}")
         # The folder may lie anywhere: what is in it decides the numbers.
+        object.__setattr__(self, "content", self._content())
+
+    def _content(self) -> str:
+        """Return the checksum of the images' names and bytes; what did not change since is not read again."""
         checksum = sha256()
         for file in self.files:
             try:
                 checksum.update(f"{file.relative_to(self.place).as_posix()}\0{checksum_of(file)}\n".encode())
             except (OSError, ValueError) as error:
                 raise MadError(f"{file} cannot be read ({error}); remove it from the pool") from error
-        object.__setattr__(self, "content", checksum.hexdigest())
+        return checksum.hexdigest()
 
     @property
     def place(self) -> Path:
@@ -98,6 +102,8 @@ class ImageFolder:
                 f"pool {self.name}: took the first frame alone of {len(several)} files with several ({several[0]}); "
                 "save further frames as files of their own"
             )
+        if self._content() != self.content:  # the cell's name stands for other images
+            raise MadError(f"images below pool.path={self.path} changed after the start: start again")
         return loaded(Files(self.files, shape))
 
     def labels(self) -> Tensor:

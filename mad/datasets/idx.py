@@ -52,7 +52,12 @@ class IdxImages:
         Raises:
             MadError: if a file holds no gray images, or the files hold different sizes.
         """
-        found = [parsed(bytes_of(file), file) for file in self.files]
+        found = []
+        for file, named in zip(self.files, self.content, strict=True):
+            content = bytes_of(file)
+            if sha256(content).hexdigest() != named:  # the cell's name stands for other images
+                raise MadError(f"pool.path={file} changed after the start: start again")
+            found.append(parsed(content, file))
         sizes = sorted({tuple(images.shape[1:]) for images in found})
         if len(sizes) > 1:
             raise MadError(f"the files of pool.path hold images of {' and '.join(map(str, sizes))}; give one size")
