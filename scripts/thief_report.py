@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -36,8 +37,8 @@ def read(files: list[Path]) -> pd.DataFrame:
 
 
 def interval(values: pd.Series) -> float:
-    """Return half the width of the 95 % interval of a mean; NaN for one value."""
-    return float(t.ppf(0.975, max(1, len(values) - 1)) * values.sem())
+    """Return half the width of the 95 % interval of a mean; NaN for fewer than three values."""
+    return float(t.ppf(0.975, len(values) - 1) * values.sem()) if len(values) > 2 else math.nan
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -53,7 +54,7 @@ def table(rows: pd.DataFrame) -> str:
             cells.append(f"{100 * near.stolen.mean():.1f}" if len(near) else "")
         final = some[some.steps == end]
         said = f"{100 * final.stolen.mean():.1f}"
-        said += f" ± {100 * interval(final.stolen):.1f}" if len(final) > 1 else ""
+        said += f" ± {100 * interval(final.stolen):.1f}" if len(final) > 2 else ""
         lines.append(
             [str(defense), str(recipe), str(last), *cells, said, str(len(final)), f"{final.held_loss.mean():.3f}"]
         )
@@ -93,16 +94,23 @@ def main() -> None:
     for name, some in thefts:
         print(f"\n`{name}`\n\n{table(some)}")
     if arguments.figure:
-        figure = Figure(figsize=(4.2 * len(thefts), 4.6), layout="constrained")
-        axes = figure.subplots(1, len(thefts), squeeze=False)[0]
+        rows_of_panels = -(-len(thefts) // 2)
+        figure = Figure(figsize=(8.4, 3.4 * rows_of_panels + 0.8), layout="constrained")
+        axes = figure.subplots(rows_of_panels, 2, squeeze=False).flat
         known = {}
-        for each, (name, some) in zip(axes, thefts, strict=True):
+        for each, (name, some) in zip(axes, thefts, strict=False):
             draw(each, some)
-            each.set_title(name.replace(" ", "\n"), fontsize=8)
+            words = dict(word.split("=", 1) for word in name.split())
+            each.set_title(
+                f"{words['victim']} stolen with {words['pool']}, {words['attack.budget']} queries", fontsize=9
+            )
+            each.set_ylabel("accuracy of the stolen model, %")
             known.update(dict(zip(*reversed(each.get_legend_handles_labels()), strict=True)))
-        axes[0].set_ylabel("accuracy of the stolen model, %")
         figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        figure.suptitle("Defended (solid) and undefended (dashed) thefts; bars: 95 % interval of the mean", fontsize=9)
+        figure.suptitle(
+            "Defended (solid) and undefended (dashed) thefts; bars: 95 % interval of the mean, from three seeds on",
+            fontsize=9,
+        )
         figure.savefig(arguments.figure, dpi=150)
 
 

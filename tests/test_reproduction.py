@@ -43,7 +43,7 @@ def test_the_overrides_of_a_record_make_it_again():
     listed = pd.read_csv(DOCS / "records.csv")
     named = listed[listed.pool == "fashion_mnist"]  # others ask for their files as soon as they are built
     some = pd.concat(
-        [named.groupby(["attack", "defense", "recovery"]).head(1), listed[listed.pool == "cifar100_test"][:2]]
+        [named.groupby(["attack", "defense", "recovery"]).head(3), listed[listed.pool == "cifar100_test"][:2]]
     )
     assert len(some) > 15
     GlobalHydra.instance().clear()
