@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,5 +54,7 @@ def column(values: list[Any]) -> pd.Series[Any]:
 
 def write_csv(table: pd.DataFrame, outputs: Path) -> Path:
     """Write ``records.csv``; it can always be derived again. What is no text in UTF-8 is shown by its escapes."""
-    path = Path("records.csv")
-    return write_alone(outputs, path, path, table.to_csv(index=False).encode(errors="backslashreplace"))
+    path, text = Path("records.csv"), table.to_csv(index=False)
+    if "\r" in text:  # which ends a line for who reads, and is not quoted by itself
+        text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    return write_alone(outputs, path, path, text.encode(errors="backslashreplace"))

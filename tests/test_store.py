@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CPU, Tiny, trainer, victim
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mad import files, notes, records
@@ -199,6 +199,7 @@ VALUES = st.none() | st.booleans() | st.integers(-(2**1023), 2**1023) | st.float
 TEXTS = st.text(st.characters(), max_size=9)  # any code point, lone surrogates too
 
 
+@example([None] * 9, "\r", 0.5)
 @given(st.lists(VALUES | TEXTS, min_size=9, max_size=9), TEXTS, st.floats(0, 1))
 def test_what_a_record_may_hold_comes_back_as_it_was(tmp_path_factory, values, text, number):
     folder = tmp_path_factory.mktemp("record")

@@ -1,6 +1,7 @@
 """Fault 9: whatever is asked for ends in a result or in a one-line error, and in whole artefacts alone."""
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def check_lines(code, err):
     assert (code == 0) == (said == []), err
     assert code in (0, 1)
     other = set(err.splitlines()) - set(said)
-    assert all("defended" in line or "cells failed" in line for line in other), err
+    assert all(re.search(r"defended|cells failed|^\d+ of \d+", line) for line in other), err
     return "result" if code == 0 else "error"
 
 
