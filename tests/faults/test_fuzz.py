@@ -123,7 +123,7 @@ def check_lines(code, err):
     assert (code == 0) == (said == []), err
     assert code in (0, 1)
     other = set(err.splitlines()) - set(said)
-    assert all(re.search(r"defended|cells failed|^\d+ of \d+", line) for line in other), err
+    assert all(re.search(r"defended|cells failed|^\d+ of \d+|: no image of ", line) for line in other), err
     return "result" if code == 0 else "error"
 
 
