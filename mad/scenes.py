@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from mad.files import LONGEST
+
 # What tells thefts apart, in the order of the pipeline, and how a value is said.
 SAID = {
     "victim": "victim {}",
@@ -35,7 +37,6 @@ NAMED = {
 }
 MARK = " !"
 MEANING = "!: a stolen model learned nothing, and gives one answer to everything: no measure of the defense"
-LONGEST = 200  # bytes of a file's name: 255 are allowed, and a file that is being written needs some
 
 
 def value(row: pd.Series, name: str) -> object:

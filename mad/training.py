@@ -109,8 +109,8 @@ class Trainer:
         return replace(self, **given)
 
     def for_knockoffs(self) -> Trainer:
-        """Return the recipe for a transfer set."""
-        return replace(self, **{**self.knockoff, "knockoff": {}})
+        """Return the recipe for a transfer set; another optimizer without a rate of its own takes its usual one."""
+        return replace(self, knockoff={}).but(**self.knockoff)
 
     def fit(self, model: nn.Module, images: Images, targets: Tensor, **how: Any) -> None:
         """Train ``model`` in place, as ``epochs_of`` does, and leave it in eval mode on its device.

@@ -288,6 +288,9 @@ def test_a_knockoff_has_its_own_recipe():
     assert Knockoff(other, learning_rate=0.3) == Knockoff(
         trainer(optimizer="adam", learning_rate=0.3, schedule="cooldown")
     )
+    for name, rate in training.USUAL_RATES.items():
+        own = trainer(optimizer="momentum", learning_rate=0.04, knockoff={"optimizer": name, "learning_rate": None})
+        assert Knockoff(own).trainer.learning_rate == (0.04 if name == "momentum" else rate)
     assert Knockoff(other, optimizer="sgd").trainer.learning_rate == training.USUAL_RATES["sgd"]
     assert describe(victim(trainer=recipe)) == describe(victim(trainer=trainer(epochs=3, min_steps=7)))
     assert describe(Knockoff(recipe)) != describe(Knockoff(trainer(epochs=3, min_steps=7)))
