@@ -14,7 +14,7 @@ from hypothesis import settings
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mad import cli
+from mad import cli, data
 from mad.attacks.knockoff import KnockoffRandom
 from mad.datasets import Split
 from mad.defenses.mad import Mad
@@ -176,6 +176,21 @@ def fits(monkeypatch):
 
     monkeypatch.setattr(Trainer, "fit", counting)
     return happened
+
+
+@pytest.fixture
+def mad_data(monkeypatch):
+    """Start mad-data in this process, and return its exit code."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mad-data", *map(str, arguments)])
+        try:
+            data.main()
+        except SystemExit as ended:
+            return ended.code
+        return 0
+
+    return call
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import pickle
-import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -336,47 +335,38 @@ def test_another_file_than_the_published_one_is_not_unpacked(tmp_path, server):
         assert not (tmp_path / "birds.tar.part").exists()
 
 
-def mad_data(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["mad-data", *map(str, arguments)])
-    try:
-        data.main()
-    except SystemExit as exit_:
-        return exit_.code
-    return 0
-
-
-def test_offline_it_says_which_file_to_put_where(tmp_path, monkeypatch, capsys):
+def test_offline_it_says_which_file_to_put_where(tmp_path, monkeypatch, capsys, mad_data):
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as gone:
         url = f"http://127.0.0.1:{gone.server_port}/tiny-imagenet-200.zip"
     for name in ARCHIVES:
         monkeypatch.setitem(ARCHIVES, name, Archive(url, MD5))
-        assert mad_data(monkeypatch, name, "--root", tmp_path) == 1
+        assert mad_data(name, "--root", tmp_path) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert f"{tmp_path}/tiny-imagenet-200.zip" in error
-    assert mad_data(monkeypatch, "imagenet", "--root", tmp_path) == 1
+    assert mad_data("imagenet", "--root", tmp_path) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"{tmp_path}/imagenet/ILSVRC2012_img_train.tar" in error
     (tmp_path / "file").touch()
-    assert mad_data(monkeypatch, "digits", "--root", tmp_path / "file") == 1
+    assert mad_data("digits", "--root", tmp_path / "file") == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_imagenets_archive_of_archives_is_unpacked(tmp_path, monkeypatch, capsys):
+def test_imagenets_archive_of_archives_is_unpacked(tmp_path, monkeypatch, capsys, mad_data):
     content = tarred({f"n{n}.tar": tarred({f"n{n}_1.JPEG": b"one", f"n{n}_2.JPEG": b"two"}) for n in (1, 2)})
     place = tmp_path / "imagenet"
     place.mkdir()
     (place / data.IMAGENET[0]).write_bytes(content)
-    assert mad_data(monkeypatch, "imagenet", "--root", tmp_path) == 1
+    assert mad_data("imagenet", "--root", tmp_path) == 1
     assert "damaged" in capsys.readouterr().err
     monkeypatch.setattr(data, "IMAGENET", (data.IMAGENET[0], hashlib.md5(content).hexdigest()))
-    assert mad_data(monkeypatch, "imagenet", "--root", tmp_path) == 1
+    assert mad_data("imagenet", "--root", tmp_path) == 1
     assert "holds 4 training images of 2 classes, imagenet has 1281167 of 1000" in capsys.readouterr().err
     assert (place / "train/n2/n2_1.JPEG").read_bytes() == b"one"
 
 
-def test_what_is_there_is_shown(tmp_path, monkeypatch, capsys):
-    assert mad_data(monkeypatch, "digits", "--root", tmp_path) == 0
+def test_what_is_there_is_shown(tmp_path, monkeypatch, capsys, mad_data):
+    assert mad_data("digits", "--root", tmp_path) == 0
     assert "digits train: 1,297 images (1, 28, 28), 10 classes" in capsys.readouterr().out
-    assert mad_data(monkeypatch, "no_such", "--root", tmp_path) == 1
+    assert mad_data("no_such", "--root", tmp_path) == 1

@@ -6,7 +6,6 @@ import io
 import pickle
 import shutil
 import struct
-import sys
 import zipfile
 from urllib.error import URLError
 
@@ -64,15 +63,6 @@ def mnist(tmp_path, monkeypatch, offline):
     return Vision("mnist", "MNIST", str(tmp_path))
 
 
-def mad_data(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["mad-data", *map(str, arguments)])
-    try:
-        data.main()
-    except SystemExit as exit_:
-        return exit_.code
-    return 0
-
-
 def test_the_real_checksums_are_those_of_the_readme_of_mnist():
     assert published.MD5S["MNIST"][0] == "6bbc9ace898e44ae57da46a324031adb"
     assert {len(sums) for sums in published.MD5S.values()} == {4}
@@ -107,7 +97,9 @@ def nothing(content):
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("damage", [fewer, other, longer, nothing])
-def test_another_content_is_refused_and_the_advice_helps(mnist, tmp_path, monkeypatch, capsys, offline, part, damage):
+def test_another_content_is_refused_and_the_advice_helps(
+    mnist, tmp_path, monkeypatch, capsys, offline, part, damage, mad_data
+):
     file = tmp_path / "MNIST" / "raw" / part
     file.write_bytes(damage(RIGHT[part]))
     bad, good = (mnist.train, mnist.test) if part.startswith("train") else (mnist.test, mnist.train)
@@ -120,7 +112,7 @@ def test_another_content_is_refused_and_the_advice_helps(mnist, tmp_path, monkey
 
     monkeypatch.setattr(datasets.MNIST, "resources", [(f"{name}.gz", f"MD5 of {name}") for name in PARTS])
     for _ in range(2):  # it never gives the same advice
-        assert mad_data(monkeypatch, "mnist", "--root", tmp_path) == 1
+        assert mad_data("mnist", "--root", tmp_path) == 1
         error = capsys.readouterr().err
         assert f"put {part}.gz (MD5 MD5 of {part}) at {file}.gz yourself" in error
         assert "run mad-data" not in error
@@ -129,7 +121,7 @@ def test_another_content_is_refused_and_the_advice_helps(mnist, tmp_path, monkey
         bad()
     file.with_name(f"{part}.gz").write_bytes(gzip.compress(RIGHT[part]))
     asked = len(offline)
-    assert mad_data(monkeypatch, "mnist", "--root", tmp_path) == 0
+    assert mad_data("mnist", "--root", tmp_path) == 0
     assert "mnist train: 30 images" in capsys.readouterr().out
     assert len(offline) == asked
     assert file.read_bytes() == RIGHT[part]
@@ -240,17 +232,17 @@ def test_emnists_content_counts_where_nothing_tells_that_it_is_right(emnist):
     assert "contents" not in describe(made)
 
 
-def test_emnist_is_mended_from_its_archive(emnist, tmp_path, monkeypatch, capsys):
+def test_emnist_is_mended_from_its_archive(emnist, tmp_path, monkeypatch, capsys, mad_data):
     _, raw, archive = emnist
     file = raw / "emnist-letters-train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-1])
     monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda *_, **__: [][0])  # no network
-    assert mad_data(monkeypatch, "emnist_letters", "--root", tmp_path) == 1
+    assert mad_data("emnist_letters", "--root", tmp_path) == 1
     error = " ".join(capsys.readouterr().err.split())
     assert "it is no whole IDX file" in error
     assert f"put gzip.zip (MD5 {hashlib.md5(archive).hexdigest()}) at {raw}/gzip.zip yourself" in error
     (raw / "gzip.zip").write_bytes(archive)
-    assert mad_data(monkeypatch, "emnist_letters", "--root", tmp_path) == 0
+    assert mad_data("emnist_letters", "--root", tmp_path) == 0
     assert "emnist_letters train: 30 images" in capsys.readouterr().out
 
 
@@ -273,7 +265,7 @@ def cifar(tmp_path, monkeypatch, offline):
     return Vision("cifar10", "CIFAR10", str(tmp_path), shape=(3, 32, 32))
 
 
-def test_another_cifar_is_refused_and_set_aside(cifar, tmp_path, monkeypatch, capsys, offline):
+def test_another_cifar_is_refused_and_set_aside(cifar, tmp_path, monkeypatch, capsys, offline, mad_data):
     assert len(cifar.train().images) == 4
     file = tmp_path / "cifar-10-batches-py" / "two"
     file.write_bytes(b"another")
@@ -281,7 +273,7 @@ def test_another_cifar_is_refused_and_set_aside(cifar, tmp_path, monkeypatch, ca
         cifar.train()
     assert not offline
     monkeypatch.setattr(ARCHIVES["cifar10"].__class__, "fetch", lambda *_: [][0])
-    assert mad_data(monkeypatch, "cifar10", "--root", tmp_path) == 1
+    assert mad_data("cifar10", "--root", tmp_path) == 1
     assert "renamed to two.wrong" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(MadError, match=rf"put {datasets.CIFAR10.filename} \(MD5 [0-9a-f]*\) at {tmp_path}/"):
         cifar.train()

@@ -31,6 +31,17 @@ def test_every_file_the_readme_names_is_there():
     assert len(README.splitlines()) < 150
 
 
+def test_every_test_that_the_documents_name_is_there():
+    place = Path(__file__).parent
+    text = (place.parent / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(?:tests/)?((?:faults/)?test_\w+\.py)(?:::(test_\w+))?`", text)
+    assert len(named) > 50
+    for file, test in named:
+        found = [each for each in (place / file, place / "faults" / file) if each.is_file()]
+        assert found, file
+        assert any(f"def {test}" in each.read_text() for each in found), f"{file}::{test}"
+
+
 @pytest.mark.slow
 def test_the_readmes_own_defense_runs(tmp_path):
     python, yaml = (re.search(rf"```{kind}\n(.*?)```", README, re.S).group(1) for kind in ("python", "yaml"))
