@@ -121,6 +121,17 @@ def test_the_largest_budget_and_the_most_common_scene_are_drawn():
     assert "50 queries, 2 seeds" in cells.shown(found, found.cells())
 
 
+@pytest.mark.parametrize("other", [{"knockoff_min_steps": 800}, {"knockoff_schedule": "constant"}])
+def test_thieves_that_were_trained_otherwise_are_not_mixed(other):
+    usual = {"knockoff_min_steps": 2400, "knockoff_schedule": "cooldown"}
+    rows = [{**each, **usual} for each in ALL]
+    mixed = [{**each, **usual, **other, "fingerprint": f"{each['fingerprint']} otherwise"} for each in FEWER + TOP]
+    found, own = theft(mixed + rows), theft(rows)
+    assert moves.by_budget(found).fingerprint.tolist() == moves.by_budget(own).fingerprint.tolist() != []
+    labels = [each.cells(recovery="argmax").fingerprint.tolist() for each in (found, own)]
+    assert labels[0] == labels[1] != []
+
+
 def test_other_settings_of_a_defense_are_other_series():
     exact = curve_rows("mad", {0.5: 0.1}, defense_settings="solver=exact", scene="")
     rows = theft([*KNOCKOFF, *exact]).rows

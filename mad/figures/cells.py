@@ -12,9 +12,10 @@ from mad.scenes import counted, learned
 
 VALUES = ["victim_accuracy", "defended_accuracy", "stolen_accuracy", "l1_mean"]
 VICTIM = ["architecture", "victim_epochs"]  # what victims of one name differ in
+LENGTH = ["knockoff_epochs", "knockoff_min_steps", "knockoff_schedule"]  # how long, and how, a thief is trained
 FILLED = {
     **{"attack_settings": "", "defense_settings": "", "dial": "epsilon", "knockoff_optimizer": ""},
-    **{"victim_epochs": 0, "knockoff_learning_rate": 0.0},
+    **{"victim_epochs": 0, "knockoff_learning_rate": 0.0, "knockoff_min_steps": 0, "knockoff_schedule": ""},
 }
 
 
@@ -60,7 +61,7 @@ class Theft:
             own = plain if len(plain) else rows
             other.setdefault("knockoff_architecture", own.architecture.iloc[0] if len(own) else "")
             if len(plain) and optimizer == plain.knockoff_optimizer.iloc[0]:
-                rows = rows[rows.knockoff_epochs == plain.knockoff_epochs.iloc[0]]
+                rows = rows[(rows[LENGTH] == plain[LENGTH].iloc[0]).all(axis=1)]
         other.setdefault("attack_settings", "")
         return scene(rows, attack=attack, recovery=recovery, **other)
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mad.figures.cells import Theft, shown, undefended, under
+from mad.figures.cells import LENGTH, Theft, shown, undefended, under
 from mad.figures.drawing import BARS, INK, cross, finish, marks, sheet, spread, style
 from mad.scenes import learned
 
@@ -83,7 +83,7 @@ def by_budget(theft: Theft) -> pd.DataFrame:
     plain = theft.plain
     if plain.empty:
         return plain
-    recipe = ["knockoff_architecture", "knockoff_optimizer", "knockoff_epochs", "knockoff_learning_rate"]
+    recipe = ["knockoff_architecture", "knockoff_optimizer", "knockoff_learning_rate", *LENGTH]
     same = ["attack", "attack_settings", "recovery", *recipe]
     every = theft.same_victim
     rows = every[(every[same] == plain[same].iloc[0]).all(axis=1)]
