@@ -5,11 +5,11 @@ from __future__ import annotations
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
-from mad.grid import Job, jobs
+from mad.cli.grid import Job, jobs
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper, over ``mad.grid.jobs``."""
+    """Hydra's own sweeper, over ``mad.cli.grid.jobs``."""
 
     def split_arguments(  # type: ignore[override]  # static there, where the config is not asked
         self, overrides: list[Override], max_batch_size: int | None

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mad.datasets import fitting
+from mad.datasets import batch_limit
 from mad.defenses import Defense
-from mad.errors import BudgetExceededError, MadError, number
+from mad.errors import BudgetExceededError, MadError, check_number
 
 BATCH = 256
 UNCHANGED = 1e-6  # an L1 distance that rescaling in float32 leaves
@@ -40,7 +40,7 @@ class BlackBox:
         if model.training:
             raise MadError("the served model is in train mode; call model.eval()")
         if budget is not None:
-            number("attack.budget", budget, 1, whole=True)
+            check_number("attack.budget", budget, 1, whole=True)
         self._model, self._defense, self._device = model, defense, device
         self._watch, self._lock = watch, threading.Lock()
         self._l1_total = 0.0
@@ -82,7 +82,7 @@ class BlackBox:
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the clean and the defended posteriors, charging nothing: the defender's own view."""
         both = []
-        for batch in images.split(fitting(BATCH, self.shape)):
+        for batch in images.split(batch_limit(BATCH, self.shape)):
             batch = batch.to(self._device)
             clean = torch.softmax(self._model(batch), dim=1)
             both.append((clean.cpu(), self._defense(batch, clean).cpu()))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from mad.datasets import unit
+from mad.datasets import to_unit_range
 
 PAD = 4
 AREA, RATIO, DRAWS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # ImageNet's usual
@@ -46,7 +46,7 @@ def resized_crop(images: Tensor, draw: Generator) -> Tensor:
     zero = torch.zeros(count)
     theta = torch.stack([wide, zero, middle[0], zero, high, middle[1]], dim=1).view(-1, 2, 3).to(images.device)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(unit(images), grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(to_unit_range(images), grid, padding_mode="border", align_corners=False)
 
 
 def augmented(images: Tensor, kind: str, draw: Generator) -> Tensor:

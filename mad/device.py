@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from mad.engines import SLOT
-from mad.errors import MadError, number
+from mad.environment import SLOT
+from mad.errors import MadError, check_number
 from mad.progress import err
 
 OLDER = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
@@ -49,8 +49,8 @@ def keep_freed_memory() -> None:
         return
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3
     tune = ctypes.CDLL(None).mallopt
-    for setting, value in ((mmap_threshold, 2**25), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
-        tune(setting, value)
+    for context, value in ((mmap_threshold, 2**25), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
+        tune(context, value)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -84,5 +84,5 @@ def use_threads(count: Any) -> None:
     Raises:
         MadError: if it is no whole number of at least 1.
     """
-    number("threads", count, 1, whole=True)
+    check_number("threads", count, 1, whole=True)
     torch.set_num_threads(count)

@@ -17,7 +17,7 @@ class BudgetExceededError(MadError):
     """The black-box API refused a query because the budget is spent."""
 
 
-def number(name: str, value: Any, low: float, high: float = math.inf, *, whole: bool = False) -> Any:
+def check_number(name: str, value: Any, low: float, high: float = math.inf, *, whole: bool = False) -> Any:
     """Return ``value`` if it is a finite number in [``low``, ``high``].
 
     Raises:
@@ -31,7 +31,7 @@ def number(name: str, value: Any, low: float, high: float = math.inf, *, whole: 
     return value
 
 
-def flag(name: str, value: Any) -> None:
+def check_flag(name: str, value: Any) -> None:
     """Check that ``value`` is true or false: a word such as ``no`` would count as true.
 
     Raises:
@@ -41,7 +41,7 @@ def flag(name: str, value: Any) -> None:
         raise MadError(f"{name} must be true or false, got {value!r}")
 
 
-def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Check that ``value`` is one of the choices.
 
     Raises:
@@ -51,7 +51,7 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise MadError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def word(name: str, value: Any) -> None:
+def check_name(name: str, value: Any) -> None:
     """Check that ``value`` can name a folder and lead nowhere else: letters, digits, ``_``, and ``. + -`` after those.
 
     Its letters may be of any alphabet, and then take up to four of the 255 bytes of a folder's name.

@@ -9,7 +9,7 @@ from torch import nn
 
 from mad import simplex
 from mad.api import BATCH, BlackBox
-from mad.datasets import Images, Split, batches, fitting, unit
+from mad.datasets import Images, Split, batch_limit, batches, to_unit_range
 from mad.errors import MadError
 from mad.training import answering, logits_of
 
@@ -26,8 +26,8 @@ def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: to
         undefended: the victim, where a defense that acts at training time serves another model; else None.
         device: where the victim lies.
     """
-    size = fitting(BATCH, api.shape)
-    both = [api.answer(unit(some)) for some in batches(test.images, None, size, torch.device("cpu"))]
+    size = batch_limit(BATCH, api.shape)
+    both = [api.answer(to_unit_range(some)) for some in batches(test.images, None, size, torch.device("cpu"))]
     clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
     distance = simplex.l1(clean, defended)
     before = clean.argmax(dim=1) if undefended is None else top(undefended, "the victim", test.images, device)

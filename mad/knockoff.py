@@ -10,7 +10,7 @@ from torch import nn
 
 from mad import weights
 from mad.errors import MadError
-from mad.fingerprint import ADDED
+from mad.storage.fingerprint import ADDED
 from mad.training import Trainer
 from mad.victim import Architecture
 

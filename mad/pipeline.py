@@ -22,21 +22,21 @@ from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.architectures import imagenet
 from mad.attacks import Attack
+from mad.cache import Cache
 from mad.datasets import Images, Labelled, Pool, Split, checked
-from mad.defenses import Defense, Setting, Undefended
-from mad.errors import MadError, number, word
+from mad.defenses import Context, Defense, Undefended
+from mad.errors import MadError, check_name, check_number
 from mad.evaluation import theft, utility
-from mad.files import Record
-from mad.fingerprint import describe, digest, name_of, settings
+from mad.gradient_probe import GradientProbe
 from mad.knockoff import Knockoff
-from mad.memo import Memo, identity
 from mad.progress import err
 from mad.recoveries import Recovery
-from mad.store import COLUMNS, Store, check
+from mad.storage.files import Record
+from mad.storage.fingerprint import describe, digest, identity, name_of, settings
+from mad.storage.store import COLUMNS, Store, check
 from mad.victim import Victim
-from mad.whitebox import Witness
 
-SHARED = Memo()
+SHARED = Cache()
 MEASURED = (  # a record's columns that are in neither ``facts`` nor ``COLUMNS``
     *("queries", "l1_max", "answer_entropy", "learned", "l1_mean_queries", "target_entropy"),
     *("initial_weights", "device", "threads", "precision", "overrides", "uses"),
@@ -56,9 +56,9 @@ class Cell:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        number("seed", self.seed, 0, 2**62, whole=True)
+        check_number("seed", self.seed, 0, 2**62, whole=True)
         for part in ("victim", "pool", "defense", "attack", "recovery"):
-            word(f"{part}.name", getattr(self, part).name)
+            check_name(f"{part}.name", getattr(self, part).name)
         if self.defense.epsilon == 0:  # whatever the defense, its answers are the clean ones
             object.__setattr__(self, "defense", Undefended())
         self.defense.check(self.victim)
@@ -84,8 +84,8 @@ class Cell:
         return digest(describe(self))
 
     @cached_property
-    def scene(self) -> str:
-        """The name of everything but the defense and the seeds: cells of one scene belong in one figure."""
+    def comparison_group(self) -> str:
+        """The name of everything but the defense and the seeds: cells of one comparison group belong in one figure."""
         description = describe(self)
         del description["defense"], description["seed"], description["victim"]["seed"]
         return digest(description)
@@ -193,15 +193,15 @@ def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, de
     loaded = begun(cell)  # before anything is trained
     model, seconds_victim = store.victim(cell.victim, device)
     adversary = cell.adversary(device)
-    setting = Setting(cell.victim, model, cell.seed, device, store, SHARED, adversary)
-    served = cell.defense.serve(setting)
+    context = Context(cell.victim, model, cell.seed, device, store, SHARED, adversary)
+    served = cell.defense.serve(context)
     if not isinstance(served, torch.nn.Module):
         raise MadError(f"defense {cell.defense.name}: serve must return a torch.nn.Module, got {plugins.kind(served)}")
-    own = cell.defense.facts(setting)
+    own = cell.defense.facts(context)
     check(own, f"defense {cell.defense.name}", {*facts(cell), *COLUMNS, *MEASURED})
-    defense = cell.defense.prepared(replace(setting, model=served))
-    victim = setting.remembered(model, cell.victim.architecture)
-    witness = Witness(adversary, test, budget) if cell.attack.online else None
+    defense = cell.defense.prepared(replace(context, model=served))
+    victim = context.remembered(model, cell.victim.architecture)
+    witness = GradientProbe(adversary, test, budget) if cell.attack.online else None
     api = BlackBox(victim if served is model else served, defense, cell.victim.dataset.shape, budget, device, witness)
 
     start = time.perf_counter()
@@ -259,7 +259,7 @@ def facts(cell: Cell) -> dict[str, Any]:
         "defense": cell.defense.name,
         "defense_settings": settings(cell.defense),
         "epsilon": cell.defense.epsilon,
-        "dial": cell.defense.dial,
+        "strength_parameter": cell.defense.strength_parameter,
         "strength": cell.defense.strength,
         "surrogate": getattr(getattr(cell.defense, "surrogate", None), "name", None),
         "attack": cell.attack.name,
@@ -273,7 +273,7 @@ def facts(cell: Cell) -> dict[str, Any]:
         "knockoff_min_steps": cell.knockoff.trainer.min_steps,
         "victim_epochs": cell.victim.trainer.epochs,
         "seed": cell.seed,
-        "scene": cell.scene,
+        "comparison_group": cell.comparison_group,
         "fingerprint": cell.fingerprint,
         "version": __version__,
         "torch": torch.__version__,

@@ -13,9 +13,9 @@ from torch.optim import SGD, Adagrad, Adam, Optimizer, lr_scheduler
 
 from mad import simplex
 from mad.augmentation import augmented
-from mad.datasets import Images, batches, fitting, unit, whole
+from mad.datasets import Images, batch_limit, batches, to_device, to_unit_range
 from mad.device import choose, fast_bfloat16, keep_freed_memory, warn_of_emulation
-from mad.errors import MadError, number, one_of
+from mad.errors import MadError, check_choice, check_number
 from mad.progress import bar
 from mad.seeds import generator, seeded
 
@@ -70,13 +70,13 @@ class Trainer:
     version: ClassVar[int] = 2  # 1 updated the weights in other roundings
 
     def __post_init__(self) -> None:
-        number("epochs", self.epochs, 1, whole=True)
-        number("batch_size", self.batch_size, 1, whole=True)
-        number("learning_rate", self.learning_rate, 1e-9)
-        number("momentum", self.momentum, 0, 1)
-        number("weight_decay", self.weight_decay, 0)
-        number("min_steps", self.min_steps, 0, whole=True)
-        number("step_epochs", self.step_epochs, 1, whole=True)
+        check_number("epochs", self.epochs, 1, whole=True)
+        check_number("batch_size", self.batch_size, 1, whole=True)
+        check_number("learning_rate", self.learning_rate, 1e-9)
+        check_number("momentum", self.momentum, 0, 1)
+        check_number("weight_decay", self.weight_decay, 0)
+        check_number("min_steps", self.min_steps, 0, whole=True)
+        check_number("step_epochs", self.step_epochs, 1, whole=True)
         for name, value, choices in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
@@ -90,7 +90,7 @@ class Trainer:
             object.__setattr__(self, "precision", found)
         known = [each.name for each in fields(self) if each.name != "knockoff"]
         for name in self.knockoff:
-            one_of("a key of trainer.knockoff", name, tuple(known))
+            check_choice("a key of trainer.knockoff", name, tuple(known))
         try:
             _ = self.knockoff and self.for_knockoffs()
         except MadError as error:  # now, and not once the victim is trained
@@ -155,7 +155,7 @@ class Trainer:
         if self.arithmetic(device) == "bfloat16" and not fast_bfloat16(device):
             warn_of_emulation(device)
         place(model, device).train()
-        images = whole(images, device) if isinstance(images, Tensor) else images
+        images = to_device(images, device) if isinstance(images, Tensor) else images
         rows, targets = torch.arange(len(images)) if rows is None else rows, targets.to(device)
         order, draw = generator(seed, f"order of {task}"), generator(seed, f"augmentation of {task}")
         steps = -(-len(rows) // self.batch_size)
@@ -185,7 +185,7 @@ class Trainer:
     def _loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch, uint8 or float; the forward pass in the chosen precision."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.arithmetic(images.device) == "bfloat16"):
-            logits = model(unit(images).contiguous(memory_format=torch.channels_last))
+            logits = model(to_unit_range(images).contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, targets)
 
     def _optimizer(self, model: nn.Module, device: torch.device) -> Optimizer:
@@ -227,8 +227,8 @@ def logits_of(model: nn.Module, images: Images, device: torch.device, rows: Tens
         device: where the model lies.
         rows: int64 (B,), which images; None for all of them.
     """
-    size = fitting(EVALUATION_BATCH, images.shape[1:])
-    return torch.cat([model(unit(batch)).cpu() for batch in batches(images, rows, size, device)])
+    size = batch_limit(EVALUATION_BATCH, images.shape[1:])
+    return torch.cat([model(to_unit_range(batch)).cpu() for batch in batches(images, rows, size, device)])
 
 
 def answering(logits: Tensor) -> bool:

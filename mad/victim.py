@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mad.datasets import Dataset, checked
-from mad.errors import number, word
+from mad.errors import check_name, check_number
 from mad.seeds import seeded
 from mad.training import Trainer
 
@@ -37,8 +37,8 @@ class Victim:
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        word("victim.name", self.name)
-        number("seed", self.seed, 0, 2**62, whole=True)
+        check_name("victim.name", self.name)
+        check_number("seed", self.seed, 0, 2**62, whole=True)
         checked.declared(self.dataset)
         object.__setattr__(self, "trainer", self.trainer.but(epochs=self.epochs))
         object.__setattr__(self, "epochs", None)

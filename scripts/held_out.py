@@ -17,13 +17,15 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from mad.api import BlackBox
-from mad.cli import cell_of, config_dir, register_aliases, report
+from mad.cli.compose import cell_of
+from mad.cli.configs import config_dir, register_aliases
+from mad.cli.messages import report
 from mad.defenses import Undefended
 from mad.device import choose, use_threads
 from mad.errors import MadError
 from mad.pipeline import Cell, gather
 from mad.seeds import generator
-from mad.store import Store
+from mad.storage.store import Store
 from mad.training import logits_of
 
 HELD = 10_000

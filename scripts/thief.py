@@ -26,13 +26,14 @@ from torch import Tensor, nn
 
 from mad.api import BlackBox
 from mad.attacks import TransferSet
-from mad.cli import cell_of, config_dir, register_aliases
-from mad.datasets import batches, unit
-from mad.defenses import Setting
+from mad.cli.compose import cell_of
+from mad.cli.configs import config_dir, register_aliases
+from mad.datasets import batches, to_unit_range
+from mad.defenses import Context
 from mad.device import choose, use_threads
 from mad.pipeline import Cell, gather
 from mad.seeds import generator
-from mad.store import Store
+from mad.storage.store import Store
 from mad.training import Trainer, logits_of
 
 HELD = 5_000
@@ -55,10 +56,10 @@ def answered(cell: Cell, store: Store, device: torch.device) -> tuple[Tensor, Te
     """Return the pool's images, the rows asked about and their answers, the budget, and the test split."""
     images, budget, test = gather(cell)
     model, _ = store.victim(cell.victim, device)
-    defense = cell.defense.prepared(Setting(cell.victim, model, cell.seed, device, store))
+    defense = cell.defense.prepared(Context(cell.victim, model, cell.seed, device, store))
     order = torch.randperm(len(images), generator=generator(cell.seed, "pool order"))[: budget + HELD]
     api = BlackBox(model, defense, cell.victim.dataset.shape, len(order), device)
-    answers = torch.cat([api(unit(some)) for some in batches(images, order, 500, torch.device("cpu"))])
+    answers = torch.cat([api(to_unit_range(some)) for some in batches(images, order, 500, torch.device("cpu"))])
     return images, order, answers, budget, test
 
 

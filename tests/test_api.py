@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import CPU, victim
+from toys import CPU, victim
 
 from mad import simplex
 from mad.api import BATCH, BlackBox
-from mad.defenses import Defense, Setting, Undefended
+from mad.defenses import Context, Defense, Undefended
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
 from mad.errors import BudgetExceededError, MadError
@@ -26,7 +26,7 @@ def model_of():
 
 def api_of(budget, defense=None):
     model = model_of()
-    return BlackBox(model, (defense or Undefended()).prepared(Setting(TOY, model, 0, CPU)), (1, 8, 8), budget, CPU)
+    return BlackBox(model, (defense or Undefended()).prepared(Context(TOY, model, 0, CPU)), (1, 8, 8), budget, CPU)
 
 
 def images(count):

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, Blobs, Tiny, cell, trainer, victim
 from torch import nn
+from toys import CPU, Blobs, Tiny, cell, trainer, victim
 
 from mad.attacks import TransferSet
 from mad.attacks.adaptive import KnockoffAdaptive
 from mad.attacks.jbda import Jbda
-from mad.attacks.knockoff import KnockoffRandom
+from mad.attacks.knockoff_nets import KnockoffNets
 from mad.attacks.online import Online
 from mad.defenses.dp_sgd import DpSgd
 from mad.defenses.mad import Mad
@@ -19,11 +19,11 @@ from mad.defenses.surrogates import AdversarySurrogate, TrainedSurrogate
 from mad.errors import MadError
 from mad.knockoff import Knockoff
 from mad.pipeline import run
-from mad.store import Store
+from mad.storage.store import Store
 
 
 @pytest.mark.parametrize(("rate", "learned"), [(0.05, True), (1e-9, False), (1e3, False)])
-@pytest.mark.parametrize("attack", [KnockoffRandom, Online])
+@pytest.mark.parametrize("attack", [KnockoffNets, Online])
 def test_a_thief_that_learned_nothing_is_told(tmp_path, rate, learned, attack):
     given = Knockoff(trainer(), learning_rate=rate)
     attack = attack(100, batch_size=2, learning_rate=rate) if attack is Online else attack(100)
@@ -74,7 +74,7 @@ class LabelledBlobs(Blobs):
 
 
 @dataclass(frozen=True)
-class Broken(KnockoffRandom):
+class Broken(KnockoffNets):
     """An attack that brings home a network whose answers are no posteriors, its weights being finite."""
 
     def transfer_set(self, api, pool, adversary):
@@ -91,9 +91,9 @@ def test_a_stolen_network_whose_answers_are_no_posteriors_is_no_result(tmp_path)
 
 def test_a_record_says_which_precision_was_used(tmp_path):
     for name, attack, used in (
-        ("float32", KnockoffRandom(50), "float32"),
-        ("auto", KnockoffRandom(50), "float32"),
-        ("bfloat16", KnockoffRandom(50), "bfloat16"),
+        ("float32", KnockoffNets(50), "float32"),
+        ("auto", KnockoffNets(50), "float32"),
+        ("bfloat16", KnockoffNets(50), "bfloat16"),
         ("bfloat16", Online(50, batch_size=5), "float32"),
     ):
         made = cell(knockoff=Knockoff(trainer(precision=name, epochs=1)), attack=attack)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from conftest import CPU, Blobs, Streamed, Tiny, build, cell, compose, trainer, victim
+from toys import CPU, Blobs, Streamed, Tiny, build, cell, compose, trainer, victim
 
-from mad.attacks.knockoff import KnockoffRandom
-from mad.cli import PARTS
+from mad.attacks.knockoff_nets import KnockoffNets
+from mad.cli.compose import PARTS
 from mad.datasets import Split
-from mad.defenses import Defense, Setting, Undefended
+from mad.defenses import Context, Defense, Undefended
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
 from mad.errors import MadError
@@ -18,7 +18,7 @@ from mad.evaluation import entropy
 from mad.knockoff import Knockoff
 from mad.pipeline import MEASURED, Cell, facts, run
 from mad.recoveries.argmax import Argmax
-from mad.store import COLUMNS, Store
+from mad.storage.store import COLUMNS, Store
 
 KEYS = (
     "victim",
@@ -102,7 +102,7 @@ def test_a_name_that_leads_elsewhere_is_refused(name):
 
 def test_a_failure_is_noted_until_it_succeeds(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(KnockoffRandom, "transfer_set", lambda *_: [][0])
+        patched.setattr(KnockoffNets, "transfer_set", lambda *_: [][0])
         with pytest.raises(IndexError):
             run(cell(), Store(tmp_path), CPU)
     (note,) = (tmp_path / "failed").iterdir()
@@ -117,7 +117,7 @@ class Talking(Mad):
 
     said: str = "nothing"
 
-    def facts(self, setting):
+    def facts(self, context):
         return {"nan": {"spent": float("nan")}, "taken": {"stolen_accuracy": 0.1}, "list": {"spent": [1]}}[self.said]
 
 
@@ -130,9 +130,9 @@ def test_what_a_defense_says_of_itself_is_checked_before_a_thief_is_trained(tmp_
 
 @dataclass
 class Turned(Mad):
-    """Has a dial that stands nowhere."""
+    """Has a strength parameter that stands nowhere."""
 
-    dial = "temperature"
+    strength_parameter = "temperature"
     temperature: float = float("nan")
 
 
@@ -178,7 +178,7 @@ CHANGES = {
     "epsilon": {"defense": Mad(0.6)},
     "defense": {"defense": RandomNoise(0.5)},
     "noise": {"defense": RandomNoise(0.5, scale=3)},
-    "budget": {"attack": KnockoffRandom(51)},
+    "budget": {"attack": KnockoffNets(51)},
     "recovery": {"recovery": Argmax()},
     "pool": {"pool": Blobs(size=300)},
     "epochs": {"knockoff": Knockoff(trainer(), epochs=9)},
@@ -212,7 +212,7 @@ def test_the_same_numbers_have_the_same_name(same):
 def test_scenes_differ_in_defense_and_seeds_alone():
     same = ("seed", "epsilon", "defense", "noise", "victim_seed")
     for name, change in CHANGES.items():
-        assert (cell(**change).scene == cell().scene) == (name in same), name
+        assert (cell(**change).comparison_group == cell().comparison_group) == (name in same), name
 
 
 def composed(*overrides):
@@ -242,7 +242,7 @@ def test_a_stream_gives_the_same_record(tmp_path):
     kept = cell(knockoff=Knockoff(trainer(epochs=2)))
     streamed = replace(kept, pool=StreamedBlobs(), victim=victim(dataset=StreamedBlobs()))
     found, whole = (run(one, Store(tmp_path / name), CPU)[0] for name, one in (("a", streamed), ("b", kept)))
-    names = {"fingerprint", "scene", "uses"}  # another class
+    names = {"fingerprint", "comparison_group", "uses"}  # another class
     assert {**numbers(found), **dict.fromkeys(names)} == {**numbers(whole), **dict.fromkeys(names)}
 
 
@@ -288,14 +288,14 @@ class Swapped(Defense):
     name = "swapped"
     epsilon: float | None = 0.5
 
-    def serve(self, setting):
-        return setting.trained(replace(setting.victim, name="swap", seed=setting.seed + 7))
+    def serve(self, context):
+        return context.trained(replace(context.victim, name="swap", seed=context.seed + 7))
 
-    def prepare(self, setting):
-        self._model = setting.model
+    def prepare(self, context):
+        self._model = context.model
 
-    def facts(self, setting):
-        return {"classes": setting.victim.dataset.classes}
+    def facts(self, context):
+        return {"classes": context.victim.dataset.classes}
 
     def perturb(self, images, clean):
         assert torch.allclose(torch.softmax(self._model(images), dim=1), clean)
@@ -322,11 +322,11 @@ def test_a_defense_may_refuse_a_victim():
 
 
 def test_without_a_store_everything_is_trained_anew(fits):
-    setting = Setting(victim(), victim().untrained(seed=0, purpose="victim"), 0, CPU)
+    context = Context(victim(), victim().untrained(seed=0, purpose="victim"), 0, CPU)
     for _ in range(2):
-        assert not setting.trained(victim(seed=3)).training
+        assert not context.trained(victim(seed=3)).training
     assert fits == ["victim toy"] * 2
-    assert setting.remembered(setting.model, "toy") is setting.model
+    assert context.remembered(context.model, "toy") is context.model
 
 
 def test_the_answers_entropy_is_that_of_what_is_served():

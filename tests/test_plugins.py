@@ -6,17 +6,17 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, Tiny, cell, trainer, victim
 from torch import nn
+from toys import CPU, Tiny, cell, trainer, victim
 
 from mad.attacks import Attack, TransferSet
-from mad.attacks.knockoff import KnockoffRandom
+from mad.attacks.knockoff_nets import KnockoffNets
 from mad.defenses import Defense
 from mad.errors import MadError
 from mad.knockoff import Knockoff
 from mad.pipeline import run
 from mad.recoveries import Recovery
-from mad.store import Store
+from mad.storage.store import Store
 
 WRONG = {  # what posteriors (B, 4) may not become
     "one class less": (lambda rows: rows[:, :3], r"\(50, 4\), float32 on cpu.* got a tensor of \(50, 3\)"),
@@ -110,7 +110,7 @@ class Brought(Attack):
     what: str = ""
 
     def transfer_set(self, api, pool, adversary):
-        found = KnockoffRandom(self.budget).transfer_set(api, pool, adversary)
+        found = KnockoffNets(self.budget).transfer_set(api, pool, adversary)
         parts = {"images": found.images, "rows": found.rows, "answers": found.answers}
         match self.what:
             case "nothing":
@@ -217,7 +217,7 @@ class Unserved(Defense):
     name = "unserved"
     epsilon: float | None = 0.5
 
-    def serve(self, setting):
+    def serve(self, context):
         return None
 
     def perturb(self, images, clean):
@@ -233,7 +233,7 @@ def test_a_served_model_is_any_module(tmp_path):
     class Other(Unserved):
         name = "other"
 
-        def serve(self, setting):
-            return nn.Sequential(setting.model).eval()
+        def serve(self, context):
+            return nn.Sequential(context.model).eval()
 
     assert run(cell(defense=Other()), Store(tmp_path), CPU)[0]["defense"] == "other"

@@ -7,7 +7,8 @@ import re
 import pytest
 from rich.console import Console
 
-from mad import notes, progress
+from mad import progress
+from mad.cli import sweep_folder
 
 
 def drawn(width, monkeypatch, task="surrogate"):
@@ -41,65 +42,65 @@ def test_a_bar_is_never_cut_short(width, monkeypatch):
 def begun(folder, count, planned=True):
     """Leave the notes of a sweep, of whose jobs the first ones have begun."""
     if planned:
-        notes.plan(folder, [[f"seed={place}"] for place in range(4)])
+        sweep_folder.plan(folder, [[f"seed={place}"] for place in range(4)])
     for place in range(count):
-        notes.start(folder, place, {"overrides": [f"seed={place}"], "doubt": None})
+        sweep_folder.start(folder, place, {"overrides": [f"seed={place}"], "doubt": None})
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that a test sets."""
     now = [0.0]
-    monkeypatch.setattr(notes.time, "time", lambda: now[0])
+    monkeypatch.setattr(sweep_folder.time, "time", lambda: now[0])
     return now
 
 
 def test_a_sweep_says_how_many_are_done_and_how_long_the_others_take(tmp_path, clock):
     begun(tmp_path, 1)
     clock[0] = 600
-    assert notes.over(tmp_path, 0, {"record": "a"}, made=True) == "1 of 4, about 30 min left"
+    assert sweep_folder.over(tmp_path, 0, {"record": "a"}, made=True) == "1 of 4, about 30 min left"
     begun_again = [1, 2, 3]
     for place in begun_again:  # three at once
-        notes.start(tmp_path, place, {})
+        sweep_folder.start(tmp_path, place, {})
     clock[0] = 1100
-    assert notes.over(tmp_path, 1, {"error": "why"}, made=False) == "2 of 4, about 2 min left"
+    assert sweep_folder.over(tmp_path, 1, {"error": "why"}, made=False) == "2 of 4, about 2 min left"
     clock[0] = 1200
-    assert notes.over(tmp_path, 2, {"record": "c"}, made=True).startswith("3 of 4, about 0 s left")
-    assert notes.over(tmp_path, 3, {"record": "d"}, made=True) == "4 of 4"
-    assert [each["overrides"] for each in notes.read(tmp_path)] == [[f"seed={place}"] for place in range(4)]
-    assert "error" in notes.read(tmp_path)[1]
+    assert sweep_folder.over(tmp_path, 2, {"record": "c"}, made=True).startswith("3 of 4, about 0 s left")
+    assert sweep_folder.over(tmp_path, 3, {"record": "d"}, made=True) == "4 of 4"
+    assert [each["overrides"] for each in sweep_folder.read(tmp_path)] == [[f"seed={place}"] for place in range(4)]
+    assert "error" in sweep_folder.read(tmp_path)[1]
 
 
 def test_what_was_kept_says_nothing_of_the_time_left(tmp_path, clock):
     begun(tmp_path, 2)
     clock[0] = 1
-    assert notes.over(tmp_path, 0, {"record": "a"}, made=False) == "1 of 4"
+    assert sweep_folder.over(tmp_path, 0, {"record": "a"}, made=False) == "1 of 4"
     clock[0] = 300
-    assert notes.over(tmp_path, 1, {"record": "b"}, made=True) == "2 of 4, about 10 min left"
+    assert sweep_folder.over(tmp_path, 1, {"record": "b"}, made=True) == "2 of 4, about 10 min left"
 
 
 def test_jobs_that_end_at_once_are_each_counted_once(tmp_path, clock):
     begun(tmp_path, 4)
     for place in (0, 1):
         own = json.loads((tmp_path / f"{place}.json").read_text())
-        notes.note(tmp_path, place, own | {"record": "a"})  # both are noted before either is counted
-    said = {notes.over(tmp_path, place, {"record": "a"}, made=False) for place in (0, 1)}
+        sweep_folder.note(tmp_path, place, own | {"record": "a"})  # both are noted before either is counted
+    said = {sweep_folder.over(tmp_path, place, {"record": "a"}, made=False) for place in (0, 1)}
     assert said == {"1 of 4", "2 of 4"}
 
 
 def test_a_sweep_whose_jobs_are_chosen_as_it_goes_says_how_many_are_done(tmp_path, clock):
     begun(tmp_path, 2, planned=False)
-    assert [notes.over(tmp_path, place, {"record": "a"}, made=True) for place in (1, 0)] == ["1 done", "2 done"]
+    assert [sweep_folder.over(tmp_path, place, {"record": "a"}, made=True) for place in (1, 0)] == ["1 done", "2 done"]
 
 
 def test_who_waits_for_jobs_elsewhere_tells_where_they_stand(tmp_path, clock, capfd):
-    notes.begin(tmp_path, tmp_path / "sweep")
+    sweep_folder.begin(tmp_path, tmp_path / "sweep")
     begun(tmp_path / "sweep", 2)
-    assert notes.tell(0) == 0
-    notes.over(tmp_path / "sweep", 0, {"record": "a"}, made=False)
-    assert [notes.tell(0), notes.tell(1)] == [1, 1]
-    notes.end()
-    assert notes.tell(0) == 0
+    assert sweep_folder.tell(0) == 0
+    sweep_folder.over(tmp_path / "sweep", 0, {"record": "a"}, made=False)
+    assert [sweep_folder.tell(0), sweep_folder.tell(1)] == [1, 1]
+    sweep_folder.end()
+    assert sweep_folder.tell(0) == 0
     assert capfd.readouterr().err.splitlines() == ["1 of 4"]
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import compose
+from toys import compose
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^    (mad-run .*)$", README, re.M)]
@@ -51,7 +51,7 @@ def test_the_readmes_own_defense_runs(tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from mad.cli import run; run()",
+        "from mad.cli.run import main; main()",
         "--config-dir",
         "my_conf",
         "defense=flatten",

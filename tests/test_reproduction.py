@@ -12,9 +12,11 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from mad import cli, records
+from mad.cli import configs
+from mad.cli.compose import cell_of
 from mad.figures import ledger
 from mad.figures.cells import foremost, thefts
+from mad.storage import records
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "reproduction"
@@ -47,9 +49,9 @@ def test_the_overrides_of_a_record_make_it_again():
     )
     assert len(some) > 15
     GlobalHydra.instance().clear()
-    cli.register_aliases()
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
-        made = [cli.cell_of(hydra_compose("config", shlex.split(words))).fingerprint for words in some.overrides]
+    configs.register_aliases()
+    with initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
+        made = [cell_of(hydra_compose("config", shlex.split(words))).fingerprint for words in some.overrides]
     assert made == some.fingerprint.tolist()
 
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU, Blobs, Moves, Streamed, Tiny, choices, compose, trainer, victim
 from torch import nn
+from toys import CPU, Blobs, Moves, Streamed, Tiny, choices, compose, trainer, victim
 
 from mad import training
 from mad.datasets import batches
 from mad.device import fast_bfloat16, warn_of_emulation
 from mad.errors import MadError
-from mad.fingerprint import describe
 from mad.knockoff import Knockoff
 from mad.seeds import generator
+from mad.storage.fingerprint import describe
 from mad.training import DivergedError
 
 SPLIT = Blobs().train()

@@ -4,15 +4,15 @@ import re
 
 import pytest
 import torch
-from conftest import CPU, Blobs, Tiny, cell, trainer, victim
 from safetensors.torch import save_file
 from torch import nn
+from toys import CPU, Blobs, Tiny, cell, trainer, victim
 
 from mad.attacks import TransferSet
 from mad.errors import MadError
 from mad.knockoff import Knockoff
 from mad.pipeline import run
-from mad.store import Store
+from mad.storage.store import Store
 
 
 class Deep(Tiny):

@@ -28,12 +28,12 @@ def test_the_wheel_carries_the_configs_and_runs_from_anywhere(tmp_path):
     assert (installed / "mad" / "conf" / "config.yaml").exists()
     assert (installed / "hydra_plugins" / "mad_grid.py").exists()
     points = next(installed.glob("*.dist-info/entry_points.txt")).read_text()
-    assert "mad-run = mad.cli:run" in points
-    assert "mad-figures = mad.cli:figures" in points
-    assert "mad-data = mad.data:main" in points
+    assert "mad-run = mad.cli.run:run" in points
+    assert "mad-figures = mad.cli.run:figures" in points
+    assert "mad-data = mad.cli.data:main" in points
     # The wheel's own copy must be what runs, not the clone's.
     script = f"import mad; assert mad.__file__.startswith({str(installed)!r}), mad.__file__; "
-    script += "from mad.cli import run; run()"
+    script += "from mad.cli.run import main; main()"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run(

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mad.errors import MadError, one_of
+from mad.errors import MadError, check_choice
 
 WEIGHTS = ("imagenet",)
 LEFT_OUT: ContextVar[bool] = ContextVar("left_out", default=False)
@@ -33,7 +33,7 @@ def wanted(weights: str | None) -> bool:
         MadError: for any choice but None and ``imagenet``.
     """
     if weights is not None:
-        one_of("weights", weights, WEIGHTS)
+        check_choice("weights", weights, WEIGHTS)
     return weights is not None and not LEFT_OUT.get()
 
 

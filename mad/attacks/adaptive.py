@@ -13,8 +13,8 @@ from torch.optim import SGD
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks.base import Attack, TransferSet
-from mad.datasets import Images, batches, unit
-from mad.errors import MadError, number, one_of
+from mad.datasets import Images, batches, to_unit_range
+from mad.errors import MadError, check_choice, check_number
 from mad.progress import bar
 from mad.seeds import generator
 from mad.training import DivergedError, place
@@ -47,9 +47,9 @@ class KnockoffAdaptive(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("attack.reward", self.reward, ("all", *REWARDS))
-        number("attack.batch_size", self.batch_size, 1, whole=True)
-        number("attack.learning_rate", self.learning_rate, 0)
+        check_choice("attack.reward", self.reward, ("all", *REWARDS))
+        check_number("attack.batch_size", self.batch_size, 1, whole=True)
+        check_number("attack.learning_rate", self.learning_rate, 0)
 
     def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
         """Spend the API's whole budget."""
@@ -65,9 +65,9 @@ class KnockoffAdaptive(Attack):
             while left:
                 asked.append(bandit.draw(min(self.batch_size, left)))
                 (images,) = batches(pool, asked[-1], self.batch_size, torch.device("cpu"))
-                answers.append(api(unit(images)))
+                answers.append(api(to_unit_range(images)))
                 left -= len(images)
-                there, targets = unit(images).to(adversary.device), adversary.recovered(answers[-1])
+                there, targets = to_unit_range(images).to(adversary.device), adversary.recovered(answers[-1])
                 rewards = {"certainty": certainty(targets), "diversity": diversity(targets, total, bandit.learned)}
                 if self.reward in ("loss", "all"):
                     with torch.no_grad():

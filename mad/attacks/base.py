@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mad import plugins
 from mad.adversary import Adversary
 from mad.api import BlackBox
-from mad.datasets import Images, batches, fitting, unit
-from mad.errors import MadError, number
+from mad.datasets import Images, batch_limit, batches, to_unit_range
+from mad.errors import MadError, check_number
 from mad.progress import bar
 from mad.victim import Victim
 
@@ -51,7 +51,7 @@ class Attack(ABC):
 
     def __post_init__(self) -> None:
         if self.budget is not None:
-            number("attack.budget", self.budget, 1, whole=True)
+            check_number("attack.budget", self.budget, 1, whole=True)
 
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError for a victim this attack cannot ask, before anything is trained; by default never."""
@@ -100,7 +100,7 @@ def ask(api: BlackBox, pool: Images, rows: Tensor) -> Tensor:
     """Query the API about rows (B,) of the pool; return its answers (B, K)."""
     answers = []
     with bar("queries", len(rows)) as progress:
-        for images in batches(pool, rows, fitting(REQUEST, api.shape), torch.device("cpu")):
-            answers.append(api(unit(images)))
+        for images in batches(pool, rows, batch_limit(REQUEST, api.shape), torch.device("cpu")):
+            answers.append(api(to_unit_range(images)))
             progress(len(images), "", None)
     return torch.cat(answers)

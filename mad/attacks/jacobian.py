@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks.base import REQUEST, Attack, TransferSet, ask
-from mad.datasets import Images, batches, fitting, space, unit
-from mad.errors import MadError, number
+from mad.datasets import Images, allocate, batch_limit, batches, to_unit_range
+from mad.errors import MadError, check_number
 from mad.seeds import generator
 from mad.training import DivergedError, Trainer
 
@@ -56,11 +56,11 @@ class Jacobian(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("seeds", "epochs", "round_images"):
-            number(f"attack.{name}", getattr(self, name), 1, whole=True)
-        number("attack.learning_rate", self.learning_rate, 1e-9)
+            check_number(f"attack.{name}", getattr(self, name), 1, whole=True)
+        check_number("attack.learning_rate", self.learning_rate, 1e-9)
         if self.reservoir is not None:
-            number("attack.reservoir", self.reservoir, 1, whole=True)
-        number("attack.reservoir_after", self.reservoir_after, 0, whole=True)
+            check_number("attack.reservoir", self.reservoir, 1, whole=True)
+        check_number("attack.reservoir_after", self.reservoir_after, 0, whole=True)
 
     @property
     def children(self) -> int:
@@ -99,14 +99,14 @@ class Jacobian(Attack):
             MadError: if a substitute diverges at a hundredth of the rate, too: no image would be moved.
         """
         budget = api.budget or 0
-        images, answers = space(budget, *api.shape), torch.empty(budget, adversary.classes)
+        images, answers = allocate(budget, *api.shape), torch.empty(budget, adversary.classes)
         held = self.images_for(budget)
         order = torch.randperm(len(pool), generator=generator(adversary.seed, "pool order"))
-        size = fitting(REQUEST, api.shape)
+        size = batch_limit(REQUEST, api.shape)
         for part, some in zip(
             images[:held].split(size), batches(pool, order[:held], size, torch.device("cpu")), strict=True
         ):
-            part.copy_(unit(some))
+            part.copy_(to_unit_range(some))
         answers[:held] = ask(api, images, torch.arange(held))
         rate = self.learning_rate
         for turn in count():
@@ -171,7 +171,7 @@ class Jacobian(Attack):
     ) -> Tensor:
         """Move the parents, a batch at a time; fill ``stored``, and return what to ask about, also on the CPU."""
         asked, labels = stored, known.answers.argmax(dim=1).to(device)
-        size = fitting(BATCH, known.images.shape[1:])
+        size = batch_limit(BATCH, known.images.shape[1:])
         for place, rows, some in zip(
             torch.arange(len(stored)).split(size * self.children),
             parents.split(size),
@@ -182,7 +182,7 @@ class Jacobian(Attack):
             about, kept = self.moved(substitute, some, labels[rows.to(device)], turn)
             stored[new] = kept[: len(place)]
             if about is not kept:
-                asked = space(*stored.shape) if asked is stored else asked
+                asked = allocate(*stored.shape) if asked is stored else asked
                 asked[new] = about[: len(place)]
         return asked
 

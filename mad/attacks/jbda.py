@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mad.attacks.jacobian import Jacobian, ascent
-from mad.errors import MadError, flag, number
+from mad.errors import MadError, check_flag, check_number
 from mad.victim import Victim
 
 
@@ -43,14 +43,14 @@ class Jbda(Jacobian):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("attack.step", self.step, 0)
+        check_number("attack.step", self.step, 0)
         if self.period is not None:
-            number("attack.period", self.period, 1, whole=True)
-        flag("attack.as_published", self.as_published)
+            check_number("attack.period", self.period, 1, whole=True)
+        check_flag("attack.as_published", self.as_published)
         for name, low in (("mean", 0), ("std", 1e-9)):
             value = getattr(self, name)
             for one in value if isinstance(value, (list, tuple)) else [value]:
-                number(f"attack.{name}", one, low, 1)
+                check_number(f"attack.{name}", one, low, 1)
 
     def check(self, victim: Victim) -> None:
         """Refuse victims of more or fewer channels than ``mean`` and ``std`` are given for."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mad.attacks.jacobian import Jacobian, ascent
-from mad.errors import MadError, flag, number, word
-from mad.fingerprint import ADDED
+from mad.errors import MadError, check_flag, check_name, check_number
+from mad.storage.fingerprint import ADDED
 from mad.victim import Victim
 
 
@@ -44,12 +44,12 @@ class JbTopK(Jacobian):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("attack.k", self.k, 1, whole=True)
-        number("attack.steps", self.steps, 1, whole=True)
-        number("attack.step", self.step, 0)
-        number("attack.ball", self.ball, 0)
-        flag("attack.as_published", self.as_published)
-        word("attack.name", self.name)
+        check_number("attack.k", self.k, 1, whole=True)
+        check_number("attack.steps", self.steps, 1, whole=True)
+        check_number("attack.step", self.step, 0)
+        check_number("attack.ball", self.ball, 0)
+        check_flag("attack.as_published", self.as_published)
+        check_name("attack.name", self.name)
 
     @property
     def version(self) -> int:  # type: ignore[override]

@@ -11,8 +11,8 @@ from torch.optim import SGD
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks.base import Attack, TransferSet
-from mad.datasets import Images, batches, unit
-from mad.errors import number
+from mad.datasets import Images, batches, to_unit_range
+from mad.errors import check_number
 from mad.progress import bar
 from mad.seeds import generator
 from mad.training import DivergedError
@@ -26,7 +26,7 @@ class Online(Attack):
     ``defense/surrogate=adversary`` the defense reads that network. It stays in eval mode throughout: a batch of one
     image has no statistics of its own, and adversary and defense mean the same gradient.
 
-    The record gets the columns of ``mad.whitebox.Witness``, whose measuring counts among the seconds of the queries.
+    The record gets the columns of ``mad.gradient_probe.GradientProbe``; its measuring counts as querying.
 
     Args:
         batch_size: images a request and a step.
@@ -40,8 +40,8 @@ class Online(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("attack.batch_size", self.batch_size, 1, whole=True)
-        number("attack.learning_rate", self.learning_rate, 0)
+        check_number("attack.batch_size", self.batch_size, 1, whole=True)
+        check_number("attack.learning_rate", self.learning_rate, 0)
 
     def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
         """Spend the API's whole budget."""
@@ -50,7 +50,7 @@ class Online(Attack):
         optimizer = SGD(network.parameters(), lr=self.learning_rate)
         with bar("queries", len(rows)) as progress:
             for images in batches(pool, rows, self.batch_size, torch.device("cpu")):
-                images = unit(images)
+                images = to_unit_range(images)
                 answers.append(api(images))
                 targets = adversary.recovered(answers[-1]).to(adversary.device)
                 loss = F.cross_entropy(network(images.to(adversary.device)), targets)

@@ -1,5 +1,27 @@
 """Images and labels: what victims learn from, and what adversaries query with."""
 
-from mad.datasets.base import Dataset, Images, Labelled, Pool, Split, batches, fitting, space, unit, whole
+from mad.datasets.base import (
+    Dataset,
+    Images,
+    Labelled,
+    Pool,
+    Split,
+    allocate,
+    batch_limit,
+    batches,
+    to_device,
+    to_unit_range,
+)
 
-__all__ = ["Dataset", "Images", "Labelled", "Pool", "Split", "batches", "fitting", "space", "unit", "whole"]
+__all__ = [
+    "Dataset",
+    "Images",
+    "Labelled",
+    "Pool",
+    "Split",
+    "allocate",
+    "batch_limit",
+    "batches",
+    "to_device",
+    "to_unit_range",
+]

@@ -86,7 +86,7 @@ class Labelled(Pool, Protocol):
         """
 
 
-def unit(images: Tensor) -> Tensor:
+def to_unit_range(images: Tensor) -> Tensor:
     """Return images as floats in [0, 1]: what models and the API take."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
@@ -113,17 +113,17 @@ def unlike(images: Tensor, shape: Sequence[int]) -> str | None:
     return f"expected float images in [0, 1], got {low:.6g} to {high:.6g}; {hint}"
 
 
-def fitting(size: int, shape: Sequence[int]) -> int:
+def batch_limit(size: int, shape: Sequence[int]) -> int:
     """Return ``size``, or how many images (C, H, W) of that shape a batch can hold where that is fewer; at least 1."""
     return max(1, min(size, VALUES // math.prod(shape)))
 
 
-def whole(images: Tensor, device: torch.device) -> Tensor:
+def to_device(images: Tensor, device: torch.device) -> Tensor:
     """Return images on a device; above ``WHOLE`` bytes, where they are: ``batches`` moves those batch by batch."""
     return images if images.nbytes > WHOLE else images.to(device)
 
 
-def space(*shape: int) -> Tensor:
+def allocate(*shape: int) -> Tensor:
     """Return room for images, float32 of that shape on the CPU; above ``WHOLE`` bytes, in an unnamed file in TMPDIR.
 
     The file's disk space is free again when the tensor is, or the process ends, however it does.
@@ -147,11 +147,11 @@ def space(*shape: int) -> Tensor:
 
 
 def batches(images: Images, rows: Tensor | None, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield batches (size, C, H, W) on a device, of the type the images have: pass each through ``unit``.
+    """Yield batches (size, C, H, W) on a device, of the type the images have: pass each through ``to_unit_range``.
 
     Args:
         images: a tensor of no more than ``WHOLE`` bytes is moved to the device at once, so move it there first (with
-            ``whole``) where there are many passes.
+            ``to_device``) where there are many passes.
         rows: int64 (B,), which images and in which order; None for all of them as they lie.
         size: images a batch; the last may be smaller.
         device: where the batches are needed.
@@ -160,7 +160,7 @@ def batches(images: Images, rows: Tensor | None, size: int, device: torch.device
         MadError: if an image of a stream cannot be read.
     """
     if isinstance(images, Tensor):
-        there = whole(images, device)
+        there = to_device(images, device)
         parts = there.split(size) if rows is None else (there[some] for some in rows.to(there.device).split(size))
         yield from (part.to(device) for part in parts)
         return

@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mad.cache import Cache
 from mad.datasets.base import Dataset, Images, Pool, Split, unlike
 from mad.datasets.content import place
-from mad.errors import MadError, number, word
-from mad.memo import Memo
+from mad.errors import MadError, check_name, check_number
 from mad.progress import err
 
 T = TypeVar("T")
 SAMPLE = 32  # images of a stream that stand for all of them
 ENTRIES = 1000  # of a folder, that are looked at for changes while a process runs
-KEPT = Memo()
+KEPT = Cache()
 
 
 def declared(dataset: Dataset) -> None:
@@ -35,8 +35,8 @@ def declared(dataset: Dataset) -> None:
     for name in ("name", "classes", "shape"):
         if not hasattr(dataset, name):
             raise MadError(f"dataset {type(dataset).__name__} has no {name}; give it name, classes and shape")
-    word("dataset.name", dataset.name)
-    number(f"the classes of dataset {dataset.name}", dataset.classes, 2, whole=True)
+    check_name("dataset.name", dataset.name)
+    check_number(f"the classes of dataset {dataset.name}", dataset.classes, 2, whole=True)
     shape = dataset.shape
     sides = list(shape) if isinstance(shape, (tuple, list, torch.Size)) else []
     if len(sides) != 3 or not all(type(side) is int and side > 0 for side in sides):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mad.datasets.base import Images, Split
-from mad.errors import number
+from mad.errors import check_number
 from mad.seeds import generator
 
 TEST_IMAGES = 500
@@ -78,7 +78,7 @@ class Letters:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        number("pool.size", self.size, 1, whole=True)
+        check_number("pool.size", self.size, 1, whole=True)
 
     def images(self, shape: tuple[int, int, int]) -> Tensor:
         """Return the letters, uint8 (size, 1, 28, 28)."""

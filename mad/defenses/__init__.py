@@ -1,5 +1,5 @@
 """What a victim does to its answers. One file and one YAML a defense."""
 
-from mad.defenses.base import Defense, Setting, Undefended
+from mad.defenses.base import Context, Defense, Undefended
 
-__all__ = ["Defense", "Setting", "Undefended"]
+__all__ = ["Context", "Defense", "Undefended"]

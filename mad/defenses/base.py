@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mad import plugins, simplex
-from mad.errors import MadError, number
-from mad.memo import Memo, Remembered
+from mad.cache import Cache
+from mad.cached_network import CachedNetwork
+from mad.errors import MadError, check_number
 from mad.progress import err
 
 if TYPE_CHECKING:
     from mad.adversary import Adversary
-    from mad.store import Store
+    from mad.storage.store import Store
     from mad.victim import Victim
 
 Self = TypeVar("Self", bound="Defense")
@@ -25,7 +26,7 @@ EPSILON_MAX = 2.0  # the L1 diameter of the simplex
 
 
 @dataclass(frozen=True)
-class Setting:
+class Context:
     """What a defense is given when it is prepared or served.
 
     Args:
@@ -43,7 +44,7 @@ class Setting:
     seed: int
     device: torch.device
     store: Store | None = None
-    memo: Memo | None = None
+    memo: Cache | None = None
     adversary: Adversary | None = None
 
     def trained(self, recipe: Victim) -> nn.Module:
@@ -52,7 +53,7 @@ class Setting:
 
     def remembered(self, network: nn.Module, about: Any) -> nn.Module:
         """Return a network in eval mode that no longer changes, run once over each batch where cells share."""
-        return network if self.memo is None else Remembered(network, about, self.memo)
+        return network if self.memo is None else CachedNetwork(network, about, self.memo)
 
 
 @dataclass
@@ -65,37 +66,39 @@ class Defense(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    dial: ClassVar[str] = "epsilon"  # the field that is turned to trade utility for protection: a curve's points
+    strength_parameter: ClassVar[str] = (
+        "epsilon"  # the field that is turned to trade utility for protection: a curve's points
+    )
     epsilon: float | None
 
     def __post_init__(self) -> None:
         if self.epsilon is not None:
-            number("defense.epsilon", self.epsilon, 0, EPSILON_MAX)
+            check_number("defense.epsilon", self.epsilon, 0, EPSILON_MAX)
 
     @property
     def strength(self) -> float | None:
-        """Where the dial stands; None where there is nothing to turn."""
-        value = getattr(self, self.dial)
+        """Where the strength parameter stands; None where there is nothing to turn."""
+        value = getattr(self, self.strength_parameter)
         return None if value is None else float(value)
 
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError for a victim this defense cannot guard, before anything is trained; by default never."""
 
     @final
-    def prepared(self: Self, setting: Setting) -> Self:
+    def prepared(self: Self, context: Context) -> Self:
         """Return a copy that is bound to a trained victim and ready to be called."""
         ready = copy.copy(self)
-        ready.prepare(setting)
+        ready.prepare(context)
         return ready
 
-    def prepare(self, setting: Setting) -> None:  # noqa: B027
+    def prepare(self, context: Context) -> None:  # noqa: B027
         """Build what ``perturb`` needs (a surrogate, a noise key); by default nothing."""
 
-    def serve(self, setting: Setting) -> nn.Module:
+    def serve(self, context: Context) -> nn.Module:
         """Return the model that is served; a defense that acts at training time returns another than the victim."""
-        return setting.model
+        return context.model
 
-    def facts(self, setting: Setting) -> dict[str, Any]:
+    def facts(self, context: Context) -> dict[str, Any]:
         """Return further columns of the record: numbers or one line of text, under names of their own."""
         return {}
 

@@ -16,12 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mad.architectures import imagenet
 from mad.augmentation import augmented
-from mad.datasets import Images, batches, unit, whole
-from mad.defenses.base import Defense, Setting
-from mad.errors import MadError, number
-from mad.fingerprint import name_of
+from mad.datasets import Images, batches, to_device, to_unit_range
+from mad.defenses.base import Context, Defense
+from mad.errors import MadError, check_number
 from mad.progress import bar
 from mad.seeds import derive, generator, seeded
+from mad.storage.fingerprint import name_of
 from mad.training import Trainer, place
 from mad.victim import Architecture, Victim
 
@@ -80,7 +80,7 @@ class PrivateTrainer(Trainer):
         from opacus.optimizers import DPOptimizerFastGradientClipping
         from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
-        images = whole(images, device) if isinstance(images, Tensor) else images
+        images = to_device(images, device) if isinstance(images, Tensor) else images
         rows = torch.arange(len(images)) if rows is None else rows
         size, targets = len(rows), targets.to(device)
         epochs, steps = self.steps(size)
@@ -102,7 +102,7 @@ class PrivateTrainer(Trainer):
                 for _ in range(steps):
                     some = (torch.rand(size, generator=order) < self.chance(size)).nonzero().squeeze(1)
                     batch = next(batches(images, rows[some], max(1, len(some)), device))
-                    logits = network(unit(augmented(batch, self.augment, draw)))
+                    logits = network(to_unit_range(augmented(batch, self.augment, draw)))
                     loss = criterion(logits, targets[some.to(device)])
                     optimizer.zero_grad()
                     with warnings.catch_warnings():  # of the images, which need no gradient
@@ -168,7 +168,7 @@ class DpSgd(Defense):
     """
 
     name = "dp_sgd"
-    dial = "noise_multiplier"
+    strength_parameter = "noise_multiplier"
     epsilon: float | None = None
     noise_multiplier: float = 1.0
     max_grad_norm: float = 1.0
@@ -184,9 +184,9 @@ class DpSgd(Defense):
             raise MadError(
                 f"defense=dp_sgd has no L1 budget, got defense.epsilon={self.epsilon:g}: turn defense.noise_multiplier"
             )
-        number("defense.noise_multiplier", self.noise_multiplier, 0.01)
-        number("defense.max_grad_norm", self.max_grad_norm, 1e-9)
-        number("defense.delta", self.delta, 1e-300, 1)
+        check_number("defense.noise_multiplier", self.noise_multiplier, 0.01)
+        check_number("defense.max_grad_norm", self.max_grad_norm, 1e-9)
+        check_number("defense.delta", self.delta, 1e-300, 1)
         self.trainer()  # refuses the rest
 
     def trainer(self) -> PrivateTrainer:
@@ -236,13 +236,13 @@ class DpSgd(Defense):
         architecture = partial(group_normed, own) if mixes else own
         return replace(victim, name=f"{victim.name}-{self.name}", architecture=architecture, trainer=self.trainer())
 
-    def serve(self, setting: Setting) -> nn.Module:
+    def serve(self, context: Context) -> nn.Module:
         """Train the private model, or load it."""
-        return setting.trained(self.recipe(setting.victim))
+        return context.trained(self.recipe(context.victim))
 
-    def facts(self, setting: Setting) -> dict[str, Any]:
+    def facts(self, context: Context) -> dict[str, Any]:
         """Return the privacy that was spent: computed, not measured."""
-        size = len(setting.victim.dataset.train().labels)
+        size = len(context.victim.dataset.train().labels)
         return {"dp_epsilon": self.trainer().spent(size, self.delta), "dp_delta": self.delta}
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:

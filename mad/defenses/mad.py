@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mad import solvers
-from mad.defenses.base import Defense, Setting
+from mad.defenses.base import Context, Defense
 from mad.defenses.surrogates import RandomSurrogate, Surrogate
-from mad.errors import MadError, flag, one_of
-from mad.fingerprint import ADDED
+from mad.errors import MadError, check_choice, check_flag
 from mad.gradients import theta
+from mad.storage.fingerprint import ADDED
 from mad.victim import Victim
 
 GRADIENTS = ("last_layer", "all")
@@ -44,9 +44,9 @@ class Mad(Defense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("defense.gradient", self.gradient, GRADIENTS)
-        one_of("defense.solver", self.solver, SOLVERS)
-        flag("defense.as_published", self.as_published)
+        check_choice("defense.gradient", self.gradient, GRADIENTS)
+        check_choice("defense.solver", self.solver, SOLVERS)
+        check_flag("defense.as_published", self.as_published)
         if self.as_published and (self.gradient, self.solver) != (GRADIENTS[0], SOLVERS[0]):
             raise MadError(
                 f"defense.as_published=true takes gradient={GRADIENTS[0]} and solver={SOLVERS[0]}, "
@@ -57,13 +57,13 @@ class Mad(Defense):
         """Refuse a surrogate that does not fit the victim."""
         self.surrogate.check(victim)
 
-    def prepare(self, setting: Setting) -> None:
+    def prepare(self, context: Context) -> None:
         """Build the surrogate."""
-        network = self.surrogate.ready(setting, self.as_published)
+        network = self.surrogate.ready(context, self.as_published)
         if self.gradient == "all":
             network = WithTheta(network)
-        about = [self.gradient, self.as_published, self.surrogate, setting.victim, setting.seed]
-        self._surrogate = setting.remembered(network, about)
+        about = [self.gradient, self.as_published, self.surrogate, context.victim, context.seed]
+        self._surrogate = context.remembered(network, about)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return the posteriors of the largest angular deviation that the solver finds."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mad.defenses.base import Defense, Setting
+from mad.defenses.base import Context, Defense
 from mad.defenses.random_noise import keyed_uniform
 from mad.seeds import derive
 from mad.solvers.vertex import mix
@@ -26,9 +26,9 @@ class MadRandom(Defense):
     name = "mad_random"
     epsilon: float | None
 
-    def prepare(self, setting: Setting) -> None:
+    def prepare(self, context: Context) -> None:
         """Draw the secret key."""
-        self._key = derive(setting.seed, "random corner")
+        self._key = derive(context.seed, "random corner")
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return posteriors mixed with one-hot ones."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mad.defenses.base import Defense, Setting
-from mad.errors import number, one_of
+from mad.defenses.base import Context, Defense
+from mad.errors import check_choice, check_number
 from mad.seeds import derive
 
 EDGE = 1e-6  # where a budget's logits are clipped: noise of +-scale would move no answer that is surer
@@ -42,8 +42,8 @@ class RandomNoise(Defense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("defense.scale", self.scale, 0)
-        one_of("defense.norm", self.norm, tuple(NORMS))
+        check_number("defense.scale", self.scale, 0)
+        check_choice("defense.norm", self.norm, tuple(NORMS))
 
     @property
     def version(self) -> int:  # type: ignore[override]
@@ -51,13 +51,13 @@ class RandomNoise(Defense):
         return 2 if self.epsilon is None else 1
 
     @property
-    def dial(self) -> str:  # type: ignore[override]
+    def strength_parameter(self) -> str:  # type: ignore[override]
         """The budget where there is one, else the radius."""
         return "scale" if self.epsilon is None else "epsilon"
 
-    def prepare(self, setting: Setting) -> None:
+    def prepare(self, context: Context) -> None:
         """Draw the secret key."""
-        self._key = derive(setting.seed, "noise")
+        self._key = derive(context.seed, "noise")
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return what the noisy logits stand for, not yet rescaled."""

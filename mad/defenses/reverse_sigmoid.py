@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mad.defenses.base import Defense, Setting
-from mad.errors import flag, number
-from mad.fingerprint import ADDED
+from mad.defenses.base import Context, Defense
+from mad.errors import check_flag, check_number
+from mad.storage.fingerprint import ADDED
 
 GAMMAS = {"mnist": 0.2, "fashion_mnist": 0.4, "cifar10": 0.1}  # the paper's, by data set
 GAMMA = 0.2  # the paper's for all others
@@ -32,7 +32,7 @@ class ReverseSigmoid(Defense):
     """
 
     name = "reverse_sigmoid"
-    dial = "beta"
+    strength_parameter = "beta"
     epsilon: float | None = None
     beta: float = 0.2
     gamma: float | None = None
@@ -40,14 +40,14 @@ class ReverseSigmoid(Defense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("defense.beta", self.beta, 0, 1)
+        check_number("defense.beta", self.beta, 0, 1)
         if self.gamma is not None:
-            number("defense.gamma", self.gamma, 1e-6)
-        flag("defense.as_published", self.as_published)
+            check_number("defense.gamma", self.gamma, 1e-6)
+        check_flag("defense.as_published", self.as_published)
 
-    def prepare(self, setting: Setting) -> None:
+    def prepare(self, context: Context) -> None:
         """Look up gamma where none is given."""
-        self._gamma = GAMMAS.get(setting.victim.dataset.name, GAMMA) if self.gamma is None else self.gamma
+        self._gamma = GAMMAS.get(context.victim.dataset.name, GAMMA) if self.gamma is None else self.gamma
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return posteriors, with the top classes of the clean ones unless ``as_published``."""

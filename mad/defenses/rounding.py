@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mad.defenses.base import Defense
-from mad.errors import number
+from mad.errors import check_number
 
 
 @dataclass
@@ -24,13 +24,13 @@ class Rounding(Defense):
     """
 
     name = "rounding"
-    dial = "decimals"
+    strength_parameter = "decimals"
     epsilon: float | None = None
     decimals: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("defense.decimals", self.decimals, 1, 7, whole=True)
+        check_number("defense.decimals", self.decimals, 1, 7, whole=True)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return posteriors in few different values."""

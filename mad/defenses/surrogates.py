@@ -13,7 +13,7 @@ from torch.func import replace_all_batch_norm_modules_, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mad.datasets import Dataset
-from mad.defenses.base import Setting
+from mad.defenses.base import Context
 from mad.errors import MadError
 from mad.seeds import derive
 from mad.training import Trainer, place
@@ -33,35 +33,35 @@ class Surrogate(ABC):
         """Raise MadError for a victim this surrogate does not fit, before anything is trained; by default never."""
 
     @abstractmethod
-    def build(self, setting: Setting) -> nn.Module:
+    def build(self, context: Context) -> nn.Module:
         """Return a network in eval mode, images (B, C, H, W) to logits (B, K) for the victim's K classes."""
 
     @final
-    def ready(self, setting: Setting, as_published: bool = False) -> nn.Module:
+    def ready(self, context: Context, as_published: bool = False) -> nn.Module:
         """Return the surrogate, frozen: in eval mode and without gradients.
 
         Args:
-            setting: what it is built for.
+            context: what it is built for.
             as_published: let its batch norms see one image at a time, where the published code's do.
 
         Raises:
             MadError: if a part of it is in train mode, if its logits are not (B, K), or if ``as_published`` cannot be.
         """
-        network = self.build(setting).requires_grad_(False)
+        network = self.build(context).requires_grad_(False)
         if any(part.training for part in network.modules()):
             raise MadError(f"surrogate {self.name} is in train mode: build must return it after .eval()")
-        images = torch.zeros(2, *setting.victim.dataset.shape, device=setting.device)
+        images = torch.zeros(2, *context.victim.dataset.shape, device=context.device)
         if as_published and self.train_mode and any(isinstance(part, _BatchNorm) for part in network.modules()):
             network = OneByOne(network)
-            network.attempt(images, f"surrogate {self.name} of victim {setting.victim.name}")
+            network.attempt(images, f"surrogate {self.name} of victim {context.victim.name}")
         with torch.no_grad():
             logits = network(images)
-        expected = (2, setting.victim.dataset.classes)
+        expected = (2, context.victim.dataset.classes)
         if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
             got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise MadError(
                 f"surrogate {self.name} answers two images with {got}, expected logits {expected}: "
-                f"give it the classes of victim {setting.victim.name}"
+                f"give it the classes of victim {context.victim.name}"
             )
         return network
 
@@ -81,10 +81,10 @@ class RandomSurrogate(Surrogate):
     name = "random"
     architecture: Architecture | None = None
 
-    def build(self, setting: Setting) -> nn.Module:
+    def build(self, context: Context) -> nn.Module:
         """Draw the weights from the cell's seed."""
-        network = setting.victim.untrained(self.architecture, seed=setting.seed, purpose="surrogate")
-        return place(network, setting.device)
+        network = context.victim.untrained(self.architecture, seed=context.seed, purpose="surrogate")
+        return place(network, context.device)
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,18 @@ class TrainedSurrogate(Surrogate):
                 f"the surrogate of victim {victim.name} needs {own.classes} of {tuple(own.shape)}: choose another"
             )
 
-    def build(self, setting: Setting) -> nn.Module:
+    def build(self, context: Context) -> nn.Module:
         """Train it, or load it where it was trained before."""
-        self.check(setting.victim)
+        self.check(context.victim)
         recipe = Victim(
             name="surrogate",
-            dataset=self.dataset or setting.victim.dataset,
-            architecture=self.architecture or setting.victim.architecture,
+            dataset=self.dataset or context.victim.dataset,
+            architecture=self.architecture or context.victim.architecture,
             trainer=self.trainer,
             epochs=self.epochs,
-            seed=derive(setting.seed, "surrogate") >> 1,  # never the victim's weights
+            seed=derive(context.seed, "surrogate") >> 1,  # never the victim's weights
         )
-        return setting.trained(recipe)
+        return context.trained(recipe)
 
 
 @dataclass(frozen=True)
@@ -137,28 +137,28 @@ class VictimSurrogate(Surrogate):
     name = "victim"
     train_mode = False
 
-    def build(self, setting: Setting) -> nn.Module:
+    def build(self, context: Context) -> nn.Module:
         """Return the model that is served."""
-        return setting.model
+        return context.model
 
 
 @dataclass(frozen=True)
 class AdversarySurrogate(Surrogate):
     """The adversary's own network as it is at every query: the white box of the paper's figs. 6 and 7.
 
-    ``ready`` freezes it, and an attack that trains it turns its gradients on again; ``Remembered`` notices the weights
-    that a step has changed in place, and stands aside.
+    ``ready`` freezes it, and an attack that trains it turns its gradients on again; ``CachedNetwork`` notices weights
+    that a step has changed in place, and runs the network.
     """
 
     name = "adversary"
     white_box = True
     train_mode = False  # in the published code it is until it is first judged, and then no more
 
-    def build(self, setting: Setting) -> nn.Module:
+    def build(self, context: Context) -> nn.Module:
         """Return the network that the adversary is going to train."""
-        if setting.adversary is None:
-            raise MadError("surrogate adversary needs a setting with an adversary, got none")
-        return setting.adversary.live
+        if context.adversary is None:
+            raise MadError("surrogate adversary needs a context with an adversary, got none")
+        return context.adversary.live
 
 
 class OneByOne(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mad.defenses.base import Defense
-from mad.errors import number
+from mad.errors import check_number
 
 
 @dataclass
@@ -23,13 +23,13 @@ class TopK(Defense):
     """
 
     name = "top_k"
-    dial = "k"
+    strength_parameter = "k"
     epsilon: float | None = None
     k: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("defense.k", self.k, 1, whole=True)
+        check_number("defense.k", self.k, 1, whole=True)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return posteriors with at most k classes; of equal ones, those that come first stay."""

@@ -1,4 +1,4 @@
-"""Which records a figure of the paper is drawn from: one scene a series, said in words beside it."""
+"""Which records a figure of the paper is drawn from: one comparison group a series, said in words beside it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from mad.scenes import counted, learned
+from mad.figures.groups import counted, learned
 
 VALUES = ["victim_accuracy", "defended_accuracy", "stolen_accuracy", "l1_mean"]
 VICTIM = ["architecture", "victim_epochs"]  # what victims of one name differ in
 LENGTH = ["knockoff_epochs", "knockoff_min_steps", "knockoff_schedule"]  # how long, and how, a thief is trained
 FILLED = {
-    **{"attack_settings": "", "defense_settings": "", "dial": "epsilon", "knockoff_optimizer": ""},
+    **{"attack_settings": "", "defense_settings": "", "strength_parameter": "epsilon", "knockoff_optimizer": ""},
     **{"victim_epochs": 0, "knockoff_learning_rate": 0.0, "knockoff_min_steps": 0, "knockoff_schedule": ""},
 }
 
@@ -26,7 +26,7 @@ class Theft:
     Args:
         victim: its name.
         pool: the pool's.
-        rows: the records, as ``mad.records.frame`` returns them.
+        rows: the records, as ``mad.storage.records.frame`` returns them.
     """
 
     victim: str
@@ -35,9 +35,9 @@ class Theft:
 
     @cached_property
     def plain(self) -> pd.DataFrame:
-        """Return the scene of the paper's knockoff: random images, each asked about once, the victim's architecture."""
+        """Return the group of the paper's knockoff: random images, each asked about once, the victim's architecture."""
         own = self.rows[self.rows.knockoff_architecture == self.rows.architecture]
-        return scene(own, attack="knockoff", recovery="none", attack_settings="", knockoff_optimizer=usual(own))
+        return group(own, attack="knockoff", recovery="none", attack_settings="", knockoff_optimizer=usual(own))
 
     @property
     def same_victim(self) -> pd.DataFrame:
@@ -47,7 +47,7 @@ class Theft:
         return self.rows[(self.rows[VICTIM] == self.plain[VICTIM].iloc[0]).all(axis=1)]
 
     def cells(self, attack: str = "knockoff", recovery: str = "none", **other: str) -> pd.DataFrame:
-        """Return the scene of an attack; what is not said is as in ``plain``.
+        """Return the comparison group of an attack; what is not said is as in ``plain``.
 
         Args:
             attack: its name.
@@ -63,7 +63,7 @@ class Theft:
             if len(plain) and optimizer == plain.knockoff_optimizer.iloc[0]:
                 rows = rows[(rows[LENGTH] == plain[LENGTH].iloc[0]).all(axis=1)]
         other.setdefault("attack_settings", "")
-        return scene(rows, attack=attack, recovery=recovery, **other)
+        return group(rows, attack=attack, recovery=recovery, **other)
 
 
 def thefts(table: pd.DataFrame) -> list[Theft]:
@@ -88,12 +88,12 @@ def usual(rows: pd.DataFrame) -> str:
     return str(found.mode().iloc[0]) if len(found) else ""
 
 
-def scene(rows: pd.DataFrame, **wanted: str) -> pd.DataFrame:
-    """Return the records with these values, of them the largest budget's, of these the scene with the most records."""
+def group(rows: pd.DataFrame, **wanted: str) -> pd.DataFrame:
+    """Return the records with these values, of the largest budget, of the comparison group with the most records."""
     for column, value in wanted.items():
         rows = rows[rows[column] == value]
     rows = rows[rows.budget == rows.budget.max()]
-    return rows[rows.scene == rows.scene.mode().iloc[0]] if len(rows) else rows
+    return rows[rows.comparison_group == rows.comparison_group.mode().iloc[0]] if len(rows) else rows
 
 
 def undefended(rows: pd.DataFrame) -> pd.DataFrame:
@@ -101,28 +101,28 @@ def undefended(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.defense == "none"]
 
 
-def under(rows: pd.DataFrame, defense: str, dial: str | None = None) -> pd.DataFrame:
+def under(rows: pd.DataFrame, defense: str, parameter: str | None = None) -> pd.DataFrame:
     """Return a defense's cells in the settings of its YAML, or else in those that most of its cells have.
 
     Args:
-        rows: cells of one scene.
+        rows: cells of one comparison group.
         defense: its name.
-        dial: the dial to take where a defense has been turned by several.
+        parameter: the strength parameter to take where a defense has been run over several.
     """
     rows = rows[rows.defense == defense]
-    if dial is not None and (rows.dial == dial).any():
-        rows = rows[rows.dial == dial]
+    if parameter is not None and (rows.strength_parameter == parameter).any():
+        rows = rows[rows.strength_parameter == parameter]
     if not (rows.defense_settings == "").any() and len(rows):
         return rows[rows.defense_settings == rows.defense_settings.mode().iloc[0]]
     return rows[rows.defense_settings == ""]
 
 
-def curve(rows: pd.DataFrame, defense: str, dial: str | None = None) -> pd.DataFrame:
+def curve(rows: pd.DataFrame, defense: str, parameter: str | None = None) -> pd.DataFrame:
     """Return a defense's points, from undefended on by rising strength: accuracies in percent.
 
     Indexed by the strength, with columns (value, "mean" | "min" | "max"); empty if the defense has no cells.
     """
-    defended = under(rows, defense, dial)
+    defended = under(rows, defense, parameter)
     if defended.empty:
         return defended
     return pd.concat([points(undefended(rows).assign(strength=0.0)), points(defended)])

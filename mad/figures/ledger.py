@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from mad.figures.cells import Theft
+from mad.figures.groups import MEANING, mark
 from mad.figures.measures import MEASURES, OF_NO_THIEF, Found
-from mad.scenes import MEANING, mark
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 ANY = "*"  # a number that is stated of every victim

@@ -16,7 +16,7 @@ import pandas as pd
 from mad.figures.cells import Theft, curve, points, undefended, under
 from mad.figures.moves import by_budget, moves
 from mad.figures.online import BINS, LOSSES, angles, numbers, study
-from mad.figures.plane import ATTACKS, DIALS
+from mad.figures.plane import ATTACKS, PARAMETERS
 
 STOLEN, DEFENDED, VICTIM = "stolen_accuracy", "defended_accuracy", "victim_accuracy"
 
@@ -51,7 +51,7 @@ def at_strength(rows: pd.DataFrame, strength: float) -> pd.DataFrame:
 
 def turned(rows: pd.DataFrame, defense: str) -> pd.DataFrame:
     """Return a defense's cells as the paper's figures draw them."""
-    return under(rows, defense, DIALS.get(defense))
+    return under(rows, defense, PARAMETERS.get(defense))
 
 
 def difference(more: pd.DataFrame, less: pd.DataFrame, where: str = "") -> Found | None:
@@ -149,7 +149,7 @@ def strongest(theft: Theft, defense: str, recovery: str = "none") -> Found | Non
     if cells.empty or undefended(rows).empty:
         return None
     best = float(points(cells)[STOLEN]["mean"].idxmin())
-    return difference(undefended(rows), at_strength(cells, best), f"{cells.dial.iloc[0]}={best:g}")
+    return difference(undefended(rows), at_strength(cells, best), f"{cells.strength_parameter.iloc[0]}={best:g}")
 
 
 def below(theft: Theft, defense: str, limit: float) -> tuple[pd.DataFrame, str] | None:
@@ -160,7 +160,7 @@ def below(theft: Theft, defense: str, limit: float) -> tuple[pd.DataFrame, str] 
     if found.empty:
         return None
     best = float(found[DEFENDED]["mean"].idxmax())
-    return at_strength(cells, best), f"{cells.dial.iloc[0]}={best:g}"
+    return at_strength(cells, best), f"{cells.strength_parameter.iloc[0]}={best:g}"
 
 
 def defended_below(theft: Theft, defense: str, limit: float) -> Found | None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mad.figures.cells import LENGTH, Theft, shown, undefended, under
 from mad.figures.drawing import BARS, INK, cross, finish, marks, sheet, spread, style
-from mad.scenes import learned
+from mad.figures.groups import learned
 
 DEFENSES = ("mad", "mad_argmax")
 EPSILON = 0.95
@@ -18,7 +18,7 @@ HOLLOW = {"color": "black", "marker": "o", "markerfacecolor": "white", "linestyl
 
 
 def moves(theft: Theft) -> dict[str, pd.DataFrame]:
-    """Return the scene of each counter-move that there are cells of; ``none`` is the paper's knockoff.
+    """Return the comparison group of each counter-move that there are cells of; ``none`` is the paper's knockoff.
 
     Where all have a seed in common, only such seeds are taken: thefts differ more between seeds than between moves.
     """

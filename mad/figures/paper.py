@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from mad.figures import ledger, moves, online, plane, table1
 from mad.figures.cells import Theft, foremost, thefts
 from mad.figures.tradeoff import each, save
-from mad.files import write_alone
 from mad.progress import err
+from mad.storage.files import write_alone
 
 FIGURES = {
     "fig3": plane.fig3,

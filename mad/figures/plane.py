@@ -12,7 +12,7 @@ from mad.figures.drawing import finish, ideal, line, sheet, style
 ATTACKS = ("jbda", "jbself", "jbtop3", "knockoff")
 DEFENSES = ("mad", "mad_argmax", "reverse_sigmoid", "random_noise", "dp_sgd")
 ABLATION = ("mad", "mad_argmax", "mad_identity", "mad_random")
-DIALS = {"random_noise": "scale"}  # as published
+PARAMETERS = {"random_noise": "scale"}  # as published
 AT_TRAINING = ("dp_sgd",)  # moves no answer: an L1 distance says nothing of its cost
 STOLEN, DEFENDED, L1 = "stolen_accuracy", "defended_accuracy", "l1_mean"
 THIEF, USERS, DISTANCE = "accuracy of the stolen model, %", "accuracy of the defended API, %", "mean L1 distance"
@@ -67,7 +67,7 @@ def two_rows(thefts: list[Theft], title: str, recoveries: tuple[str, ...]) -> Fi
             for name in names:
                 hollow = {"markerfacecolor": "white", "linewidth": 0.8} if recovery != "none" else {}
                 label = name if recovery == "none" else f"{name}, {recovery}"
-                series.append((label, curve(rows, name, DIALS.get(name)), style(name) | hollow))
+                series.append((label, curve(rows, name, PARAMETERS.get(name)), style(name) | hollow))
             parts += [rows] if names else []
         if series:
             panels.append((theft, series, parts))
@@ -79,7 +79,7 @@ def two_rows(thefts: list[Theft], title: str, recoveries: tuple[str, ...]) -> Fi
         plane(above, moving, L1, parts)
         plane(below, series, DEFENDED, parts)
         above.set_title(shown(theft, *parts), fontsize=8)
-    return finish(figure, axes.flat, f"{title}\n{dials(panels)}")
+    return finish(figure, axes.flat, f"{title}\n{parameters_of(panels)}")
 
 
 def fig8(thefts: list[Theft]) -> Figure | None:
@@ -110,13 +110,13 @@ def plane(axes: Axes, series: list[Series], y: str, parts: list[pd.DataFrame]) -
     axes.set_ylim(*((-0.08, None) if y == L1 else (-4, 104)))
 
 
-def dials(panels: list[tuple[Theft, list[Series], list[pd.DataFrame]]]) -> str:
+def parameters_of(panels: list[tuple[Theft, list[Series], list[pd.DataFrame]]]) -> str:
     """Say by what each defense is turned, and how far, over all panels."""
     found: dict[str, list[float]] = {}
     for _, series, parts in panels:
         rows = pd.concat(parts)
         for label, points, _ in series:
             name = label.partition(",")[0]
-            dial = under(rows, name, DIALS.get(name)).dial.iloc[0]
-            found.setdefault(f"{name} by {dial}", []).extend(at for at in points.index if at)
+            parameter = under(rows, name, PARAMETERS.get(name)).strength_parameter.iloc[0]
+            found.setdefault(f"{name} by {parameter}", []).extend(at for at in points.index if at)
     return "; ".join(f"{name}, {min(turned):g} to {max(turned):g}" for name, turned in found.items())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from mad.figures.cells import Theft, undefended
+from mad.figures.groups import MARK, MEANING, mark, spoken
 from mad.figures.plane import ATTACKS
+from mad.figures.table import Column, fold, grid
 from mad.progress import out
-from mad.scenes import MARK, MEANING, mark, spoken
-from mad.table import Column, fold, grid
 
 
 def table1(thefts: list[Theft]) -> pd.DataFrame:

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from mad.errors import MadError
 from mad.figures.drawing import INK, SMALL, circle, cross, ideal, styles, surround
+from mad.figures.groups import counted, file_name, learned, whole
 from mad.figures.labels import Label, place
-from mad.files import write_alone
-from mad.scenes import counted, file_name, learned, whole
+from mad.storage.files import write_alone
 
 VALUES = ["victim_accuracy", "defended_accuracy", "l1_mean", "stolen_accuracy"]
 STOLEN, DEFENDED, L1 = "stolen_accuracy", "defended_accuracy", "l1_mean"
@@ -25,24 +25,24 @@ UNCHANGED = 1e-6  # a mean L1 distance that rescaling in float32 leaves
 WIDTH, HEIGHT, CURVE = 9.0, 3.3, 0.08  # inches, without title and legend: the more curves, the higher
 
 
-def curves(scene: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return, for each defense of a scene, its points from weak to strong, in percent, mean and deviation over seeds.
+def curves(group: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return, the points of each defense of a group, from weak to strong, in percent: mean and deviation over seeds.
 
     Each frame is indexed by the strength, its index is named after what the defense is turned by, such as epsilon, and
     it has columns (value, "mean" | "std"), ("seed", "nunique") and ("learned", "all"). The undefended point is every
     curve's first: a strength of 0. The others rise, or fall where a larger number disturbs less (the classes that
     ``top_k`` keeps).
     """
-    origin = points(scene[scene.defense == "none"])
+    origin = points(group[group.defense == "none"])
     found = {}
-    defended = scene[scene.defense != "none"]
-    for (name, settings, dial), rows in defended.groupby(["defense", "defense_settings", "dial"]):
+    defended = group[group.defense != "none"]
+    for (name, settings, parameter), rows in defended.groupby(["defense", "defense_settings", "strength_parameter"]):
         label = f"{name} ({settings})" if settings else str(name)
-        label = f"{label} by {dial}" if label in found else label  # random noise is turned in two ways
+        label = f"{label} by {parameter}" if label in found else label  # random noise is turned in two ways
         own = points(rows)
         distance = own["l1_mean"]["mean"]
         own = own[::-1] if distance.iloc[0] > distance.iloc[-1] + UNCHANGED else own
-        found[label] = pd.concat([origin, own]).rename_axis(str(dial))
+        found[label] = pd.concat([origin, own]).rename_axis(str(parameter))
     return found or ({"none": origin} if len(origin) else {})
 
 
@@ -60,16 +60,16 @@ def moves(points: pd.DataFrame) -> bool:
     return bool(points[L1]["mean"].max() >= UNCHANGED)
 
 
-def draw(scene: pd.DataFrame) -> Figure:
-    """Draw one scene: stolen accuracy against defended accuracy, and against the mean L1 on the test split."""
-    found, number = curves(scene), seeds(scene)
+def draw(group: pd.DataFrame) -> Figure:
+    """Draw one group: stolen accuracy against defended accuracy, and against the mean L1 on the test split."""
+    found, number = curves(group), seeds(group)
     marks = styles(found)
     moving = {label: each for label, each in found.items() if label == "none" or moves(each)}
     figure = Figure(figsize=(WIDTH, HEIGHT + CURVE * len(found)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    panels = ((left, DEFENDED, found, 100 * scene.victim_accuracy.mean()), (right, L1, moving, 0.0))
+    panels = ((left, DEFENDED, found, 100 * group.victim_accuracy.mean()), (right, L1, moving, 0.0))
     for axes, x, drawn, best in panels:
-        landmarks(axes, scene, x, best)
+        landmarks(axes, group, x, best)
         for label, each in drawn.items():
             line(axes, each, x, label, marks[label])
     left.set(
@@ -83,23 +83,23 @@ def draw(scene: pd.DataFrame) -> Figure:
     handles, labels = left.get_legend_handles_labels()
     said = {label: f"{label}, {each}" for label, each in number.items()} if len(set(number.values())) > 1 else {}
     known = {said.get(label, label): handle for label, handle in zip(labels, handles, strict=True)}
-    surround(figure, known, title(scene).splitlines())
+    surround(figure, known, title(group).splitlines())
     for axes, x, drawn, _ in panels:
         ways = [pd.concat([each[x]["mean"], each[STOLEN]["mean"]], axis=1).to_numpy() for each in drawn.values()]
         place(figure, axes, strengths(drawn, x, marks), ways)
     return figure
 
 
-def landmarks(axes: Axes, scene: pd.DataFrame, x: str, best: float) -> None:
+def landmarks(axes: Axes, group: pd.DataFrame, x: str, best: float) -> None:
     """Mark chance level, the ideal corner and the undefended point, all below the curves."""
-    chance = 100 * scene.chance.iloc[0]
+    chance = 100 * group.chance.iloc[0]
     axes.axhline(chance, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     if x == L1:
         above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "right", "va": "bottom"}
         where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "fontsize": SMALL, "color": INK}
         axes.annotate("chance", (1, chance), **where, **above)
     ideal(axes, best, chance)
-    origin = scene[scene.defense == "none"]
+    origin = group[group.defense == "none"]
     if len(origin):
         circle(axes, 0.0 if x == L1 else 100 * origin[x].mean(), 100 * origin.stolen_accuracy.mean())
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -134,44 +134,44 @@ def strengths(found: dict[str, pd.DataFrame], x: str, marks: dict[str, dict[str,
     return [text for _, text in sorted(ranked, key=lambda each: each[0])]
 
 
-def seeds(scene: pd.DataFrame) -> dict[str, str]:
+def seeds(group: pd.DataFrame) -> dict[str, str]:
     """Return over how many seeds the points of each curve are, and of what is ``undefended``."""
     number = {}
-    origin = scene[scene.defense == "none"]
+    origin = group[group.defense == "none"]
     if len(origin):
         number["undefended"] = counted([origin.seed.nunique()])
-    for label, each in curves(scene).items():
+    for label, each in curves(group).items():
         if label != "none":
             number[label] = counted(each["seed"]["nunique"].iloc[len(number.keys() & {"undefended"}) :].tolist())
     return number
 
 
-def title(scene: pd.DataFrame) -> str:
+def title(group: pd.DataFrame) -> str:
     """Return lines that say what was stolen and how, and what bars and labels mean."""
-    number = set(seeds(scene).values())
+    number = set(seeds(group).values())
     over = "the seeds, as many as the legend says; a single seed has none" if len(number) > 1 else min(number)
     said = ["one seed, no bars" if number == {"1 seed"} else f"bars: one standard deviation over {over}"]
-    dials = scene[scene.defense != "none"].dropna(subset="strength").groupby("defense").dial.unique()
-    usual = dials.explode().mode()
+    parameters = group[group.defense != "none"].dropna(subset="strength").groupby("defense").strength_parameter.unique()
+    usual = parameters.explode().mode()
     if len(usual):
-        others = {name: " or ".join(each) for name, each in dials.items() if list(each) != [usual[0]]}
+        others = {name: " or ".join(each) for name, each in parameters.items() if list(each) != [usual[0]]}
         listed = ", ".join(f"{name}: {each}" for name, each in others.items())
         said.append(f"beside points, where there is room: {usual[0]}{f' ({listed})' if listed else ''}")
-    still = [label for label, each in curves(scene).items() if label != "none" and not moves(each)]
+    still = [label for label, each in curves(group).items() if label != "none" and not moves(each)]
     if still:
         said.append(f"no answer is moved by {', '.join(still)}: not on the right")
-    return f"{whole(scene.iloc[0])}\n{'; '.join(said)}"
+    return f"{whole(group.iloc[0])}\n{'; '.join(said)}"
 
 
 def write_all(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw every scene of the records to PNG and PDF; return the PNGs."""
+    """Draw every comparison group of the records to PNG and PDF; return the PNGs."""
 
-    def written(scene: pd.DataFrame) -> Path:
+    def written(group: pd.DataFrame) -> Path:
         area = Path(folder.name)
-        return save(draw(scene), folder.parent, area / file_name(scene.iloc[0]), area)
+        return save(draw(group), folder.parent, area / file_name(group.iloc[0]), area)
 
-    scenes = table.groupby("scene")
-    return each({f"the trade-off of scene {name}": partial(written, rows) for name, rows in scenes})
+    groups = table.groupby("comparison_group")
+    return each({f"the trade-off of comparison group {name}": partial(written, rows) for name, rows in groups})
 
 
 def each(jobs: Mapping[str, Callable[[], Path | None]]) -> list[Path]:

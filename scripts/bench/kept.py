@@ -19,8 +19,10 @@ from pathlib import Path
 
 from common import arguments, paired, report
 
-RUN = "from mad.cli import run; run()"
-IMPORTS = "import mad.cli, mad.pipeline, mad.store, mad.records, mad.table, mad.figures.tradeoff"
+RUN = "from mad.cli.run import main; main()"
+IMPORTS = (
+    "import mad.cli.run, mad.pipeline, mad.storage.store, mad.storage.records, mad.figures.table, mad.figures.tradeoff"
+)
 CELL = (
     "pool.size=200",
     "trainer.epochs=1",

@@ -25,6 +25,8 @@ import torch
 from common import arguments, paired, ratio, report
 
 from mad.adversary import Adversary
+from mad.cli import configs
+from mad.cli.compose import PARTS
 from mad.recoveries import AsAnswered
 
 STATE: dict[str, Any] = {}
@@ -34,16 +36,15 @@ def prepare(victim: str, pool: str, budget: int, epochs: int, data_root: str) ->
     """Keep in this process what a knockoff is trained on; its answers stand for any defense's."""
     import hydra
 
-    from mad import cli
     from mad.attacks import TransferSet
     from mad.seeds import generator
 
-    cli.register_aliases()
+    configs.register_aliases()
     wanted: dict[str, Any] = {"victim": victim, "pool": pool, "knockoff.epochs": epochs, "data_root": data_root}
     wanted["knockoff.min_steps"] = "0" if epochs else ""
-    with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
         config = hydra.compose("config", overrides=[f"{key}={value}" for key, value in wanted.items() if value])
-    made = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in cli.PARTS}
+    made = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
     images = made["pool"].images(made["victim"].dataset.shape)
     rows = torch.arange(budget or len(images))
     answers = torch.rand(len(rows), made["victim"].dataset.classes, generator=generator(0, "answers")).softmax(1)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from mad import solvers
 from mad.architectures.lenet import LeNet
-from mad.cli import config_dir, register_aliases
-from mad.datasets import unit
+from mad.cli.configs import config_dir, register_aliases
+from mad.datasets import to_unit_range
 from mad.solvers.exact import mirror
 from mad.solvers.metric import cosine
 from mad.solvers.problem import Problem
@@ -39,7 +39,7 @@ def real(device: torch.device) -> tuple[Tensor, Tensor]:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("config")
     victim, pool = (instantiate(config[part], _convert_="all") for part in ("victim", "pool"))
-    images = unit(pool.images(victim.dataset.shape)[:BATCH].to(device))
+    images = to_unit_range(pool.images(victim.dataset.shape)[:BATCH].to(device))
     networks = victim.train(device), place(victim.untrained(seed=0, purpose="surrogate"), device)
     with torch.no_grad():
         y, p = (torch.softmax(network(images), dim=1) for network in networks)

@@ -24,16 +24,17 @@ import hydra
 import torch
 from common import arguments, report, seconds
 
-from mad import cli
 from mad.api import BlackBox
+from mad.cli import configs
+from mad.cli.compose import PARTS
 from mad.defenses import Undefended
 from mad.pipeline import Cell, gather
-from mad.store import Store
+from mad.storage.store import Store
 
 EPSILONS = "0,0.1,0.3,0.5,0.8,0.9,0.95,0.99"
 CELLS = len(EPSILONS.split(","))
 BAR = 1.10
-MAD_RUN = [sys.executable, "-c", "from mad.cli import run; run()"]
+MAD_RUN = [sys.executable, "-c", "from mad.cli.run import main; main()"]
 
 
 def overrides(given: Namespace, outputs: str) -> list[str]:
@@ -46,10 +47,10 @@ def overrides(given: Namespace, outputs: str) -> list[str]:
 
 def composed(words: list[str]) -> Cell:
     """Return the cell that mad-run would run."""
-    cli.register_aliases()
-    with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    configs.register_aliases()
+    with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
         config = hydra.compose("config", overrides=words)
-    parts = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in cli.PARTS}
+    parts = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
     return Cell(**parts, seed=config.seed)
 
 

@@ -62,7 +62,7 @@ def by_passes(model: nn.Module, images: Tensor) -> Tensor:
     return torch.stack(products)
 
 
-def scene(network: str, device: str) -> tuple[nn.Module, Tensor]:
+def network_and_images(network: str, device: str) -> tuple[nn.Module, Tensor]:
     """Return a network as it comes, and the images of a call."""
     make, shape, methods = NETWORKS[network]
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def scene(network: str, device: str) -> tuple[nn.Module, Tensor]:
 
 def calls(network: str, device: str) -> dict[str, Callable[[], Tensor]]:
     """Return each method's call."""
-    model, images = scene(network, device)
+    model, images = network_and_images(network, device)
 
     def call(method: str, count: int, at_once: int) -> Callable[[], Tensor]:
         if method == THETA:
@@ -116,7 +116,7 @@ def measure(network: str, rate: float, given: Any) -> list[dict[str, Any]]:
     times = paired(runs, given.repeats, given.device)
     each = {method: [seconds / methods[method][0] for seconds in times[method]] for method in runs}
     memory = {method: peak(network, method, given) for method in runs}
-    model, images = scene(network, given.device)
+    model, images = network_and_images(network, given.device)
     exact = by_passes(model.double(), images[: methods[PASSES][0]].double())
     operations = flops(runs[THETA]) / len(images)
     rows = []

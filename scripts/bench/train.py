@@ -37,12 +37,12 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from mad.architectures.lenet import LeNet
-from mad.cli import config_dir, register_aliases
+from mad.cli.configs import config_dir, register_aliases
 from mad.datasets import Split
 from mad.datasets.vision import Vision
 from mad.evaluation import accuracy
-from mad.fingerprint import describe, digest
 from mad.seeds import seeded
+from mad.storage.fingerprint import describe, digest
 from mad.training import Trainer, logits_of
 
 TARGET = 0.99

@@ -83,7 +83,7 @@ def folder(tmp_path):
 
 def start(folder, extra, *words):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "MAD_", "OMP_"))}
-    command = [sys.executable, "-c", "from mad.cli import run; run()", "--config-dir", "my_conf", *words, *SMALL]
+    command = [sys.executable, "-c", "from mad.cli.run import main; main()", "--config-dir", "my_conf", *words, *SMALL]
     return subprocess.Popen(
         command,
         cwd=folder,

@@ -26,7 +26,7 @@ def start(folder, *words):
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), environment.get("PYTHONPATH")]))
     environment.update(OMP_NUM_THREADS="1", TOY_LOG=str(folder / "log"))
     return subprocess.Popen(
-        [sys.executable, "-c", "from mad.cli import run; run()", "-m", *TOY, *words],
+        [sys.executable, "-c", "from mad.cli.run import main; main()", "-m", *TOY, *words],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -73,4 +73,4 @@ def leftovers(outputs):
 
 def draw_nothing(monkeypatch):
     """Write empty figures: drawing takes longer than all else that a toy cell does."""
-    monkeypatch.setattr("mad.figures.tradeoff.draw", lambda scene: Figure((1, 1)))
+    monkeypatch.setattr("mad.figures.tradeoff.draw", lambda comparison_group: Figure((1, 1)))

@@ -4,13 +4,13 @@ import random
 import shutil
 
 import pytest
-from conftest import CPU, cell, trainer, victim
+from toys import CPU, cell, trainer, victim
 
-from mad import records
 from mad.defenses.mad import Mad
 from mad.defenses.surrogates import TrainedSurrogate
 from mad.pipeline import run
-from mad.store import Store
+from mad.storage import records
+from mad.storage.store import Store
 
 NETWORKS = ("victims/toy/*/{}", "victims/surrogate/*/{}")
 ARTEFACTS = [

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from common import HERE, ONE, SMALL, TOY, draw_nothing, finished, leftovers
 
-from mad import files
+from mad.storage import files
 
 KIB = 1024
 FULL = pytest.mark.faults

@@ -10,8 +10,8 @@ from common import HERE, ONE, TOY, draw_nothing, leftovers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mad import files
-from mad.store import read_record
+from mad.storage import files
+from mad.storage.store import read_record
 
 KEYS = [
     "seed",

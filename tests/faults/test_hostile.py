@@ -8,7 +8,8 @@ import pytest
 import torch
 from common import HERE, ONE, TOY, draw_nothing
 
-from mad import files, prune, status
+from mad.cli import prune, status
+from mad.storage import files
 
 PLAN = {"label": "\x1b[31mx", "record": "../../etc/record.json", "error": None}
 
@@ -58,7 +59,7 @@ def test_a_pickle_in_place_of_weights_is_not_run(format, toy_run, tmp_path):
     assert not target.exists()
 
 
-@pytest.mark.parametrize("key", ["victim", "pool", "scene", "attack"])
+@pytest.mark.parametrize("key", ["victim", "pool", "comparison_group", "attack"])
 def test_a_record_whose_names_climb_writes_nothing_outside(key, toy_run, tmp_path):
     (record,) = tmp_path.glob("outputs/runs/toy/mad/*/*/record.json")
     record.write_bytes(files.seal({**files.unseal(record), key: "../../../climbed"}))

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import CPU, victim
+from toys import CPU, victim
 
 from mad.api import BlackBox
-from mad.defenses import Setting, Undefended
+from mad.defenses import Context, Undefended
 from mad.errors import BudgetExceededError
 
 THREADS = 64
@@ -19,7 +19,7 @@ THREADS = 64
 )
 def test_never_one_answer_over_budget(requests, budget):
     model = victim().untrained(seed=0, purpose="victim")
-    api = BlackBox(model, Undefended().prepared(Setting(victim(), model, 0, CPU)), (1, 8, 8), budget, CPU)
+    api = BlackBox(model, Undefended().prepared(Context(victim(), model, 0, CPU)), (1, 8, 8), budget, CPU)
     sizes = [torch.rand(size, 1, 8, 8) for size in (1, 2, 3)]
 
     def ask(thread):

@@ -10,8 +10,10 @@ from common import HERE, ONE, TOY, draw_nothing, finished, leftovers, trainings
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mad import cli, prune, records, status
+from mad.cli import figures as figures_command
+from mad.cli import prune, status
 from mad.figures import paper, tradeoff
+from mad.storage import records
 
 QUICK = ("trainer.epochs=1",)
 # A no-break space, zero width, an emoji of three, right to left, a newline, a tab, terminal escapes, line separators,
@@ -66,7 +68,7 @@ def test_the_longest_names_are_written_and_drawn(toy, tmp_path, monkeypatch):
 
 def figures(monkeypatch, *words):
     monkeypatch.setattr("sys.argv", ["mad-figures", *words])
-    cli.figures()
+    figures_command.main()
 
 
 def shown(monkeypatch, *words):
@@ -97,8 +99,8 @@ def test_what_cannot_be_written_is_not_made_first(toy, tmp_path, monkeypatch):
 def test_a_figure_that_cannot_be_drawn_costs_no_other(toy, tmp_path, monkeypatch, capfd):
     outputs = tmp_path / "outputs"
 
-    def broken(scene):
-        if scene["pool"].iloc[0] == "odd":
+    def broken(group):
+        if group["pool"].iloc[0] == "odd":
             raise ZeroDivisionError("no such color")
         return Figure((1, 1))
 

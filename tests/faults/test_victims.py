@@ -4,18 +4,18 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import CPU, cell, trainer, victim
 from toy import Odd
+from toys import CPU, cell, trainer, victim
 
 from mad.api import BlackBox
-from mad.defenses import Setting, Undefended
+from mad.defenses import Context, Undefended
 from mad.defenses.mad import Mad
 from mad.defenses.mad_argmax import MadArgmax
 from mad.defenses.random_noise import RandomNoise
 from mad.errors import MadError
 from mad.pipeline import run
 from mad.recoveries.argmax import Argmax
-from mad.store import Store
+from mad.storage.store import Store
 
 DEFENSES = {"none": Undefended(), "mad": Mad(0.5), "mad_argmax": MadArgmax(0.5), "random_noise": RandomNoise(0.5)}
 DEFENSES["exact"] = Mad(0.5, solver="exact")
@@ -41,7 +41,7 @@ def test_what_is_no_posterior_is_refused(last, defense, tmp_path):
 def test_what_a_served_model_breaks_is_not_passed_on(last, defense):
     recipe = theft(last, defense).victim
     model = recipe.untrained(seed=0, purpose="victim")
-    ready = DEFENSES[defense].prepared(Setting(victim(), victim().untrained(seed=0, purpose="victim"), 0, CPU))
+    ready = DEFENSES[defense].prepared(Context(victim(), victim().untrained(seed=0, purpose="victim"), 0, CPU))
     api = BlackBox(model, ready, (1, 8, 8), 10, CPU)
     with pytest.raises(MadError, match="the victim answered with NaN"):
         api(torch.rand(5, 1, 8, 8))

@@ -1,0 +1,1 @@
+"""The commands: ``mad-run``, ``mad-status``, ``mad-figures`` and ``mad-data``."""

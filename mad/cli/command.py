@@ -1,0 +1,111 @@
+"""What every command does first and last: streams that may be closed or full, flags, one line for any error."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+from mad.cli.messages import report
+from mad.errors import MadError
+from mad.progress import err
+
+STOPPED = "stopped; what is finished is kept: give the same command again to go on"
+GONE = (errno.EPIPE, errno.EBADF, errno.EIO)  # who reads the output has enough of it, or is gone
+
+
+class Stream:
+    """Standard output or error, where what can not be written is lost instead of stopping the work.
+
+    ``lost`` is why, if so. What is said is worth less than what is written to files.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.lost = stream, 0
+        with suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # what this encoding lacks
+
+    def write(self, text: str) -> int:
+        """Write, if anybody reads."""
+        with self._losing():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if anybody reads."""
+        with self._losing():
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.lost = self.lost or error.errno or errno.EIO
+            with suppress(OSError, ValueError, AttributeError):  # so that Python can flush the rest when it ends
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self.stream.fileno())
+                os.close(null)
+
+
+def guard() -> None:
+    """Let neither a stream that is closed nor an environment made for notebooks disturb this process."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would be standard output
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
+            if null != number:
+                os.close(null)
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115  # for as long as the process lives
+        setattr(sys, name, stream if mode == "r" or isinstance(stream, Stream) else Stream(stream))
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's is not installed here; figures are files
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Return a command's entry: any error is one line and exit code 1; a closed standard output costs nothing."""
+
+    @functools.wraps(main)
+    def entry() -> None:
+        before = sys.stdin, sys.stdout, sys.stderr
+        guard()
+        code: Any = 0
+        try:
+            main()
+        except KeyboardInterrupt:
+            err.print(STOPPED)
+            code = 130
+        except SystemExit as end:
+            code = end.code
+        except Exception as error:
+            report(error)
+            code = 1
+        sys.stdout.flush()
+        lost = getattr(sys.stdout, "lost", 0)
+        if lost and lost not in GONE:
+            report(MadError(f"standard output cannot be written ({os.strerror(lost)}); the files are there"))
+            code = code or 1
+        sys.stdin, sys.stdout, sys.stderr = before
+        if code:
+            sys.exit(code)
+
+    return entry
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's flags, whose mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line."""
+        raise MadError(f"{message}; {self.prog} --help says what it takes")

@@ -1,0 +1,113 @@
+"""The jobs of a sweep: every line of an experiment's ``grid``, each times what the command line sweeps over."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from mad.cli.configs import groups
+from mad.errors import MadError
+
+Job = list[str]
+SWEEPER = "hydra_plugins.mad_grid.GridSweeper"
+LAID_OUT = "grid=[]"  # said to every job of a grid: it is one cell
+
+
+def chosen(config: DictConfig) -> bool:
+    """Return whether a sweep's cells are known before it starts; other sweepers choose them as they go."""
+    return bool(config.hydra.sweeper._target_ == SWEEPER)
+
+
+def jobs(config: DictConfig, overrides: Job) -> list[Job]:
+    """Return the overrides of each job of a sweep, every one once, in the order of their launch.
+
+    Args:
+        config: the sweep's config with its ``hydra`` node: ``grid`` are its lines, none of them a sweep without lines.
+        overrides: the command line's; they come after a line's, and win. What they choose in a group, such as
+            ``defense=mad``, leaves of the grid the cells that choose the same, where there are any.
+
+    Raises:
+        MadError: if a line of the grid is not overrides as the command line takes them, what the command line chooses
+            lacks the keys that all lines set, or it names several outputs folders.
+    """
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    grid = config.get("grid") or OmegaConf.create([])
+    lines = [words(line) for line in (grid if OmegaConf.is_list(grid) else [grid])]
+    last = [LAID_OUT] if lines else []
+    asked: dict[str, set[str]] = {}
+    for each in split(overrides):
+        for key, value in choices(each).items():
+            asked.setdefault(key, set()).add(value)
+    if len(asked.pop("outputs", ())) > 1:
+        raise MadError("outputs cannot be swept over: a sweep has one outputs folder; give one command each")
+    cells = [own for line in lines or [[]] for own in split([*params, *line])]
+    met = {key for key, values in asked.items() if any(choices(own).get(key) in values for own in cells)}
+    found = []
+    for own in cells:
+        chosen = {key: value for key, value in choices(own).items() if key in asked}
+        if any(chosen[key] not in asked[key] for key in chosen if key in met):
+            continue
+        for key in chosen:
+            if key not in met and any(word.startswith((f"{key}.", f"{key}/")) for word in own):
+                check(own, overrides, key)
+        for job in split([*own, *overrides, *last]):
+            wanted = choices(job)
+            if all(wanted[key] == chosen[key] for key in chosen if key in met):
+                found.append(job)
+    if not found:
+        raise MadError(f"this sweep has no cell: nothing that there is fits {' '.join(overrides)}")
+    return list({tuple(sorted(job)): job for job in found}.values())
+
+
+def choices(job: Job) -> dict[str, str]:
+    """Return what a job's overrides, one value a key, choose in each group; and ``outputs``."""
+    given = dict(word.partition("=")[::2] for word in job)
+    return {key: value for key, value in given.items() if key in groups() or key == "outputs"}
+
+
+def check(own: Job, overrides: Job, group: str) -> None:
+    """Refuse a choice of the command line that has not the keys which a grid's line sets for its own.
+
+    Raises:
+        MadError: if it has not.
+    """
+    try:
+        hydra.compose("config", overrides=split([*own, *overrides, LAID_OUT])[0])
+    except HydraException as error:
+        mine, given = choices(own)[group], choices(split(overrides)[0])[group]
+        raise MadError(
+            f"{group}={given} fits no line of the grid: they choose others, and {' '.join(own)} sets keys that "
+            f"{given} does not have, as {mine} does; leave {group}={given} out, or choose one of the grid's"
+        ) from error
+
+
+def split(overrides: Job) -> list[Job]:
+    """Return one list of overrides a job: the product of all that is swept over; of one key, the last counts."""
+    loader = GlobalHydra.instance().config_loader()  # knows the choices that glob(*) means
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+    (every,) = BasicSweeper.split_arguments(parsed, None)
+    return every
+
+
+def words(line: Any) -> Job:
+    """Return the overrides of a grid's line."""
+    try:
+        if not isinstance(line, str):
+            raise ValueError("not text")
+        found = shlex.split(line)
+        for each in OverridesParser.create().parse_overrides(found):
+            if each.get_key_element().lstrip("+~").startswith(("hydra.", "hydra/")):
+                raise ValueError("hydra's overrides go on the command line")
+            if each.get_key_element() == "outputs":
+                raise ValueError("outputs= goes on the command line")
+    except (ValueError, HydraException) as error:
+        like = "overrides, like defense=mad seed=0,1"
+        raise MadError(f"a line of the grid must be {like}; got {line!r}: {str(error).splitlines()[0]}") from error
+    return found

@@ -1,0 +1,153 @@
+"""One line for any error: what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import traceback
+from typing import Any
+
+from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from mad.cli import configs
+from mad.environment import TRACEBACK
+from mad.errors import MadError, near
+from mad.progress import err
+
+EXTRAS = {"hydra_joblib": "mad", "hydra_submitit": "mad[slurm]", "hydra_ray": "mad[ray]"}
+
+
+def report(error: BaseException) -> None:
+    """Print an error's line, or its traceback where that was asked for."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    err.print(f"mad: {one_line(error)}", soft_wrap=True, markup=False)
+
+
+def one_line(error: BaseException) -> str:
+    """Say in one line what was expected, what came and what to do."""
+    ours = next((each for each in causes(error) if isinstance(each, MadError)), None)
+    if ours is not None:
+        return " ".join(str(ours).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return unknown_choice(str(error.missing_cfg_file), str(error), list(error.options or []))
+    if isinstance(error, OverrideParseException):
+        return unreadable(error.override)
+    if isinstance(error, InstantiationException) and error.__cause__:
+        if missing := re.match(r"Error loading '([^']*)'", str(error.__cause__)):
+            return (
+                f"{missing[1]} cannot be imported: a plug-in's file lies where the command is started, or is installed"
+            )
+        return one_line(error.__cause__)
+    if "Unknown plugin class" in str(error) or "IS THE PLUGIN INSTALLED" in str(error):
+        extra = next((extra for package, extra in EXTRAS.items() if package in str(error)), "mad")
+        return f"this launcher is not installed: pip install '{extra}'"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if (merged := re.match(r"Error merging override (.*)", str(error))) and error.__cause__:
+        return f"{merged[1]}: {str(error.__cause__).splitlines()[0]}"
+    for each in causes(error):
+        if isinstance(each, InterpolationKeyError):
+            return f"{' '.join(str(each).splitlines()[0].split())}: ${{...}} stands for another key's value"
+        if isinstance(each, OmegaConfBaseException) and each.full_key:
+            said = unknown_key(str(each.full_key), each.parent_node)
+            if said:
+                return said
+    return composition(str(error)) or plain(error)
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """Return an error and what caused it, the last first."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__
+    return found
+
+
+def unknown_choice(asked: str, text: str, options: list[str]) -> str:
+    """Say that a group has no such choice, and which it has."""
+    above = re.search(r"Available options in '([^']*)'", text)
+    group = above[1] if above else asked.rpartition("/")[0]
+    name = asked[len(group) :].lstrip("/")
+    options = configs.experiments() if group == "experiment" else options
+    return f"unknown {group or 'config'} {name!r}: {choose(name, options)}"
+
+
+def choose(name: str, known: list[str]) -> str:
+    """Say what there is to choose from instead of an unknown name."""
+    return f"choose from {', '.join(known)}{near(name, known)}" if known else "there is none to choose"
+
+
+def unknown_key(full_key: str, parent: Any) -> str | None:
+    """Say which key is unknown and which is near; None if the key exists and something else is wrong."""
+    above, _, key = full_key.rpartition(".")
+    if not isinstance(parent, DictConfig) or key in parent:
+        return None
+    known = [str(name) for name in parent if name != "hydra" and not str(name).startswith("_")]
+    where = f" in {above}" if above else ""
+    group = f"{above.replace('.', '/')}/{key}"
+    if group in configs.groups():
+        return f"unknown key {key!r}{where}: a part is chosen with {group}="
+    return f"unknown key {key!r}{where}: {choose(key, known)}"
+
+
+def unreadable(word: str) -> str:
+    """Say what is wrong with an override that Hydra cannot read."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        return f"{word!r} is no override: it must be key=value, like defense=mad; mad-run --help lists the choices"
+    if not re.fullmatch(r"[+~]*[\w$@/:-]+(\.[\w$@/:-]+)*", key):
+        return f"{word!r} is no override: {key!r} is no key; expected key=value, like defense.epsilon=0.5"
+    if value.startswith("="):
+        return f"{word!r} has one = too many: say {key}{value}"
+    return f"{word!r} cannot be read: {in_quotes(key, value)}; values to sweep over are a,b,c with none empty"
+
+
+def in_quotes(key: str, value: str) -> str:
+    """Return how to give a key a text with special characters, as a shell takes it."""
+    text = value.strip("'\"").replace('"', '\\"')
+    said = shlex.quote(f'{key}="{text}"')
+    return f"a text with special characters goes in quotes twice, {said}"
+
+
+def composition(text: str) -> str | None:
+    """Return what Hydra's composing of a config complains of in this program's words, where they are better."""
+    if several := re.search(r"Ambiguous value for argument '(.*)'", text):
+        key, _, value = several[1].partition("=")
+        hint = "a number has no comma in it" if re.fullmatch(r"[\d.,]+", value) else in_quotes(key, value)
+        hint = "" if key in configs.groups() else f"; {hint}"
+        return f"{several[1]} is a sweep: say -m to run a cell for each of its values{hint}"
+    if several := re.search(r"Sweep parameters '(.*)' requires --multirun", text):
+        return f"{several[1]} is a sweep: say -m to run a cell for each of its values"
+    if fixed := re.search(r"Sweeping over Hydra's configuration is not supported : '(.*)'", text):
+        return f"{fixed[1]}: hydra's own settings cannot be swept over; give one value"
+    if unmatched := re.search(r"Could not override '([^']*)'\. No match in the defaults list", text):
+        name, known = unmatched[1], configs.groups()
+        if not name:
+            return "an override must be key=value, like defense=mad; got one without a key"
+        if name in known:
+            return f"nothing that is chosen has a {name}: choose a part that has one"
+        return f"unknown choice {name!r}: {choose(name, known)}"
+    if re.search(r"Config group override must be a string", text):
+        return f"a choice must be a name, like defense=none, got null: choose for each of {', '.join(configs.groups())}"
+    if there := re.search(r"An item is already at '([^']*)'|Multiple values for (\S+)\. To override", text):
+        key = there[1] or there[2]
+        return f"{key} is there already: say {key}= without the +"
+    if absent := re.search(r"Could not delete (?:from config\. )?'([^']*)'", text):
+        return f"{absent[1]} is not there, so ~{absent[1]} can take nothing away"
+    return None
+
+
+def plain(error: BaseException) -> str:
+    """Return the first lines of any other error, joined."""
+    text = " ".join(str(error).split())[:300]
+    hint = "" if os.environ.get(TRACEBACK) else " (HYDRA_FULL_ERROR=1 shows where)"
+    return (
+        f"{text or type(error).__name__}{hint}"
+        if isinstance(error, OmegaConfBaseException) or not text
+        else (f"{type(error).__name__}: {text}{hint}")
+    )

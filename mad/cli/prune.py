@@ -1,0 +1,73 @@
+"""``mad-status --prune``: what no record refers to is shown, then removed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mad.cli.sweep_folder import HIDDEN
+from mad.errors import MadError
+from mad.progress import out
+from mad.storage import records
+from mad.storage.files import LOCKS, folders, holder
+
+
+def prune(outputs: Path, yes: bool) -> None:
+    """Show what no record refers to, and remove it once that is confirmed."""
+    busy = [found for file in sorted((outputs / LOCKS).glob("*.lock")) if (found := holder(file))]
+    if busy:
+        raise MadError(f"process {busy[0]['pid']} on {busy[0]['host']} is at work in {outputs}: prune when it is done")
+    paths = list(unneeded(outputs))
+    for path in paths:
+        out.print(f"{path}  {size(path) / 2**20:.1f} MiB", soft_wrap=True, markup=False)
+    if not paths:
+        out.print("nothing to prune")
+        return
+    if not yes and not (sys.stdin.isatty() and input(f"remove these {len(paths)}? [y/N] ").strip().lower() == "y"):
+        out.print("nothing was removed" + ("" if sys.stdin.isatty() else "; --yes removes without asking"))
+        return
+    for path in paths:
+        remove(path)
+    out.print(f"removed {len(paths)}")
+
+
+def unneeded(outputs: Path) -> Iterator[Path]:
+    """Yield networks that no record used, damaged files, and what dead processes left."""
+    table = records.read(outputs)
+    used = {name for uses in ([] if table.empty else table.uses) for name in str(uses).split()}
+    for folder in folders(outputs, "victims/*/*"):
+        if folder.relative_to(outputs / "victims").as_posix() not in used:
+            yield folder
+        else:
+            yield from waste(folder)
+    for pattern in (".", "runs/*/*/*/*", "figures", "failed", "sweeps/*"):
+        for folder in folders(outputs, pattern):
+            yield from waste(folder)
+    for folder in folders(outputs, LOCKS):
+        yield from sorted(folder.glob("*.lock"))
+
+
+def waste(folder: Path) -> Iterator[Path]:
+    """Yield the damaged and the half-written files of a folder, and what a killed sweep left hidden in its own."""
+    yield from sorted(file for pattern in ("*.damaged", *HIDDEN) for file in folder.glob(pattern))
+
+
+def size(path: Path) -> int:
+    """Return the bytes of a file, or of the files in a folder; a link has none."""
+    if path.is_symlink():
+        return 0
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a link, or a network's folder and its victim's if that was the last."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    shutil.rmtree(path)
+    with contextlib.suppress(OSError):  # it holds others
+        path.parent.rmdir()

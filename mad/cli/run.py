@@ -1,0 +1,55 @@
+"""``mad-run``: one cell, or a sweep of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import hydra
+from hydra._internal.utils import get_args_parser
+
+from mad.cli import configs, sweep_folder
+from mad.cli.command import Parser, command
+from mad.cli.task import Task
+from mad.environment import TRACEBACK
+from mad.errors import MadError
+
+
+@command
+def main() -> None:
+    """Enter ``mad-run``: any error is one line and exit code 1, or a traceback under HYDRA_FULL_ERROR=1."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        os.environ[TRACEBACK] = "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them its own way
+    # Plug-ins of the folder one stands in can be named in configs.
+    sys.path.append(os.getcwd())
+    # Hydra finds the launchers' own schemas beside conf/hydra/launcher; checked or not, those files are whole.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    configs.register_aliases()
+    given, sys.argv[1:] = sys.argv[1:], words(sys.argv[1:])
+    try:
+        hydra.main(config_path=str(configs.config_dir()), config_name="config", version_base="1.3")(Task())()
+    finally:
+        sys.argv[1:] = given
+        sweep_folder.end()
+
+
+def words(given: list[str]) -> list[str]:
+    """Return the words of a command line, flags before overrides, as Hydra takes them.
+
+    Raises:
+        MadError: if one of the flags is unknown or lacks its value, or the folder of configs is not there.
+    """
+    parser = Parser(prog="mad-run", parents=[get_args_parser()], add_help=False)
+    flags, unknown = parser.parse_known_intermixed_args(given)
+    if unknown:
+        bare = unknown[0].lstrip("-")
+        hint = f"overrides have no dashes: {bare}" if "=" in bare else "mad-run --help lists what there is"
+        raise MadError(f"unknown flag {unknown[0]}: {hint}")
+    place = configs.further(flags.config_dir)
+    spelled = {flags.config_dir: str(place), f"--config-dir={flags.config_dir}": f"--config-dir={place}"}
+    rest = [spelled.get(word, word) for word in given]
+    for word in flags.overrides:
+        rest.remove(word)
+    return [*rest, *configs.quoted(flags.overrides)]  # Hydra wants the overrides in one place

@@ -1,0 +1,163 @@
+"""``mad-status``: what is done, running, failed and missing; what no record needs any more."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from mad.cli import configs, grid, messages
+from mad.cli.command import Parser, command
+from mad.cli.configs import home, outputs_of
+from mad.cli.plan import PLAN, Planned, plan
+from mad.cli.sweep_folder import SWEEPS, left
+from mad.errors import MadError
+from mad.progress import out
+from mad.storage.files import DamagedError, Record, below, holder, lock_file
+
+STATES = ("done", "running", "failed", "missing")
+
+
+@command
+def main() -> None:
+    """Enter ``mad-status``."""
+    arguments = parse(sys.argv[1:])
+    configs.register_aliases()
+    if arguments.prune:
+        from mad.cli.prune import prune
+
+        place = place_of(arguments)
+        if not place.is_dir():
+            raise MadError(f"there is no folder {place}: say --outputs FOLDER")
+        prune(place, arguments.yes)
+    else:
+        show(*asked(arguments))
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        MadError: if it is none.
+    """
+    parser = Parser(
+        prog="mad-status", description="What is done, running, failed and missing; what no record needs any more."
+    )
+    parser.add_argument("what", nargs="*", help="a sweep's folder, or overrides as mad-run takes; default: last sweep")
+    parser.add_argument("-m", "--multirun", action="store_true", help="taken, and without effect")
+    parser.add_argument("--outputs", help="the outputs folder (default: outputs)")
+    parser.add_argument("--config-dir", help="a further folder of configs, as for mad-run")
+    parser.add_argument("--prune", action="store_true", help="show, then remove, what no record refers to")
+    parser.add_argument("--yes", action="store_true", help="remove without asking")
+    found = parser.parse_intermixed_args(words)
+    if found.yes and not found.prune:
+        parser.error("--yes goes with --prune")
+    if found.prune and found.what:
+        parser.error(f"--prune takes --outputs FOLDER and nothing else, got {found.what[0]!r}")
+    return found
+
+
+def place_of(arguments: argparse.Namespace) -> Path:
+    """Return the outputs folder of the command line's ``--outputs``."""
+    return Path(home("--outputs", "outputs" if arguments.outputs is None else arguments.outputs))
+
+
+def asked(arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:
+    """Return the outputs folder and the cells that the command line asks about."""
+    overrides = [word for word in arguments.what if "=" in word]
+    if overrides or arguments.multirun:
+        rest = [word for word in arguments.what if "=" not in word]
+        if rest:
+            raise MadError(messages.unreadable(rest[0]))
+        return composed(overrides, arguments)
+    outputs = place_of(arguments)
+    if len(arguments.what) > 1:
+        raise MadError(f"one sweep's folder at a time, got {len(arguments.what)}: {' '.join(arguments.what)}")
+    if arguments.what:
+        return outputs, listed(Path(home("the folder", arguments.what[0])))
+    sweeps = sorted((outputs / SWEEPS).glob(f"*/{PLAN}"))
+    if not sweeps:
+        raise MadError(f"no sweep below {outputs}/{SWEEPS}: say overrides, a folder, or --outputs FOLDER")
+    return outputs, listed(sweeps[-1].parent)
+
+
+def composed(overrides: list[str], arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:
+    """Return the outputs folder and the cells of what mad-run would run; nothing is run.
+
+    Where a config or an override says ``outputs``, that is the folder, and else the command line's ``--outputs``.
+    """
+    sys.path.append(os.getcwd())  # plug-ins, as for mad-run
+    place, overrides = configs.further(arguments.config_dir), configs.quoted(overrides)
+    with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
+        if place:
+            overrides = [f"hydra.searchpath=['{place}']", *overrides]
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        fixed = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
+        config = hydra.compose("config", overrides=fixed, return_hydra_config=True)
+        cells = plan(grid.jobs(config, overrides))
+    said = arguments.outputs is None or config.outputs != "outputs"
+    return outputs_of(config) if said else place_of(arguments), cells
+
+
+def listed(folder: Path) -> list[Planned]:
+    """Return the cells that a sweep listed when it started: data, of which nothing is run."""
+    try:
+        rows = [json.loads(line) for line in (folder / PLAN).read_text().splitlines()]
+        return [Planned(str(row["label"]), row["record"] and Path(row["record"]), row["error"]) for row in rows]
+    except OSError as error:
+        raise MadError(f"{folder} is no sweep's folder ({error.strerror}): expected {folder / PLAN}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise MadError(f"{folder / PLAN} is damaged: give the sweep's overrides instead") from error
+
+
+def show(outputs: Path, cells: list[Planned]) -> None:
+    """Print a line a cell, then the sum and an estimate of the time left."""
+    counts, seconds, running = Counter[str](), [], []
+    for cell in cells:
+        state, detail = state_of(outputs, cell)
+        counts[state] += 1
+        if state == "done":
+            seconds.append(detail["seconds_queries"] + detail["seconds_knockoff"])
+        if state == "running":
+            running.append(time.time() - detail["since"])
+        text = f"{state:<8} {cell.label}{why(state, detail)}"
+        out.print("".join(c if c.isprintable() else "?" for c in text), soft_wrap=True, markup=False)
+    total = ", ".join(f"{counts[state]} {state}" for state in STATES)
+    out.print(f"{len(cells)} cells: {total}; {left(seconds, running, counts['missing'])}", markup=False)
+
+
+def state_of(outputs: Path, cell: Planned) -> tuple[str, Record]:
+    """Return a cell's state and what is known of it; nothing is written."""
+    from mad.storage.store import FAILED, read_record
+
+    if cell.record is None:
+        return "failed", {"error": cell.error or "?"}
+    try:
+        record = read_record(below(outputs, cell.record))
+    except DamagedError:
+        record = None
+    if record is not None:
+        return "done", record
+    owner = holder(below(outputs, lock_file(cell.record.parent)))
+    if owner:
+        return "running", owner
+    note = below(outputs, Path(FAILED, f"{cell.record.parent.name}.json"))
+    try:
+        return "failed", {"error": str(json.loads(note.read_text())["error"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return "missing", {}
+
+
+def why(state: str, detail: Record) -> str:
+    """Return what is said after a cell's label."""
+    if state == "running":
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(detail["since"]))
+        return f" (process {detail['pid']} on {detail['host']} since {since})"
+    return f": {detail['error']}" if state == "failed" else ""

@@ -1,0 +1,137 @@
+"""One job of ``mad-run``: its cell and the undefended reference of it, in this process or on another machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from mad import progress
+from mad.cli import configs, launchers, sweep_folder
+from mad.cli.command import guard
+from mad.cli.configs import outputs_of
+from mad.cli.figures import finish
+from mad.cli.messages import one_line, report
+from mad.errors import MadError
+from mad.progress import err
+
+if TYPE_CHECKING:
+    from mad.pipeline import Cell
+
+NOTHING_LEARNED = "; the knockoff gives one answer to everything: try a smaller knockoff.learning_rate, or more steps"
+APART = ("outputs", "data_root", "force", "device")  # say where and how, not what
+
+
+class Task:
+    """What Hydra calls for each job. Where it arrives, in whatever process, the configs' resolvers are there, too."""
+
+    def __init__(self) -> None:
+        OmegaConf.register_new_resolver("mad_jobs", launchers.jobs, replace=True)
+        OmegaConf.register_new_resolver("mad_home", lambda path: configs.home("outputs", path), replace=True)
+        OmegaConf.register_new_resolver("mad_token", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+
+    def __reduce__(self) -> tuple[type[Task], tuple[()]]:
+        return Task, ()
+
+    def __call__(self, config: DictConfig) -> None:
+        """Run one cell; in a sweep, leave a note for the sweep's end instead of raising."""
+        guard()  # a job's process, too
+        if HydraConfig.get().mode == RunMode.RUN:
+            one(config)
+        else:
+            one_of_a_sweep(config)
+
+
+def one(config: DictConfig) -> None:
+    """Run one cell, then draw and show it."""
+    try:
+        finish([run_cell(config)[0]], outputs_of(config))
+    except Exception as error:  # raised, it would pass through Hydra, which adds lines of its own
+        report(error)
+        sys.exit(1)
+
+
+def one_of_a_sweep(config: DictConfig) -> None:
+    """Run a sweep's cell, and leave a note of what became of it."""
+    settle(HydraConfig.get())
+    sweep, number = Path(HydraConfig.get().sweep.dir), HydraConfig.get().job.num
+    overrides, doubt = list(HydraConfig.get().overrides.task), sweep_folder.doubt(sweep)
+    sweep_folder.start(sweep, number, {"overrides": overrides, "doubt": doubt})
+    try:
+        path, made = run_cell(config, sweep)
+        found = {"record": str(path)}
+    except Exception as error:
+        report(error)
+        found, made = {"error": one_line(error)}, False
+    err.print(sweep_folder.over(sweep, number, found, made=made), soft_wrap=True)
+
+
+def settle(hydra_config: Any) -> None:
+    """Stand where the sweep was launched, whatever machine this is; draw no bars where other jobs print, too."""
+    folder = hydra_config.runtime.cwd
+    os.chdir(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    if not hydra_config.launcher._target_.endswith(".BasicLauncher"):
+        progress.plain = True
+
+
+def run_cell(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool]:
+    """Run the config's cell, and its undefended reference.
+
+    Returns:
+        the path of its record below the outputs folder, and whether anything had to be made.
+    """
+    from mad.cli.compose import cell_of
+    from mad.device import choose, use_threads  # torch is imported only once the config is known to be right
+    from mad.pipeline import run
+    from mad.storage.store import Store
+
+    use_threads(config.threads)
+    device = choose(config.device)
+    cell = cell_of(config)
+    if not isinstance(config.force, bool) and config.force != "all":
+        raise MadError(f"force must be false, true (this cell) or all (its networks, too), got {config.force!r}")
+    renewed = set[str]() if sweep is None else sweep_folder.Renewed(sweep)
+    store = Store(outputs_of(config), renewed if config.force == "all" else None)
+    made, order = False, in_turn(cell, sweep)
+    with store.noting_failure(cell.path):  # its reference may fail before it is begun
+        for place, this in enumerate(order, 1):
+            force = config.force is True and this is cell
+            record, kept = run(this, store, device, force=force, overrides=said(this is cell))
+            made |= not kept
+            how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
+            of = f", {place} of {len(order)}" if sweep is None and len(order) > 1 else ""
+            strength = "" if record["strength"] is None else f" {record['strength_parameter']}={record['strength']:g}"
+            err.print(
+                f"{record['victim']} {record['defense']}{strength}: "
+                f"defended {record['defended_accuracy']:.1%}, stolen {record['stolen_accuracy']:.1%} "
+                f"({how}){of}{'' if record.get('learned', True) else NOTHING_LEARNED}",
+                soft_wrap=True,
+            )
+    return cell.path, made
+
+
+def said(defended: bool) -> str:
+    """Return the overrides that make this job's cell, or its undefended reference, wherever ``mad-run`` is started."""
+    given = {word: word.partition("=")[0].lstrip("+~") for word in HydraConfig.get().overrides.task}
+    words = [word for word, key in given.items() if key not in APART]
+    if not defended:
+        words = [word for word in words if not given[word].startswith("defense")] + ["defense=none"]
+    return shlex.join(words)
+
+
+def in_turn(cell: Cell, sweep: Path | None) -> list[Cell]:
+    """Return the cell and its reference in the order to run them: the reference last, if another job has begun it."""
+    if cell.reference.path == cell.path:
+        return [cell]
+    if sweep is None or sweep_folder.first(sweep, cell.reference.fingerprint):
+        return [cell.reference, cell]
+    return [cell, cell.reference]

@@ -1,0 +1,1 @@
+"""What is kept on disk, and by which name it is found again."""

@@ -1,0 +1,87 @@
+"""No module imports in a circle, and the parts that compute know nothing of the command line."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "mad"
+ENTRIES = ("mad.cli", "mad.config")  # may import Hydra, and each other
+
+
+def modules():
+    found = {}
+    for file in ROOT.rglob("*.py"):
+        parts = file.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imported(file, known):
+    """Return what a module imports, here and in functions, also for its annotations only."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        if isinstance(node, ast.ImportFrom):
+            for each in node.names:
+                whole = f"{node.module}.{each.name}"
+                yield whole if whole in known else node.module
+
+
+def edges():
+    known = modules()
+    return {name: set(imported(file, known)) for name, file in known.items()}
+
+
+def circle(graph):
+    """Return the modules of one circle, or nothing."""
+    done, way = set(), []
+
+    def walk(name):
+        if name in way:
+            return way[way.index(name) :]
+        if name in done or name not in graph:
+            return None
+        way.append(name)
+        found = next((each for each in map(walk, sorted(graph[name])) if each), None)
+        way.pop()
+        done.add(name)
+        return found
+
+    return next((found for found in map(walk, sorted(graph)) if found), [])
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": {"d"}}) == []
+
+
+def test_no_module_imports_itself_in_a_circle():
+    assert circle(edges()) == []
+
+
+def test_only_the_command_line_imports_hydra():
+    for name, others in edges().items():
+        if not name.startswith(ENTRIES):
+            assert not [each for each in others if each.startswith(("hydra", "omegaconf", *ENTRIES))], name
+
+
+def test_no_module_is_long():
+    assert [name for name, file in modules().items() if len(file.read_text().splitlines()) > 300] == []
+
+
+def test_importing_is_quiet():
+    everything = "; ".join(f"import {name}" for name in sorted(modules()) if name != "mad.figures.__main__")
+    script = (
+        "import sys, warnings; from omegaconf import OmegaConf; before = list(sys.path), list(warnings.filters);"
+        f"import torch, torchvision, hydra.main, matplotlib, pandas; before = list(sys.path), list(warnings.filters);"
+        f"{everything};"
+        "assert (sys.path, warnings.filters) == before, 'the path or the filters of warnings changed';"
+        "assert not [each for each in ('mad_jobs', 'mad_home', 'mad_token') if OmegaConf.has_resolver(each)]"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_computing_needs_no_hydra():
+    script = "import mad.pipeline, sys; assert not [each for each in ('hydra', 'omegaconf') if each in sys.modules]"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,145 @@
+"""Toy parts, small enough to train in milliseconds, and a way to compose the shipped configs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import hydra
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mad.attacks.knockoff_nets import KnockoffNets
+from mad.cli import configs
+from mad.datasets import Split
+from mad.defenses.mad import Mad
+from mad.errors import MadError
+from mad.knockoff import Knockoff
+from mad.pipeline import Cell
+from mad.recoveries import AsAnswered
+from mad.seeds import generator
+from mad.training import Trainer
+from mad.victim import Victim
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Noisy copies of one random image a class; as a pool, the same in other noise."""
+
+    classes: int = 4
+    shape: tuple[int, int, int] = (1, 8, 8)
+    size: int = 200
+    name: str = "blobs"
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+    def train(self) -> Split:
+        return self._split("train")
+
+    def test(self) -> Split:
+        return self._split("test")
+
+    def images(self, shape):
+        return self._split("pool").images
+
+    def _split(self, part: str) -> Split:
+        centres = torch.randint(0, 200, (self.classes, *self.shape), generator=generator(0, "centres"))
+        labels = torch.arange(self.size) % self.classes
+        noise = torch.randint(0, 56, (self.size, *self.shape), generator=generator(0, part))
+        return Split((centres[labels] + noise).to(torch.uint8), labels)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The images of a tensor, as a stream; row ``broken`` cannot be read."""
+
+    images: torch.Tensor
+    broken: int | None = None
+
+    @property
+    def shape(self):
+        return tuple(self.images.shape)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
+        if row == self.broken:
+            raise MadError(f"row {row} cannot be read")
+        return self.images[row]
+
+
+class Tiny(nn.Module):
+    """One linear layer."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.head = nn.Linear(torch.Size(shape).numel(), classes)
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+
+class Moves(TorchDispatchMode):
+    """How many images each copy to the device ``meta`` takes there: one that holds nothing, where there is no GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        moved = function is torch.ops.aten._to_copy.default and made.device != arguments[0].device
+        if moved and made.dim() == 4:
+            self.sizes.append(len(made))
+        return made
+
+
+def trainer(**changes) -> Trainer:
+    recipe = {
+        "epochs": 8,
+        "batch_size": 20,
+        "optimizer": "momentum",
+        "learning_rate": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "schedule": "one_cycle",
+    }
+    return Trainer(**{**recipe, **changes})
+
+
+def victim(classes: int = 4, shape=(1, 8, 8), architecture=Tiny, **changes) -> Victim:
+    parts = {"name": "toy", "dataset": Blobs(classes, shape), "trainer": trainer()}
+    return Victim(architecture=architecture, **{**parts, **changes})
+
+
+def cell(epsilon: float = 0.5, budget: int | None = 50, **changes) -> Cell:
+    parts = {
+        "victim": victim(),
+        "pool": Blobs(),
+        "defense": Mad(epsilon),
+        "attack": KnockoffNets(budget),
+        "recovery": AsAnswered(),
+        "knockoff": Knockoff(trainer()),
+    }
+    return Cell(**{**parts, **changes})
+
+
+def compose(*overrides: str):
+    """Return the config that mad-run would compose from a command line."""
+    GlobalHydra.instance().clear()
+    configs.register_aliases()
+    with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
+        return hydra.compose("config", overrides=list(overrides))
+
+
+def build(node, **changes):
+    return hydra.utils.instantiate(node, _convert_="all", **changes)
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (configs.config_dir() / group).glob("*.yaml"))
