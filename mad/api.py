@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mad import simplex
 from mad.datasets import batch_limit
 from mad.defenses import Defense
 from mad.errors import BudgetExceededError, MadError, check_number
@@ -25,7 +28,8 @@ class BlackBox:
         shape: (C, H, W) of the images it takes.
         budget: how many images may be asked about; None for the defender's own measurements.
         device: where the model lies.
-        watch: called with the images, the clean and the defended posteriors of each request: for studies alone.
+        watch: called with the images, the clean and the defended posteriors of each request: for studies only.
+        turn: held while a ``stateful`` defense answers, by all who share its state; None makes one of its own.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class BlackBox:
         budget: int | None,
         device: torch.device,
         watch: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:
         if model.training:
             raise MadError("the served model is in train mode; call model.eval()")
@@ -43,13 +48,15 @@ class BlackBox:
             check_number("attack.budget", budget, 1, whole=True)
         self._model, self._defense, self._device = model, defense, device
         self._watch, self._lock = watch, threading.Lock()
+        self._turn = (turn or threading.Lock()) if defense.stateful else nullcontext()
+        self._most = min(batch_limit(BATCH, shape), defense.max_batch or BATCH)
         self._l1_total = 0.0
         self._targets = torch.zeros(0, dtype=torch.int64)  # answers by the class whose probability was raised most
         self.shape, self.budget = tuple(shape), budget
         self.queries = 0
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the defended posteriors, float32 (B, K) on the CPU, of images (B, C, H, W) in [0, 1].
+        """Return the defended posteriors, float32 (B, K) on the images' device, of images (B, C, H, W) in [0, 1].
 
         The whole request is charged before it is answered; one that would pass the budget is refused whole.
 
@@ -70,7 +77,7 @@ class BlackBox:
         distance = moved.abs().sum(dim=1)
         # Counting the unchanged answers apart and cutting them off is faster than selecting rows.
         target = moved.argmax(dim=1).masked_fill_(distance <= UNCHANGED, classes)
-        counts = torch.bincount(target, minlength=classes + 1)[:classes]
+        counts = torch.bincount(target, minlength=classes + 1)[:classes].cpu()
         with self._lock:
             self._l1_total += distance.sum().item()
             self._targets = counts + self._targets if len(self._targets) else counts
@@ -82,14 +89,26 @@ class BlackBox:
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the clean and the defended posteriors, charging nothing: the defender's own view."""
         both = []
-        for batch in images.split(batch_limit(BATCH, self.shape)):
-            batch = batch.to(self._device)
-            clean = torch.softmax(self._model(batch), dim=1)
-            both.append((clean.cpu(), self._defense(batch, clean).cpu()))
+        for batch in images.split(self._most):
+            there = batch.to(self._device)
+            clean = torch.softmax(self._model(there), dim=1)
+            with self._turn:
+                defended = self._defense(there, clean)
+            both.append((clean.to(batch.device), defended.to(batch.device)))
         if len(both) == 1:
             return both[0]
         clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
         return clean, defended
+
+    def state(self) -> dict[str, Any]:
+        """Return what has been counted, for ``restore``."""
+        with self._lock:
+            return {"queries": self.queries, "l1_total": self._l1_total, "targets": self._targets.clone()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Count on from a ``state`` of another session of the same deployment."""
+        with self._lock:
+            self.queries, self._l1_total, self._targets = state["queries"], state["l1_total"], state["targets"]
 
     @property
     def l1_mean(self) -> float:
@@ -105,5 +124,4 @@ class BlackBox:
         counts = self._targets[self._targets > 0].double()
         if not len(counts):
             return None
-        share = counts / counts.sum()
-        return abs(-(share * share.log2()).sum().item())
+        return simplex.entropy_in_bits(counts / counts.sum()).item()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,7 +18,16 @@ class Cache:
     def __init__(self, limit: int = LIMIT) -> None:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.Lock()
-        self.limit, self.bytes = limit, 0
+        self.limit, self.bytes, self.on = limit, 0, True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let networks run: images that are not asked about twice are not worth hashing."""
+        before, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = before
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what is kept under ``key``, or make and keep it; nobody may change what is returned."""

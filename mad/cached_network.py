@@ -23,26 +23,26 @@ class CachedNetwork(nn.Module):
     Args:
         network: in eval mode.
         about: with the weights, what determines the network's function; see ``describe``.
-        memo: where logits are kept.
+        cache: where logits are kept.
     """
 
-    def __init__(self, network: nn.Module, about: Any, memo: Cache) -> None:
+    def __init__(self, network: nn.Module, about: Any, cache: Cache) -> None:
         super().__init__()
         content = hashlib.sha256(digest(describe(about)).encode())
         for name, value in network.state_dict().items():
             content.update(f"{name} {value.dtype} {tuple(value.shape)} {value.stride()}".encode())
             content.update(pixels(value))
-        self.network, self._name, self._memo = network, content.digest(), memo
+        self.network, self._name, self._cache = network, content.digest(), cache
         self._fresh = self._versions()
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits, computed now or before."""
-        if images.device.type != "cpu" or torch.is_grad_enabled() or not self._frozen():
+        if not self._cache.on or images.device.type != "cpu" or torch.is_grad_enabled() or not self._frozen():
             return self.network(images)
         layout = (images.dtype, images.shape, images.stride())
         key = (self._name, layout, hashlib.sha256(pixels(images)).digest())
-        return self._memo.get(key, lambda: self.network(images)).clone()
+        return self._cache.get(key, lambda: self.network(images)).clone()
 
     def _frozen(self) -> bool:
         seen = any(net.training or net._forward_hooks or net._forward_pre_hooks for net in self.network.modules())

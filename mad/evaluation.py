@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
@@ -36,12 +34,12 @@ def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: to
         "defended_accuracy": accuracy(defended.argmax(dim=1), test.labels),
         "l1_mean": distance.mean().item(),
         "l1_max": distance.max().item(),
-        "answer_entropy": entropy(defended),
+        "answer_entropy": simplex.entropy_in_bits(defended).mean().item(),
     }
 
 
 def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device) -> dict[str, float]:
-    """Return what the adversary got: its accuracy, and how often it agrees with the undefended victim, in [0, 1].
+    """Return the stolen accuracy, and the fidelity: how often it agrees with the undefended victim; in [0, 1].
 
     Raises:
         MadError: if either answers with no posterior: the share of class 0 would pass for an accuracy.
@@ -61,12 +59,6 @@ def top(network: nn.Module, name: str, images: Images, device: torch.device) -> 
     if not answering(logits):
         raise MadError(f"{name} answers with NaN or infinities: its training diverged; lower its learning_rate")
     return logits.argmax(dim=1)
-
-
-def entropy(posteriors: torch.Tensor) -> float:
-    """Return the mean entropy, in bits, of posteriors (N, K)."""
-    p = posteriors.double()
-    return -(torch.xlogy(p, p).sum(dim=1).mean() / math.log(2)).item() + 0.0
 
 
 def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:

@@ -15,10 +15,42 @@ from torch import Tensor, nn
 from mad.adversary import Adversary
 from mad.datasets import Split
 from mad.gradients import theta
+from mad.schema import Column
 from mad.training import logits_of
 
 DEGREES = 180
 POINTS = 30
+ALL, LAST = "all weights", "the last layer's weights"
+SCHEMA = (
+    *(
+        column
+        for name, weights in (("", ALL), ("_last_layer", LAST))
+        for column in (
+            Column(
+                f"deviation{name}_mean",
+                "number",
+                "degrees, 0 to 180",
+                f"mean angle between clean and given answers' gradients, {weights}; empty if each is zero",
+                "probe=true",
+            ),
+            Column(
+                f"deviation{name}_histogram",
+                "series",
+                "180 counts, one a degree",
+                f"these angles, {weights}",
+                "probe=true",
+            ),
+        )
+    ),
+    Column("test_loss_queries", "series", "queries", "after how many the test loss was taken", "probe=true"),
+    Column(
+        "test_loss",
+        "series",
+        "nats",
+        "the stolen model's mean cross-entropy on the labels of the test split then",
+        "probe=true",
+    ),
+)
 
 
 class Along(nn.Module):
@@ -89,8 +121,9 @@ class GradientProbe:
         if self._due and len(self._angles) >= self._due[0]:
             self._take_loss()
         adversary = self._adversary
-        y, q = (adversary.recovered(answers).to(adversary.device) for answers in (clean, given))
-        for one in zip(images.to(adversary.device).split(1), y.split(1), q.split(1), strict=True):
+        there = images.to(adversary.device)
+        y, q = (adversary.recovered(answers, there).to(adversary.device) for answers in (clean, given))
+        for one in zip(there.split(1), y.split(1), q.split(1), strict=True):
             self._angles.append(deviations(adversary.live, *one))
 
     def _take_loss(self) -> None:
@@ -99,21 +132,13 @@ class GradientProbe:
         logits = logits_of(self._adversary.live, self._test.images, self._adversary.device)
         self._losses[done] = F.cross_entropy(logits, self._test.labels).item()
 
-    def facts(self) -> dict[str, Any]:
-        """Return columns of the record, lists as numbers with spaces between them.
-
-        ``deviation_histogram`` counts the answers by angle, in 180 bins of one degree, and ``deviation_mean`` is in
-        degrees; both are with respect to all weights, and again to the last layer's, and leave out answers that make
-        either gradient zero. ``test_loss`` is the mean
-        cross-entropy, on the test split's labels, after each of the numbers of queries in ``test_loss_queries``.
-        """
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of ``SCHEMA``; answers that make either gradient zero are left out of the angles."""
         self._take_loss()
         found: dict[str, Any] = {}
         for name, angles in zip(("", "_last_layer"), torch.stack(self._angles).T, strict=True):
             angles = angles[~angles.isnan()]
             counts = torch.bincount(angles.long().clamp(max=DEGREES - 1), minlength=DEGREES)
             found[f"deviation{name}_mean"] = angles.mean().item() if len(angles) else None
-            found[f"deviation{name}_histogram"] = " ".join(map(str, counts.tolist()))
-        found["test_loss_queries"] = " ".join(map(str, self._losses))
-        found["test_loss"] = " ".join(f"{loss:.6g}" for loss in self._losses.values())
-        return found
+            found[f"deviation{name}_histogram"] = counts.tolist()
+        return found | {"test_loss_queries": list(self._losses), "test_loss": list(self._losses.values())}

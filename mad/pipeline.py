@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,61 +18,92 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mad import __version__, plugins
+from mad import __version__, plugins, schema
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.architectures import imagenet
-from mad.attacks import Attack
+from mad.attacks import Attack, Stolen, TransferSet
 from mad.cache import Cache
 from mad.datasets import Images, Labelled, Pool, Split, checked
-from mad.defenses import Context, Defense, Undefended
-from mad.errors import MadError, check_name, check_number
+from mad.defenses import Defense, Undefended
+from mad.deployment import Deployment, deploy
+from mad.errors import MadError, check_flag, check_name, check_number
 from mad.evaluation import theft, utility
-from mad.gradient_probe import GradientProbe
+from mad.gradient_probe import SCHEMA, GradientProbe
 from mad.knockoff import Knockoff
 from mad.progress import err
 from mad.recoveries import Recovery
-from mad.storage.files import Record
-from mad.storage.fingerprint import describe, digest, identity, name_of, settings
-from mad.storage.store import COLUMNS, Store, check
+from mad.schema import Record
+from mad.storage.checkpoint import Checkpoint
+from mad.storage.fingerprint import ADDED, describe, digest, identity, name_of, settings
+from mad.storage.store import Store
 from mad.victim import Victim
 
 SHARED = Cache()
-MEASURED = (  # a record's columns that are in neither ``facts`` nor ``COLUMNS``
-    *("queries", "l1_max", "answer_entropy", "learned", "l1_mean_queries", "target_entropy"),
-    *("initial_weights", "device", "threads", "precision", "overrides", "uses"),
-)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything that determines a record's numbers."""
+    """Everything that determines a record's numbers.
+
+    Args:
+        victim: whom to steal.
+        pool: the adversary's images; left out where the attack needs none.
+        defense: what the victim does to its answers.
+        attack: how the adversary asks.
+        recovery: what it makes of the answers.
+        knockoff: how it trains the stolen model.
+        seed: of all that is drawn, but for the victim's weights.
+        probe: also measure how far the defense turns the gradient of an attack that trains while it queries (paper,
+            figs. 6 and 7): ten times the queries' time.
+    """
 
     victim: Victim
-    pool: Pool
+    pool: Pool | None
     defense: Defense
     attack: Attack
     recovery: Recovery
     knockoff: Knockoff
     seed: int = 0
+    probe: bool = field(default=False, metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_number("seed", self.seed, 0, 2**62, whole=True)
+        check_flag("probe", self.probe)
+        if not self.attack.needs_pool:
+            object.__setattr__(self, "pool", None)
+        elif self.pool is None:
+            raise MadError(f"attack {self.attack.name} draws on images of its own: give it a pool")
         for part in ("victim", "pool", "defense", "attack", "recovery"):
-            check_name(f"{part}.name", getattr(self, part).name)
+            check_name(f"{part}.name", getattr(getattr(self, part), "name", "none"))
         if self.defense.epsilon == 0:  # whatever the defense, its answers are the clean ones
             object.__setattr__(self, "defense", Undefended())
         self.defense.check(self.victim)
         self.attack.check(self.victim)
-        surrogate: Any = getattr(self.defense, "surrogate", None)
-        if getattr(surrogate, "white_box", False) and not self.attack.online:
-            raise MadError(
-                f"surrogate {surrogate.name} reads a network that is trained while it queries, "
-                f"attack {self.attack.name} trains none: take attack=online"
-            )
+        self._check_online()
         if self.knockoff.architecture is None:
             own = replace(self.knockoff, architecture=self.victim.architecture)
             object.__setattr__(self, "knockoff", own)
+
+    def _check_online(self) -> None:
+        """Refuse what goes only with an attack that trains while it queries, and what does not go with one."""
+        surrogate: Any = getattr(self.defense, "surrogate", None)
+        if self.attack.online and self.recovery.learns:
+            raise MadError(
+                f"recovery {self.recovery.name} learns from a whole transfer set, attack {self.attack.name} trains "
+                "before it has one: take another of the two"
+            )
+        if self.attack.online:
+            return
+        for what, wanted in (
+            (f"surrogate {getattr(surrogate, 'name', '')}", getattr(surrogate, "white_box", False)),
+            ("probe=true", self.probe),
+        ):
+            if wanted:
+                raise MadError(
+                    f"{what} reads a network that is trained while it queries, "
+                    f"attack {self.attack.name} trains none: take attack=online"
+                )
 
     @property
     def reference(self) -> Cell:
@@ -85,16 +117,33 @@ class Cell:
 
     @cached_property
     def comparison_group(self) -> str:
-        """The name of everything but the defense and the seeds: cells of one comparison group belong in one figure."""
+        """The name of everything but the defense and the seeds: cells of one group belong in one figure."""
         description = describe(self)
         del description["defense"], description["seed"], description["victim"]["seed"]
         return digest(description)
 
-    def adversary(self, device: torch.device) -> Adversary:
+    @property
+    def pool_name(self) -> str:
+        """The pool's name, ``none`` where there is none."""
+        return "none" if self.pool is None else self.pool.name
+
+    def adversary(self, device: torch.device, store: Store | None = None) -> Adversary:
         """Return who steals."""
-        dataset = self.victim.dataset
-        parts = (self.knockoff, self.recovery, dataset.shape, dataset.classes, self.seed, device)
-        return Adversary(*parts, self.labels() if self.attack.labelled else None)
+        dataset, knows = self.victim.dataset, self.recovery.knows
+        resumes = store is not None and not self.defense.stateful  # what a client has asked is not kept
+        return Adversary(
+            knockoff=self.knockoff,
+            recovery=self.recovery,
+            shape=dataset.shape,
+            classes=dataset.classes,
+            seed=self.seed,
+            device=device,
+            labels=self.labels() if self.attack.labelled else None,
+            defense=self.defense if knows == "the defense" else None,
+            victim=self.victim if knows == "the victim's data" else None,
+            store=store,
+            checkpoint=Checkpoint(store.outputs, self.path.parent) if store is not None and resumes else None,
+        )
 
     def labels(self) -> Tensor:
         """Return the class of each image of the pool, of classes of the pool's own, int64 (N,).
@@ -107,12 +156,14 @@ class Cell:
             found = SHARED.get(("labels", identity(pool), str(self.contents())), lambda: checked.pool_labels(pool))
         if len(found.unique()) < 2:
             raise MadError(
-                f"attack {self.attack.name} chooses among classes, pool {pool.name} has none: take another pool"
+                f"attack {self.attack.name} chooses among classes, pool {self.pool_name} has none: take another pool"
             )
         return found
 
     def contents(self) -> Any:
         """Return what stands for the pool's data, where its own description does not."""
+        if self.pool is None:
+            return None
         return checked.pool_contents(self.pool, self.victim.dataset.shape, self.victim.name, self.attack.labelled)
 
     @property
@@ -138,32 +189,41 @@ def run(
     if kept is not None:
         return kept, True
     with store.noting_failure(cell.path):
-        images, budget, test = gather(cell)  # refuses what cannot be run before anything is trained or written
-        check(facts(cell) | {"overrides": overrides}, "the cell")
+        images, budget, test = inputs(cell)  # refuses what cannot be run before anything is trained or written
+        schema.check({**about(cell), "overrides": overrides}, "the cell")
 
         def make() -> Record:
-            return {**steal(cell, images, budget, test, store, device), "overrides": overrides}
+            return {**made(cell, images, budget, test, store, device, force), "overrides": overrides}
 
-        return store.record(cell.path, make, force=force)
+        found = store.record(cell.path, make, force=force)
+        Checkpoint(store.outputs, cell.path.parent).clear()
+        return found
 
 
-def gather(cell: Cell) -> tuple[Images, int, Split]:
+def inputs(cell: Cell) -> tuple[Images | None, int, Split]:
     """Return the adversary's images, uint8 (N, C, H, W), how many queries it makes, and the victim's test split.
 
     Raises:
         MadError: if the images or the test split are not right, the victim cannot take the images, or the budget is
             above their number.
     """
-    pool, dataset, taker = cell.pool, cell.victim.dataset, cell.victim.name
-    key = ("images", identity(pool), tuple(dataset.shape), str(cell.contents()))
-    images = SHARED.get(key, lambda: checked.pool(pool, dataset.shape, taker))
+    dataset = cell.victim.dataset
+    images = None if cell.pool is None else pool_images(cell, cell.pool)
+    try_networks(cell)
+    test = SHARED.get(("test", identity(dataset)), lambda: checked.split(dataset, "test"))
+    return images, cell.attack.affordable(images, cell.pool_name), test
+
+
+def pool_images(cell: Cell, pool: Pool) -> Images:
+    """Return the images of a cell's pool, and check that there are as many labels where the attack goes by those."""
+    shape = tuple(cell.victim.dataset.shape)
+    key = ("images", identity(pool), shape, str(cell.contents()))
+    images = SHARED.get(key, lambda: checked.pool(pool, cell.victim.dataset.shape, cell.victim.name))
     if cell.attack.labelled and len(cell.labels()) != len(images):
         raise MadError(
             f"pool {pool.name} has {len(images)} images and {len(cell.labels())} labels: give it one an image"
         )
-    try_networks(cell)
-    test = SHARED.get(("test", identity(dataset)), lambda: checked.split(dataset, "test"))
-    return images, cell.attack.affordable(images, pool.name), test
+    return images
 
 
 def try_networks(cell: Cell) -> None:
@@ -185,56 +245,108 @@ def try_networks(cell: Cell) -> None:
             SHARED.get(("tried", digest(describe(make)), size), functools.partial(plugins.fits, who, make, *size))
 
 
-def steal(cell: Cell, images: Images, budget: int, test: Split, store: Store, device: torch.device) -> Record:
+def made(
+    cell: Cell, images: Images | None, budget: int, test: Split, store: Store, device: torch.device, force: bool
+) -> Record:
     """Train or load the victim, defend it, steal it within the budget, and score both sides.
 
-    What an earlier cell of this process asked the same networks is remembered: ``seconds_queries`` is then smaller.
+    What an earlier cell of this process asked the same networks is cached: ``seconds_queries`` is then smaller.
     """
-    loaded = begun(cell)  # before anything is trained
-    model, seconds_victim = store.victim(cell.victim, device)
-    adversary = cell.adversary(device)
-    context = Context(cell.victim, model, cell.seed, device, store, SHARED, adversary)
-    served = cell.defense.serve(context)
-    if not isinstance(served, torch.nn.Module):
-        raise MadError(f"defense {cell.defense.name}: serve must return a torch.nn.Module, got {plugins.kind(served)}")
-    own = cell.defense.facts(context)
-    check(own, f"defense {cell.defense.name}", {*facts(cell), *COLUMNS, *MEASURED})
-    defense = cell.defense.prepared(replace(context, model=served))
-    victim = context.remembered(model, cell.victim.architecture)
-    witness = GradientProbe(adversary, test, budget) if cell.attack.online else None
-    api = BlackBox(victim if served is model else served, defense, cell.victim.dataset.shape, budget, device, witness)
+    loaded = initial_weights(cell)  # before anything is trained
+    adversary = cell.adversary(device, store)
+    live = (lambda: adversary.live) if cell.attack.online else None
+    api = deploy(cell.victim, cell.defense, seed=cell.seed, store=store, device=device, cache=SHARED, live=live)
+    probe = GradientProbe(adversary, test, budget) if cell.probe else None
+    stolen, asked = queried(cell, api, images, budget, adversary, store, probe, force)
 
-    start = time.perf_counter()
-    transfer = cell.attack.spend(api, images, adversary)
-    check(transfer.facts, f"attack {cell.attack.name}")
-    queried = time.perf_counter()
-    stolen = transfer.stolen or adversary.train(transfer)
-    trained = time.perf_counter()
+    start, network, transfer = time.perf_counter(), stolen.network, stolen.transfer
+    if transfer is not None:
+        adversary = adversary.learned_from(transfer)
+        network = network or adversary.train(transfer)
+    assert network is not None  # Attack.spend sees to it
+    seconds = time.perf_counter() - start
+    trainer = stolen.trainer or cell.knockoff.trainer
+    return schema.merged(
+        {
+            "the cell": about(cell),
+            "the knockoff": {
+                "knockoff_epochs": trainer.epochs,
+                "knockoff_optimizer": trainer.optimizer,
+                "knockoff_learning_rate": trainer.learning_rate,
+                "knockoff_schedule": trainer.schedule,
+                "knockoff_min_steps": trainer.min_steps,
+                "initial_weights": loaded,
+                "precision": trainer.arithmetic(device),
+            },
+            "the run": {
+                "budget": budget,
+                "chance": 1 / cell.victim.dataset.classes,
+                "seconds_victim": api.seconds,
+                "seconds_knockoff": seconds,
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                "threads": torch.get_num_threads(),
+                "learned": None if transfer is None else adversary.learned(network, transfer),
+            },
+            "the API": asked,
+            "utility": utility(api.session(), test, None if api.served is api.model else api.model, device),
+            "theft": theft(network, api.model, test, device),
+            f"defense {cell.defense.name}": api.columns,
+            f"attack {cell.attack.name}": stolen.columns,
+            "the gradient probe": {} if probe is None else probe.columns(),
+        }
+    )
 
-    return {
-        **facts(cell),
-        "budget": budget,
-        "queries": api.queries,
-        **utility(api, test, None if served is model else victim, device),
-        **theft(stolen, victim, test, device),
-        "learned": adversary.learned(stolen, transfer),
-        "l1_mean_queries": api.l1_mean,
-        "target_entropy": api.target_entropy,
-        "chance": 1 / cell.victim.dataset.classes,
-        "seconds_victim": seconds_victim,
-        "seconds_queries": queried - start,
-        "seconds_knockoff": trained - queried,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "precision": cell.knockoff.trainer.arithmetic(device),
-        "initial_weights": loaded,
-        **own,
-        **({} if witness is None else witness.facts()),
-        **transfer.facts,
-    }
+
+def queried(
+    cell: Cell,
+    deployment: Deployment,
+    images: Images | None,
+    budget: int,
+    adversary: Adversary,
+    store: Store,
+    probe: GradientProbe | None,
+    force: bool,
+) -> tuple[Stolen, Record]:
+    """Return what the attack brings home, and what the API counted of it.
+
+    Where what is asked does not depend on the answers, these are kept: a further recovery or knockoff asks nothing.
+    """
+
+    def spend() -> tuple[Stolen, Record]:
+        api = deployment.session(budget, probe)
+        start = time.perf_counter()
+        # Images that nobody asks about twice are not worth hashing.
+        with SHARED.paused() if cell.attack.depends_on_answers else nullcontext():
+            stolen = cell.attack.spend(api, images, adversary)
+        return stolen, counted(api) | {"seconds_queries": time.perf_counter() - start}
+
+    if cell.attack.depends_on_answers or images is None:
+        return spend()
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        stolen, asked = spend()
+        transfer = stolen.transfer
+        if transfer is None or transfer.images is not images or stolen.network is not None:
+            raise MadError(
+                f"attack {cell.attack.name} says that its queries do not depend on the answers, so it must return the "
+                "pool's images and no network"
+            )
+        tensors = {"rows": transfer.rows, "answers": transfer.answers}
+        return tensors, {"asked": asked, "columns": dict(stolen.columns)}
+
+    parts = (cell.victim, cell.pool, cell.contents(), cell.defense, cell.attack, cell.seed)
+    found, told = store.transfer(cell.victim.name, parts, make, force=force)
+    transfer = TransferSet(images, found["rows"], found["answers"])
+    plugins.transferred(f"the kept transfer set of {cell.pool_name}", transfer, adversary.shape, adversary.classes)
+    return Stolen(transfer=transfer, columns=told["columns"]), told["asked"]
 
 
-def begun(cell: Cell) -> str | None:
+def counted(api: BlackBox) -> Record:
+    """Return what an API counted of its queries."""
+    return {"queries": api.queries, "l1_mean_queries": api.l1_mean, "target_entropy": api.target_entropy}
+
+
+def initial_weights(cell: Cell) -> str | None:
     """Return what of a knockoff's initial weights is loaded, and say so; None where there are none.
 
     Raises:
@@ -249,13 +361,13 @@ def begun(cell: Cell) -> str | None:
     return loaded
 
 
-def facts(cell: Cell) -> dict[str, Any]:
-    """Return the columns that say what a record is of."""
+def about(cell: Cell) -> Record:
+    """Return the columns that say what a record is of, but for how the knockoff was trained."""
     return {
         "victim": cell.victim.name,
         "dataset": cell.victim.dataset.name,
         "architecture": name_of(cell.victim.architecture),
-        "pool": cell.pool.name,
+        "pool": cell.pool_name,
         "defense": cell.defense.name,
         "defense_settings": settings(cell.defense),
         "epsilon": cell.defense.epsilon,
@@ -266,11 +378,6 @@ def facts(cell: Cell) -> dict[str, Any]:
         "attack_settings": settings(cell.attack),
         "recovery": cell.recovery.name,
         "knockoff_architecture": name_of(cell.knockoff.architecture),
-        "knockoff_epochs": cell.knockoff.trainer.epochs,
-        "knockoff_optimizer": cell.knockoff.trainer.optimizer,
-        "knockoff_learning_rate": cell.knockoff.trainer.learning_rate,
-        "knockoff_schedule": cell.knockoff.trainer.schedule,
-        "knockoff_min_steps": cell.knockoff.trainer.min_steps,
         "victim_epochs": cell.victim.trainer.epochs,
         "seed": cell.seed,
         "comparison_group": cell.comparison_group,
@@ -278,3 +385,6 @@ def facts(cell: Cell) -> dict[str, Any]:
         "version": __version__,
         "torch": torch.__version__,
     }
+
+
+__all__ = ["SCHEMA", "SHARED", "Cell", "about", "inputs", "run"]

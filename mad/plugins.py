@@ -70,13 +70,14 @@ def targets(who: str, found: Any, answers: Tensor) -> Tensor:
     return rows
 
 
-def transferred(who: str, images: Any, rows: Any, answers: Any, shape: Sequence[int], classes: int) -> None:
+def transferred(who: str, transfer: Any, shape: Sequence[int], classes: int) -> None:
     """Check an attack's transfer set.
 
     Raises:
         MadError: if its images are not of the API's shape, its rows do not point into them, or its answers are no
             posteriors over K classes, one a row.
     """
+    images, rows, answers = transfer.images, transfer.rows, transfer.answers
     if not len(images) or tuple(images.shape[1:]) != tuple(shape):
         raise MadError(f"{who} must return images of {tuple(shape)}, got {tuple(images.shape)}")
     if not (isinstance(rows, Tensor) and rows.dtype == torch.int64 and rows.dim() == 1 and len(rows)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,11 @@ TOLERANCE = 1e-4  # how far from 1 a float32 softmax over a thousand classes may
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """Return the L1 distance of each row, (B,), in [0, 2] for posteriors."""
     return (a - b).abs_().sum(dim=1)
+
+
+def entropy_in_bits(rows: Tensor) -> Tensor:
+    """Return the entropy of each row of probabilities (..., K), in [0, log2 K] bits."""
+    return torch.special.entr(rows.double()).sum(dim=-1) / math.log(2)
 
 
 def are_posteriors(rows: Tensor, tolerance: float = TOLERANCE) -> bool:

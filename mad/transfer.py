@@ -1,12 +1,15 @@
-"""The transfer set: what an adversary asked and what it was answered."""
+"""The transfer set, and what an attack brings home."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mad.datasets import Images
+from mad.training import Trainer
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,21 @@ class TransferSet:
     def __len__(self) -> int:
         """Return M."""
         return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Stolen:
+    """What an attack brings home: a transfer set to train on, a network that it trained itself, or both.
+
+    Args:
+        network: trained while the attack queried, images in [0, 1] to logits (B, K), in eval mode; None where the
+            knockoff is trained afterwards, by its own recipe, on ``transfer``.
+        transfer: what was asked and answered; None where an attack keeps none of it.
+        columns: further columns of the record, under names that the attack's ``schema`` explains.
+        trainer: the recipe of ``network``, for the record; None where that is the knockoff's.
+    """
+
+    network: nn.Module | None = None
+    transfer: TransferSet | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    trainer: Trainer | None = None

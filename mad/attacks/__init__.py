@@ -1,5 +1,5 @@
 """How an adversary chooses its queries. One file and one YAML an attack."""
 
-from mad.attacks.base import Attack, TransferSet
+from mad.attacks.base import Attack, Stolen, TransferSet, ask, drawn, queried
 
-__all__ = ["Attack", "TransferSet"]
+__all__ = ["Attack", "Stolen", "TransferSet", "ask", "drawn", "queried"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +14,12 @@ from torch.optim import SGD
 
 from mad.adversary import Adversary
 from mad.api import BlackBox
-from mad.attacks.base import Attack, TransferSet
-from mad.datasets import Images, batches, to_unit_range
+from mad.attacks.base import Attack, Stolen, TransferSet, queried
+from mad.datasets import Images, batches
 from mad.errors import MadError, check_choice, check_number
-from mad.progress import bar
+from mad.schema import Column
 from mad.seeds import generator
+from mad.simplex import entropy_in_bits
 from mad.training import DivergedError, place
 
 REWARDS = ("certainty", "diversity", "loss")
@@ -41,6 +44,10 @@ class KnockoffAdaptive(Attack):
 
     name = "adaptive"
     labelled = True
+    schema = (
+        Column("action_entropy", "number", "bits", "entropy of the pool's classes that the bandit asked about"),
+        Column("actions", "series", "queries", "how often each class of the pool was asked about"),
+    )
     reward: str = "all"
     batch_size: int = 64
     learning_rate: float = 0.01
@@ -51,8 +58,9 @@ class KnockoffAdaptive(Attack):
         check_number("attack.batch_size", self.batch_size, 1, whole=True)
         check_number("attack.learning_rate", self.learning_rate, 0)
 
-    def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
+    def run(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
         """Spend the API's whole budget."""
+        assert pool is not None
         if adversary.labels is None:
             raise MadError("attack adaptive chooses among the classes of its pool, and was given none")
         bandit, scale = Bandit(adversary.labels, adversary.seed), Scale()
@@ -60,33 +68,35 @@ class KnockoffAdaptive(Attack):
         optimizer = SGD(network.parameters(), lr=self.learning_rate, momentum=MOMENTUM)
         asked: list[Tensor] = []
         answers: list[Tensor] = []
-        total, left = torch.zeros(adversary.classes), api.budget or 0
-        with bar("queries", left) as progress:
-            while left:
+        total, budget = torch.zeros(adversary.classes), api.budget or 0
+
+        def chosen() -> Iterator[Tensor]:
+            while left := budget - api.queries:
                 asked.append(bandit.draw(min(self.batch_size, left)))
-                (images,) = batches(pool, asked[-1], self.batch_size, torch.device("cpu"))
-                answers.append(api(to_unit_range(images)))
-                left -= len(images)
-                there, targets = to_unit_range(images).to(adversary.device), adversary.recovered(answers[-1])
-                rewards = {"certainty": certainty(targets), "diversity": diversity(targets, total, bandit.learned)}
-                if self.reward in ("loss", "all"):
-                    with torch.no_grad():
-                        logits = network.eval()(there).cpu()
-                    rewards["loss"] = F.cross_entropy(logits, targets, reduction="none")
-                    if not rewards["loss"].isfinite().all():
-                        raise DivergedError(
-                            f"the network that attack adaptive takes its rewards from diverged within {api.queries} "
-                            f"queries: lower attack.learning_rate={self.learning_rate:g}"
-                        )
-                    if left:
-                        optimizer.zero_grad()
-                        F.cross_entropy(network.train()(there), targets.to(adversary.device)).backward()
-                        optimizer.step()
-                chosen = rewards if self.reward == "all" else {self.reward: rewards[self.reward]}
-                bandit.learn(scale(torch.stack(list(chosen.values()), dim=1).double()).sum(dim=1))
-                total += targets.sum(dim=0)
-                progress(len(images), "", None)
-        return TransferSet(pool, torch.cat(asked), torch.cat(answers), facts=bandit.facts())
+                yield from batches(pool, asked[-1], self.batch_size, torch.device("cpu"))
+
+        for images, found in queried(api, chosen(), budget):
+            answers.append(found)
+            there = images.to(adversary.device)
+            targets = adversary.recovered(found, there)
+            rewards = {"certainty": certainty(targets), "diversity": diversity(targets, total, bandit.learned)}
+            if self.reward in ("loss", "all"):
+                with torch.no_grad():
+                    logits = network.eval()(there).cpu()
+                rewards["loss"] = F.cross_entropy(logits, targets, reduction="none")
+                if not rewards["loss"].isfinite().all():
+                    raise DivergedError(
+                        f"the network that attack adaptive takes its rewards from diverged within {api.queries} "
+                        f"queries: lower attack.learning_rate={self.learning_rate:g}"
+                    )
+                if api.queries < budget:
+                    optimizer.zero_grad()
+                    F.cross_entropy(network.train()(there), targets.to(adversary.device)).backward()
+                    optimizer.step()
+            taken = rewards if self.reward == "all" else {self.reward: rewards[self.reward]}
+            bandit.learn(scale(torch.stack(list(taken.values()), dim=1).double()).sum(dim=1))
+            total += targets.sum(dim=0)
+        return Stolen(transfer=TransferSet(pool, torch.cat(asked), torch.cat(answers)), columns=bandit.columns())
 
 
 def certainty(answers: Tensor) -> Tensor:
@@ -169,8 +179,7 @@ class Bandit:
             self._baseline.append(reward)
         self.learned += len(rewards)
 
-    def facts(self) -> dict[str, float | str]:
+    def columns(self) -> dict[str, Any]:
         """Return the entropy, in bits, of the classes asked about, and how often each was, in their order."""
-        share = self.counts[self.counts > 0].double() / self.counts.sum()
-        entropy = abs(-(share * share.log2()).sum().item())
-        return {"action_entropy": entropy, "actions": " ".join(map(str, self.counts.tolist()))}
+        share = self.counts / self.counts.sum()
+        return {"action_entropy": entropy_in_bits(share).item(), "actions": self.counts.tolist()}

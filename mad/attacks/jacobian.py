@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from mad.adversary import Adversary
 from mad.api import BlackBox
-from mad.attacks.base import REQUEST, Attack, TransferSet, ask
+from mad.attacks.base import REQUEST, Attack, Stolen, TransferSet, ask, drawn
 from mad.datasets import Images, allocate, batch_limit, batches, to_unit_range
 from mad.errors import MadError, check_number
+from mad.schema import Column
 from mad.seeds import generator
 from mad.training import DivergedError, Trainer
 
@@ -46,6 +47,9 @@ class Jacobian(Attack):
         reservoir_after: rounds before the reservoir is in force (sigma).
     """
 
+    schema = (
+        Column("substitute_learning_rate", "number", "", "the rate of the last substitute, halved when one diverged"),
+    )
     seeds: int = 100
     epochs: int = 20
     round_images: int = 200_000
@@ -92,20 +96,19 @@ class Jacobian(Attack):
         """Return how many images of the pool a budget takes: the seeds."""
         return min(self.seeds, budget)
 
-    def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
+    def run(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
         """Spend the API's whole budget; the images are float32 in [0, 1].
 
         Raises:
             MadError: if a substitute diverges at a hundredth of the rate, too: no image would be moved.
         """
+        assert pool is not None
         budget = api.budget or 0
         images, answers = allocate(budget, *api.shape), torch.empty(budget, adversary.classes)
         held = self.images_for(budget)
-        order = torch.randperm(len(pool), generator=generator(adversary.seed, "pool order"))
         size = batch_limit(REQUEST, api.shape)
-        for part, some in zip(
-            images[:held].split(size), batches(pool, order[:held], size, torch.device("cpu")), strict=True
-        ):
+        seeds = batches(pool, drawn(pool, adversary, held), size, torch.device("cpu"))
+        for part, some in zip(images[:held].split(size), seeds, strict=True):
             part.copy_(to_unit_range(some))
         answers[:held] = ask(api, images, torch.arange(held))
         rate = self.learning_rate
@@ -123,7 +126,8 @@ class Jacobian(Attack):
                 for some, of in zip(parents.split(size), torch.arange(held, new.stop).split(size), strict=True):
                     images[some] = images[of]
             held = new.stop
-        return TransferSet(images, torch.arange(budget), answers, facts={"substitute_learning_rate": rate})
+        transfer = TransferSet(images, torch.arange(budget), answers)
+        return Stolen(transfer=transfer, columns={"substitute_learning_rate": rate})
 
     def _substitute(self, adversary: Adversary, known: TransferSet, turn: int, rate: float) -> tuple[nn.Module, float]:
         """Return a substitute and the rate, ``rate`` or less, at which its training did not diverge."""

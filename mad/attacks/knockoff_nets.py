@@ -9,11 +9,10 @@ from torch import Tensor
 
 from mad.adversary import Adversary
 from mad.api import BlackBox
-from mad.attacks.base import REQUEST, Attack, TransferSet, ask
+from mad.attacks.base import REQUEST, Attack, Stolen, TransferSet, ask, drawn, queried
 from mad.augmentation import augmented
 from mad.datasets import Images, batch_limit, batches, to_unit_range
 from mad.errors import check_choice, check_number
-from mad.progress import bar
 from mad.seeds import generator
 from mad.training import AUGMENTATIONS
 
@@ -33,6 +32,7 @@ class KnockoffNets(Attack):
 
     name = "knockoff"
     kind = "mad.attacks.knockoff.KnockoffRandom"
+    depends_on_answers = False
     queries_per_image: int = 1
     augment: str = "none"
 
@@ -45,24 +45,21 @@ class KnockoffNets(Attack):
         """Return how many images a budget takes."""
         return -(-budget // self.queries_per_image)
 
-    def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
+    def run(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
         """Spend the API's whole budget."""
+        assert pool is not None
         budget = api.budget or 0
-        order = torch.randperm(len(pool), generator=generator(adversary.seed, "pool order"))
-        rows = order[: self.images_for(budget)]
+        rows = drawn(pool, adversary, self.images_for(budget))
         if self.queries_per_image == 1 and self.augment == "none":
-            return TransferSet(pool, rows, ask(api, pool, rows))
-        return TransferSet(pool, rows, self._averages(api, pool, rows, budget, adversary.seed))
+            return Stolen(transfer=TransferSet(pool, rows, ask(api, pool, rows)))
+        return Stolen(transfer=TransferSet(pool, rows, self._averages(api, pool, rows, budget, adversary.seed)))
 
     def _averages(self, api: BlackBox, pool: Images, rows: Tensor, budget: int, seed: int) -> Tensor:
         """Return the mean answer (M, K) about each of the rows (M,), asked about one after another."""
         times = torch.full((len(rows),), self.queries_per_image)
         times[-1] -= len(rows) * self.queries_per_image - budget
-        place = torch.arange(len(rows)).repeat_interleave(times)
-        draw, found = generator(seed, "augmentation of queries"), []
-        with bar("queries", budget) as progress:
-            for images in batches(pool, rows[place], batch_limit(REQUEST, api.shape), torch.device("cpu")):
-                found.append(api(augmented(to_unit_range(images), self.augment, draw)))
-                progress(len(images), "", None)
-        answers = torch.cat(found)
+        place, draw = torch.arange(len(rows)).repeat_interleave(times), generator(seed, "augmentation of queries")
+        some = batches(pool, rows[place], batch_limit(REQUEST, api.shape), torch.device("cpu"))
+        views = (augmented(to_unit_range(images), self.augment, draw) for images in some)
+        answers = torch.cat([found for _, found in queried(api, views, budget)])
         return torch.zeros(len(rows), answers.shape[1]).index_add_(0, place, answers) / times.unsqueeze(1)

@@ -10,12 +10,10 @@ from torch.optim import SGD
 
 from mad.adversary import Adversary
 from mad.api import BlackBox
-from mad.attacks.base import Attack, TransferSet
-from mad.datasets import Images, batches, to_unit_range
+from mad.attacks.base import Attack, Stolen, TransferSet, drawn, queried
+from mad.datasets import Images, batches
 from mad.errors import check_number
-from mad.progress import bar
-from mad.seeds import generator
-from mad.training import DivergedError
+from mad.training import DivergedError, Trainer
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Online(Attack):
     ``defense/surrogate=adversary`` the defense reads that network. It stays in eval mode throughout: a batch of one
     image has no statistics of its own, and adversary and defense mean the same gradient.
 
-    The record gets the columns of ``mad.gradient_probe.GradientProbe``; its measuring counts as querying.
+    ``probe=true`` measures how far each answer turns the gradient, see ``mad.gradient_probe``; that counts as querying.
 
     Args:
         batch_size: images a request and a step.
@@ -43,32 +41,37 @@ class Online(Attack):
         check_number("attack.batch_size", self.batch_size, 1, whole=True)
         check_number("attack.learning_rate", self.learning_rate, 0)
 
-    def transfer_set(self, api: BlackBox, pool: Images, adversary: Adversary) -> TransferSet:
+    def run(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
         """Spend the API's whole budget."""
-        rows = torch.randperm(len(pool), generator=generator(adversary.seed, "pool order"))[: api.budget]
+        assert pool is not None
+        rows = drawn(pool, adversary, api.budget)
         network, answers = adversary.live.requires_grad_(True), []
         optimizer = SGD(network.parameters(), lr=self.learning_rate)
-        with bar("queries", len(rows)) as progress:
-            for images in batches(pool, rows, self.batch_size, torch.device("cpu")):
-                images = to_unit_range(images)
-                answers.append(api(images))
-                targets = adversary.recovered(answers[-1]).to(adversary.device)
-                loss = F.cross_entropy(network(images.to(adversary.device)), targets)
-                if not loss.isfinite():
-                    raise DivergedError(
-                        f"the network of attack online diverged within {api.queries} of {api.budget} queries: "
-                        f"lower attack.learning_rate={self.learning_rate:g}"
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                progress(len(images), "", loss)
-        # The knockoff's own recipe was not used.
-        facts = {
-            "knockoff_epochs": 1,
-            "knockoff_optimizer": "sgd",
-            "knockoff_learning_rate": self.learning_rate,
-            "knockoff_schedule": "constant",
-            "knockoff_min_steps": 0,
-        }
-        return TransferSet(pool, rows, torch.cat(answers), network, {**facts, "precision": "float32"})
+        some = batches(pool, rows, self.batch_size, torch.device("cpu"))
+        for images, found in queried(api, some, len(rows)):
+            answers.append(found)
+            there = images.to(adversary.device)
+            loss = F.cross_entropy(network(there), adversary.recovered(found, there).to(adversary.device))
+            if not loss.isfinite():
+                raise DivergedError(
+                    f"the network of attack online diverged within {api.queries} of {api.budget} queries: "
+                    f"lower attack.learning_rate={self.learning_rate:g}"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return Stolen(network, TransferSet(pool, rows, torch.cat(answers)), trainer=self.trainer)
+
+    @property
+    def trainer(self) -> Trainer:
+        """How the stolen network was trained, for the record."""
+        return Trainer(
+            epochs=1,
+            batch_size=self.batch_size,
+            optimizer="sgd",
+            learning_rate=max(self.learning_rate, 1e-9),
+            momentum=0.0,
+            weight_decay=0.0,
+            schedule="constant",
+            precision="float32",
+        )

@@ -45,5 +45,5 @@ def plan(jobs: list[grid.Job]) -> list[Planned]:
 
 def reference_label(cell: Cell) -> str:
     """Return how the undefended reference of a cell is called."""
-    named = f"victim={cell.victim.name} pool={cell.pool.name} attack={cell.attack.name}"
+    named = f"victim={cell.victim.name} pool={cell.pool_name} attack={cell.attack.name}"
     return f"undefended reference: {named} seed={cell.seed}"

@@ -20,7 +20,8 @@ from mad.cli.plan import PLAN, Planned, plan
 from mad.cli.sweep_folder import SWEEPS, left
 from mad.errors import MadError
 from mad.progress import out
-from mad.storage.files import DamagedError, Record, below, holder, lock_file
+from mad.schema import Record
+from mad.storage.files import DamagedError, below, holder, lock_file
 
 STATES = ("done", "running", "failed", "missing")
 

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from mad.errors import MadError
 from mad.progress import err
-from mad.storage.files import Record, below, folders, holder, locked, unwritable, write
+from mad.schema import Record
+from mad.storage.files import below, folders, holder, locked, unwritable, write
 
 SWEEPS = Path("sweeps")
 HELD = ".held"

@@ -1,5 +1,6 @@
 """What a victim does to its answers. One file and one YAML a defense."""
 
-from mad.defenses.base import Context, Defense, Undefended
+from mad.context import Context
+from mad.defenses.base import Defense, Undefended
 
 __all__ = ["Context", "Defense", "Undefended"]

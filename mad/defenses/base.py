@@ -5,55 +5,20 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
 from mad import plugins, simplex
-from mad.cache import Cache
-from mad.cached_network import CachedNetwork
+from mad.context import Context
 from mad.errors import MadError, check_number
 from mad.progress import err
-
-if TYPE_CHECKING:
-    from mad.adversary import Adversary
-    from mad.storage.store import Store
-    from mad.victim import Victim
+from mad.schema import Column
+from mad.victim import Victim
 
 Self = TypeVar("Self", bound="Defense")
 EPSILON_MAX = 2.0  # the L1 diameter of the simplex
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a defense is given when it is prepared or served.
-
-    Args:
-        victim: the recipe of the victim it guards.
-        model: that victim, trained, in eval mode on ``device``; in ``prepare``, the model that is served.
-        seed: the cell's; derive one per purpose from it (``mad.seeds``).
-        device: where to compute.
-        store: keeps what is trained; None trains anew each time.
-        memo: what cells of one process share; None shares nothing.
-        adversary: who is about to steal: for white-box studies alone.
-    """
-
-    victim: Victim
-    model: nn.Module
-    seed: int
-    device: torch.device
-    store: Store | None = None
-    memo: Cache | None = None
-    adversary: Adversary | None = None
-
-    def trained(self, recipe: Victim) -> nn.Module:
-        """Return the network of a recipe, in eval mode: trained once, and kept as victims are."""
-        return recipe.train(self.device) if self.store is None else self.store.victim(recipe, self.device)[0]
-
-    def remembered(self, network: nn.Module, about: Any) -> nn.Module:
-        """Return a network in eval mode that no longer changes, run once over each batch where cells share."""
-        return network if self.memo is None else CachedNetwork(network, about, self.memo)
 
 
 @dataclass
@@ -66,9 +31,11 @@ class Defense(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    strength_parameter: ClassVar[str] = (
-        "epsilon"  # the field that is turned to trade utility for protection: a curve's points
-    )
+    strength_parameter: ClassVar[str] = "epsilon"  # the field that trades utility for protection: a curve's points
+    stateful: ClassVar[bool] = False  # whether answers depend on what a client asked before: on order and batches
+    needs_gradients: ClassVar[bool] = False  # whether perturb takes gradients; else it runs without recording them
+    max_batch: ClassVar[int | None] = None  # the most images that perturb takes at once; None for any number
+    schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record
     epsilon: float | None
 
     def __post_init__(self) -> None:
@@ -77,7 +44,7 @@ class Defense(ABC):
 
     @property
     def strength(self) -> float | None:
-        """Where the strength parameter stands; None where there is nothing to turn."""
+        """The value of the strength parameter; None where there is no such setting."""
         value = getattr(self, self.strength_parameter)
         return None if value is None else float(value)
 
@@ -92,14 +59,26 @@ class Defense(ABC):
         return ready
 
     def prepare(self, context: Context) -> None:  # noqa: B027
-        """Build what ``perturb`` needs (a surrogate, a noise key); by default nothing."""
+        """Build what ``perturb`` needs (a surrogate, a noise key); by default nothing. Networks: ``context.kept``."""
+
+    @final
+    def session(self: Self) -> Self:
+        """Return a prepared defense for one client of whom nothing is known: this one, unless it is ``stateful``."""
+        if not self.stateful:
+            return self
+        fresh = copy.copy(self)
+        fresh.begin()
+        return fresh
+
+    def begin(self) -> None:  # noqa: B027
+        """Set up what a ``stateful`` defense remembers of one client; what all clients share is made in ``prepare``."""
 
     def serve(self, context: Context) -> nn.Module:
         """Return the model that is served; a defense that acts at training time returns another than the victim."""
         return context.model
 
-    def facts(self, context: Context) -> dict[str, Any]:
-        """Return further columns of the record: numbers or one line of text, under names of their own."""
+    def columns(self, context: Context) -> dict[str, Any]:
+        """Return further columns of the record, under names that ``schema`` explains."""
         return {}
 
     @abstractmethod
@@ -107,7 +86,6 @@ class Defense(ABC):
         """Return what to answer, float (B, K); images (B, C, H, W) in [0, 1], clean posteriors (B, K)."""
 
     @final
-    @torch.no_grad()
     def __call__(self, images: Tensor, clean: Tensor) -> Tensor:
         """Answer with posteriors: finite, on the simplex, within ``epsilon`` of ``clean`` in L1.
 
@@ -117,6 +95,10 @@ class Defense(ABC):
             MadError: if a row of ``clean`` is no posterior, or ``perturb`` returns anything but as many rows; nothing
                 wrong is passed on.
         """
+        with torch.set_grad_enabled(self.needs_gradients):
+            return self._answered(images, clean)
+
+    def _answered(self, images: Tensor, clean: Tensor) -> Tensor:
         if not simplex.are_posteriors(clean):
             raise MadError("the victim answered with NaN, infinities or rows off the simplex; check the victim")
         if self.epsilon == 0:

@@ -20,6 +20,7 @@ from mad.datasets import Images, batches, to_device, to_unit_range
 from mad.defenses.base import Context, Defense
 from mad.errors import MadError, check_number
 from mad.progress import bar
+from mad.schema import Column
 from mad.seeds import derive, generator, seeded
 from mad.storage.fingerprint import name_of
 from mad.training import Trainer, place
@@ -169,6 +170,10 @@ class DpSgd(Defense):
 
     name = "dp_sgd"
     strength_parameter = "noise_multiplier"
+    schema = (
+        Column("dp_epsilon", "number", "", "the privacy budget that the victim's training spent, computed"),
+        Column("dp_delta", "number", "probability", "the delta that this budget is for"),
+    )
     epsilon: float | None = None
     noise_multiplier: float = 1.0
     max_grad_norm: float = 1.0
@@ -240,9 +245,9 @@ class DpSgd(Defense):
         """Train the private model, or load it."""
         return context.trained(self.recipe(context.victim))
 
-    def facts(self, context: Context) -> dict[str, Any]:
+    def columns(self, context: Context) -> dict[str, Any]:
         """Return the privacy that was spent: computed, not measured."""
-        size = len(context.victim.dataset.train().labels)
+        size = len(context.victim.training_split().labels)
         return {"dp_epsilon": self.trainer().spent(size, self.delta), "dp_delta": self.delta}
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Mad(Defense):
         if self.gradient == "all":
             network = WithTheta(network)
         about = [self.gradient, self.as_published, self.surrogate, context.victim, context.seed]
-        self._surrogate = context.remembered(network, about)
+        self._surrogate = context.cached(network, about)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return the posteriors of the largest angular deviation that the solver finds."""

@@ -126,6 +126,7 @@ class TrainedSurrogate(Surrogate):
             trainer=self.trainer,
             epochs=self.epochs,
             seed=derive(context.seed, "surrogate") >> 1,  # never the victim's weights
+            validation=context.victim.validation,
         )
         return context.trained(recipe)
 
@@ -156,9 +157,9 @@ class AdversarySurrogate(Surrogate):
 
     def build(self, context: Context) -> nn.Module:
         """Return the network that the adversary is going to train."""
-        if context.adversary is None:
-            raise MadError("surrogate adversary needs a context with an adversary, got none")
-        return context.adversary.live
+        if context.live is None:
+            raise MadError("surrogate adversary needs a context with the adversary's live network, got none")
+        return context.live()
 
 
 class OneByOne(nn.Module):

@@ -1,4 +1,4 @@
-"""The label-only adversary (paper, fig. 5 and 9)."""
+"""The label-only adversary (paper, figs. 5 and 9)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from mad.recoveries.base import Recovery
 
 
-@dataclass(frozen=True)
+@dataclass
 class Argmax(Recovery):
     """Keep the top class of each answer and forget the rest; undoes every defense that leaves the top class."""
 
     name = "argmax"
 
-    def __call__(self, answers: Tensor) -> Tensor:
+    def __call__(self, answers: Tensor, images: Tensor | None = None) -> Tensor:
         """Return one-hot targets (B, K)."""
         return F.one_hot(answers.argmax(dim=1), answers.shape[1]).to(answers.dtype)

@@ -13,15 +13,13 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mad.errors import MadError
 from mad.progress import err
+from mad.schema import SEAL, Record
 
-Record = dict[str, Any]
 LOCKS = ".locks"
 LONGEST = 200  # bytes of a file's name: systems take 255, and what is written beside it has a longer one
-SEAL = "sha256"  # the key of an object's checksum
 
 
 class DamagedError(MadError):

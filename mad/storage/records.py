@@ -11,7 +11,8 @@ import pandas as pd
 
 from mad.errors import MadError
 from mad.progress import err
-from mad.storage.files import Record, below, write_alone
+from mad.schema import Record
+from mad.storage.files import below, write_alone
 from mad.storage.store import read_record
 
 ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "strength", "seed"]

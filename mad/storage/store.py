@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,14 +14,13 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from mad.architectures import imagenet
 from mad.errors import MadError, check_name
+from mad.schema import EVERY, FORMER, Record, fault, number_of
 from mad.storage.files import (
-    SEAL,
     DamagedError,
-    Record,
     below,
     clear,
     locked,
@@ -39,17 +37,8 @@ from mad.training import place
 from mad.victim import Victim
 
 FAILED = "failed"
-TEXT, NUMBER = str, (int, float)
-COLUMNS: dict[str, Any] = {  # what is read again from a record, and is therefore checked
-    **dict.fromkeys(("victim", "architecture", "pool", "defense", "strength_parameter", "attack", "recovery"), TEXT),
-    **dict.fromkeys(("comparison_group", "fingerprint"), TEXT),
-    **dict.fromkeys(("seed", "budget", "chance"), NUMBER),
-    **dict.fromkeys(("victim_accuracy", "defended_accuracy", "stolen_accuracy"), NUMBER),
-    **dict.fromkeys(("epsilon", "strength"), (int, float, type(None))),
-    **dict.fromkeys(("agreement", "l1_mean", "seconds_victim", "seconds_queries", "seconds_knockoff"), NUMBER),
-}
-LARGEST = 2**1024  # of whole numbers: what a float can hold, and any reader of JSON
-USES: ContextVar[set[str] | None] = ContextVar("uses", default=None)  # the networks that the cell being made asked for
+SERIES = "series.json"  # beside a record: its curves and histograms
+USES: ContextVar[set[str] | None] = ContextVar("uses", default=None)  # what the cell being made asked for
 
 
 class Names(Protocol):
@@ -80,45 +69,109 @@ class Store:
         Raises:
             MadError: if its training diverged; nothing is kept then.
         """
-        name = digest(describe(victim))
-        folder = Path("victims", victim.name, name)
+        return self.network(
+            victim.name,
+            victim,
+            lambda: victim.untrained(seed=victim.seed, purpose="victim"),
+            lambda model: victim.fit(model, device),
+            device,
+        )
+
+    def network(
+        self,
+        name: str,
+        about: Any,
+        build: Callable[[], nn.Module],
+        train: Callable[[nn.Module], nn.Module | None],
+        device: torch.device,
+    ) -> tuple[nn.Module, float]:
+        """Return a trained network, in eval mode on ``device``, and the seconds its training took; see ``kept``."""
+        check_name("the name of what is kept", name)
+        fingerprint = digest(describe(about))
+        folder = Path("victims", name, fingerprint)
         weights, facts = (below(self.outputs, folder / file) for file in ("weights.safetensors", "victim.json"))
-        uses = USES.get()
-        if uses is not None:
-            uses.add(folder.relative_to("victims").as_posix())
+        used(folder.relative_to("victims").as_posix())
+
+        def untrained() -> nn.Module:
+            with imagenet.left_out():
+                return build()
 
         def read() -> tuple[nn.Module, float] | None:
-            found = unseal(facts)
+            found = self._tensors(weights, facts)
             if found is None:
                 return None
-            content = weights.read_bytes() if weights.exists() else b""
-            if hashlib.sha256(content).hexdigest() != found.get("weights_sha256"):
-                raise DamagedError(weights if weights.exists() else facts, "the weights' checksum does not hold")
-            with imagenet.left_out():
-                model = victim.untrained(seed=victim.seed, purpose="victim")
+            tensors, about = found
+            model = untrained()
             try:
-                model.load_state_dict(load(content))
-                return place(model, device).eval(), float(found["seconds"])
-            except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+                model.load_state_dict(tensors)
+                return place(model, device).eval(), float(about["seconds"])
+            except (RuntimeError, KeyError, TypeError, ValueError) as error:
                 raise DamagedError(weights, "it does not fit") from error
 
         def make() -> tuple[nn.Module, float]:
             start = time.perf_counter()
-            model = victim.train(device)
+            model = build()
+            model = (train(model) or model).eval()
             seconds = time.perf_counter() - start
-            tensors = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-            content = save(tensors)
-            write(weights, content)
-            about = {
-                "fingerprint": name,
-                "weights_sha256": hashlib.sha256(content).hexdigest(),
-                "seconds": seconds,
-                "recipe": describe(victim),
-            }
-            write(facts, seal(about))
-            return model, seconds
+            told = {"seconds": seconds, "recipe": describe(about)}
+            self._write_tensors(weights, facts, fingerprint, model.state_dict(), told)
+            return place(model, device), seconds
 
         return self._keep_or_make(folder, read, make)[0]
+
+    def transfer(
+        self,
+        name: str,
+        about: Any,
+        make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]],
+        *,
+        force: bool = False,
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors and the numbers of a transfer set: asked for once, and then read.
+
+        Args:
+            name: of the victim.
+            about: all that determines them; see ``describe``.
+            make: asks.
+            force: ask again.
+        """
+        fingerprint = digest(describe(about))
+        folder = Path("transfers", name, fingerprint)
+        tensors, facts = (below(self.outputs, folder / file) for file in ("transfer.safetensors", "transfer.json"))
+        used(folder.as_posix())
+
+        def made() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            found, told = make()
+            self._write_tensors(tensors, facts, fingerprint, found, told)
+            return found, told
+
+        return self._keep_or_make(folder, lambda: self._tensors(tensors, facts), made, force)[0]
+
+    def _tensors(self, file: Path, about: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the tensors of a file and what is said of them, or None if there are none.
+
+        Raises:
+            DamagedError: if a bit of either is not as it was written.
+        """
+        found = unseal(about)
+        if found is None:
+            return None
+        content = file.read_bytes() if file.exists() else b""
+        if hashlib.sha256(content).hexdigest() != found.get("weights_sha256"):
+            raise DamagedError(file if file.exists() else about, "the weights' checksum does not hold")
+        try:
+            return load(content), found
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DamagedError(file, "it does not fit") from error
+
+    def _write_tensors(
+        self, file: Path, about: Path, fingerprint: str, tensors: Mapping[str, Tensor], told: dict[str, Any]
+    ) -> None:
+        """Write tensors, and then what is said of them, under the name that their folder has."""
+        content = save({key: value.cpu().contiguous() for key, value in tensors.items()})
+        write(file, content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        write(about, seal({"fingerprint": fingerprint, "weights_sha256": sha256, **told}))
 
     def find(self, path: Path) -> Record | None:
         """Return the record kept below ``outputs`` at ``path``, if there is one that is whole and may stay."""
@@ -146,12 +199,16 @@ class Store:
             try:
                 record = {name: number_of(value) for name, value in make().items()}
                 record["uses"] = " ".join(sorted(USES.get() or ()))
+                series = {name: value for name, value in record.items() if isinstance(value, list)}
+                record["series"] = " ".join(series)
             finally:
                 USES.reset(uses)
             wrong = fault(record) or misplaced(record, full)
             if wrong:
                 raise MadError(f"the record of {path.parent.name} was not kept: {wrong}")
-            write(full, seal(record))
+            if series:
+                write(full.with_name(SERIES), seal({"fingerprint": path.parent.name, **series}))
+            write(full, seal({name: value for name, value in record.items() if name not in series}))
             return record
 
         return self._keep_or_make(path.parent, lambda: read_record(full), make_and_write, force)
@@ -208,51 +265,56 @@ class Store:
             (self.outputs / note).unlink(missing_ok=True)
 
 
-def check(columns: Mapping[str, Any], whose: str, taken: Container[str] = ()) -> None:
-    """Refuse columns that no record can hold, or whose names others have, before more is trained for them.
+def used(name: str) -> None:
+    """Note what the cell that is being made was made with: pruning leaves it where it is."""
+    uses = USES.get()
+    if uses is not None:
+        uses.add(name)
 
-    Raises:
-        MadError: if there are such.
+
+def kept(
+    store: Store | None,
+    name: str,
+    about: Any,
+    build: Callable[[], nn.Module],
+    train: Callable[[nn.Module], nn.Module | None],
+    device: torch.device,
+) -> nn.Module:
+    """Return a trained network, in eval mode on ``device``: trained once, by one process at a time, and then loaded.
+
+    Args:
+        store: where it is kept; None trains it anew.
+        name: names its folder below ``outputs/victims``; letters, digits and ``_ . + -``.
+        about: all that determines its weights: recipes, settings, data sets, seeds; see ``describe``.
+        build: returns the network as it is before any training.
+        train: trains it in place; or returns another, of the same parts.
+        device: where it is used.
     """
-    twice = [name for name in columns if name in taken]
-    wrong = f"{twice[0]} is a column of every record" if twice else fault(columns)
-    if wrong:
-        raise MadError(f"{whose} cannot be recorded: {wrong}")
+    if store is not None:
+        return store.network(name, about, build, train, device)[0]
+    model = build()
+    return place((train(model) or model).eval(), device)
 
 
 def read_record(path: Path) -> Record | None:
-    """Return the record at ``runs/victim/defense/attack/fingerprint/record.json``, or None if there is none.
+    """Return the record at ``runs/victim/defense/attack/fingerprint/record.json`` with its series; None if none is.
 
     Raises:
         DamagedError: if it is not as it was written, lies in another's folder, or holds more than plain values.
     """
     record = unseal(path)
-    wrong = None if record is None else fault(record) or misplaced(record, path)
+    if record is None:
+        return None
+    record = {FORMER.get(name, name): value for name, value in record.items()}
+    wrong = fault(record) or misplaced(record, path)
     if wrong:
         raise DamagedError(path, wrong)
-    return record
-
-
-def fault(columns: Mapping[Any, Any]) -> str | None:
-    """Say which columns no record can hold, if there are such: the one rule for what is written and what is read.
-
-    Any text and any finite number come back as they were: JSON escapes what it must.
-    """
-    for name, value in ((name, number_of(value)) for name, value in columns.items()):
-        if not isinstance(name, str) or not name.isprintable() or name == SEAL:
-            return f"{name!r} cannot be a column"
-        if isinstance(value, float) and not math.isfinite(value):
-            return f"{name} is NaN or infinite ({value}): check the victim and the trainer"
-        if isinstance(value, int) and abs(value) >= LARGEST:
-            return f"{name} has too many digits"
-        if not isinstance(value, (bool, int, float, str, type(None))):
-            return f"{name} is {type(value).__name__}, no number and no text"
-    return None
-
-
-def number_of(value: Any) -> Any:
-    """Return the number that a tensor or array without dimensions holds; anything else as it is."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
+    named = str(record.get("series") or "").split()
+    series = (unseal(path.with_name(SERIES)) or {}) if named else {}
+    absent = [name for name in named if name not in series]
+    if absent:
+        raise DamagedError(path, f"its {SERIES} lacks {absent[0]}")
+    return record | {name: series[name] for name in named}
 
 
 def misplaced(record: Record, path: Path) -> str | None:
@@ -260,7 +322,7 @@ def misplaced(record: Record, path: Path) -> str | None:
     belongs = dict(zip(("victim", "defense", "attack", "fingerprint"), path.parts[-5:-1], strict=True))
     if any(record.get(key) != part for key, part in belongs.items()):
         return "it is another's"
-    wrong = [key for key, kinds in COLUMNS.items() if not isinstance(record.get(key), kinds)]
+    wrong = [name for name, column in EVERY.items() if column.needed and record.get(name) is None]
     if wrong:
         return f"no record of this version: {wrong[0]} is {record.get(wrong[0])!r}"
     try:

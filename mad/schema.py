@@ -1,0 +1,137 @@
+"""The columns of a record: the one place that says what each is called, what it holds, and who writes it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mad.errors import MadError
+
+Record = dict[str, Any]
+SEAL = "sha256"  # the key of a record's checksum
+LARGEST = 2**1024  # of whole numbers: what a float can hold, and any reader of JSON
+KINDS: dict[str, Any] = {
+    "text": str,
+    "number": (int, float),
+    "whole number": int,
+    "true or false": bool,
+    "series": list,
+}
+FORMER = {"scene": "comparison_group", "dial": "strength_parameter"}  # names in records of earlier versions
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Args:
+        name: its name in ``records.csv``; a Python identifier.
+        kind: ``text``, ``number``, ``whole number``, ``true or false``; or ``series``, numbers in order (a curve, a
+            histogram), which lie in ``series.json`` beside the record and in no table.
+        unit: unit and range, or nothing.
+        meaning: one line.
+        writer: the module or plug-in that writes it; a plug-in's own columns may leave it out.
+        needed: whether a record without it is none of this version; all others may be empty.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    meaning: str
+    writer: str = ""
+    needed: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.kind not in KINDS:
+            raise MadError(f"a column has an identifier as name and a kind of {', '.join(KINDS)}, got {self}")
+
+    def fits(self, value: Any) -> bool:
+        """Tell whether a value is of the column's kind, or empty."""
+        if value is None:
+            return True
+        if self.kind == "series":
+            return isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
+        return isinstance(value, KINDS[self.kind]) and (self.kind == "true or false") == isinstance(value, bool)
+
+
+def sections() -> dict[str, list[Column]]:
+    """Return the columns of every record, in the sections that documents show."""
+    found: dict[str, list[Column]] = {}
+    with Path(__file__).with_name("columns.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            section, needed = row.pop("section"), row.pop("needed") == "yes"
+            found.setdefault(section, []).append(Column(**row, needed=needed))
+    return found
+
+
+SECTIONS = sections()
+EVERY = {column.name: column for columns in SECTIONS.values() for column in columns}
+
+
+def merged(parts: Mapping[str, Mapping[str, Any]]) -> Record:
+    """Return all columns of a record, of the parts that write them.
+
+    Raises:
+        MadError: if two parts write one name.
+    """
+    found: Record = {}
+    wrote: dict[str, str] = {}
+    for part, columns in parts.items():
+        for name, value in columns.items():
+            if name in found:
+                raise MadError(f"{part} and {wrote[name]} both write the column {name}: rename one")
+            found[name], wrote[name] = value, part
+    return found
+
+
+def check(columns: Mapping[str, Any], whose: str, own: Iterable[Column] | None = None) -> None:
+    """Refuse columns that no record can hold, or that are not a plug-in's to write, before more is trained for them.
+
+    Args:
+        columns: what a part writes.
+        whose: names the part, for errors.
+        own: a plug-in's ``schema``; None for the columns of every record.
+
+    Raises:
+        MadError: if there are such.
+    """
+    wrong = next((f"{name} is a column of every record" for name in columns if own is not None and name in EVERY), None)
+    wrong = wrong or fault(columns, {column.name: column for column in own or EVERY.values()})
+    if wrong:
+        raise MadError(f"{whose} cannot be recorded: {wrong}")
+
+
+def fault(columns: Mapping[Any, Any], known: Mapping[str, Column] = EVERY) -> str | None:
+    """Say which columns no record can hold, if there are such: the one rule for what is written and what is read.
+
+    Any text and any finite number come back as they were: JSON escapes what it must.
+    """
+    for name, value in ((name, number_of(value)) for name, value in columns.items()):
+        if not isinstance(name, str) or not name.isprintable() or name == SEAL:
+            return f"{name!r} cannot be a column"
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, float) and not math.isfinite(each):
+                return f"{name} is NaN or infinite ({each}): check the victim and the trainer"
+            if isinstance(each, int) and abs(each) >= LARGEST:
+                return f"{name} has too many digits"
+            if not isinstance(each, (bool, int, float, str, type(None))):
+                return f"{name} is {type(each).__name__}, no number and no text"
+        if name in known and not known[name].fits(value):
+            return f"{name} must be {known[name].kind}, got {value!r}"
+    return None
+
+
+def number_of(value: Any) -> Any:
+    """Return the number that a tensor or array without dimensions holds; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def table(columns: Iterable[Column], writer: str = "") -> str:
+    """Return columns as a table in Markdown."""
+    head = ["| column | type | unit, range | meaning | written by |", "| --- | --- | --- | --- | --- |"]
+    rows = (f"| `{at.name}` | {at.kind} | {at.unit} | {at.meaning} | `{at.writer or writer}` |" for at in columns)
+    return "\n".join([*head, *rows])
