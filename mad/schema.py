@@ -100,7 +100,11 @@ def check(columns: Mapping[str, Any], whose: str, own: Iterable[Column] | None =
         MadError: if there are such.
     """
     wrong = next((f"{name} is a column of every record" for name in columns if own is not None and name in EVERY), None)
-    wrong = wrong or fault(columns, {column.name: column for column in own or EVERY.values()})
+    known = EVERY if own is None else {column.name: column for column in own}
+    unknown = next((name for name in columns if name not in known), None)
+    if unknown is not None and wrong is None:
+        wrong = f"{unknown!r} is not in its schema: add Column({unknown!r}, kind, unit, meaning) there"
+    wrong = wrong or fault(columns, known)
     if wrong:
         raise MadError(f"{whose} cannot be recorded: {wrong}")
 

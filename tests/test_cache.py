@@ -53,22 +53,22 @@ def no_grad():
 
 
 def test_what_is_kept_is_made_once():
-    memo, made = Cache(), []
+    cache, made = Cache(), []
     for key in ("a", "b", "a", ("a",), "b"):
-        assert memo.get(key, lambda key=key: made.append(key) or (key,)) == (key,)
+        assert cache.get(key, lambda key=key: made.append(key) or (key,)) == (key,)
     assert made == ["a", "b", ("a",)]
 
 
 def test_the_least_used_is_dropped_first():
-    memo, made = Cache(limit=3 * 40), []
+    cache, made = Cache(limit=3 * 40), []
 
     def ask(key, size=10):
         def make():
             made.append(key)
             return (torch.zeros(size), torch.zeros(0))
 
-        memo.get(key, make)
-        assert 0 <= memo.bytes <= memo.limit
+        cache.get(key, make)
+        assert 0 <= cache.bytes <= cache.limit
 
     for key in "abcadab":
         ask(key)
@@ -81,39 +81,39 @@ def test_the_least_used_is_dropped_first():
 
 
 def test_what_two_make_at_once_counts_once():
-    memo = Cache()
-    memo.get("a", lambda: memo.get("a", lambda: torch.zeros(10)))
-    assert memo.bytes == 40
+    cache = Cache()
+    cache.get("a", lambda: cache.get("a", lambda: torch.zeros(10)))
+    assert cache.bytes == 40
 
 
 def test_a_failure_is_not_kept():
-    memo = Cache()
+    cache = Cache()
     with pytest.raises(ZeroDivisionError):
-        memo.get("a", lambda: 1 / 0)
-    assert memo.get("a", lambda: 2) == 2
+        cache.get("a", lambda: 1 / 0)
+    assert cache.get("a", lambda: 2) == 2
 
 
 def test_many_threads_keep_the_count():
-    memo = Cache(limit=5 * 40)
+    cache = Cache(limit=5 * 40)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as threads:
             keys = [step * 7 % 11 for step in range(2000)]
-            found = list(threads.map(lambda key: memo.get(key, lambda: torch.full((10,), key)), keys))
+            found = list(threads.map(lambda key: cache.get(key, lambda: torch.full((10,), key)), keys))
     finally:
         sys.setswitchinterval(interval)
     assert all((tensor == key).all() for tensor, key in zip(found, keys, strict=True))
-    assert memo.bytes == sum(tensor.nbytes for tensor in memo._kept.values()) <= memo.limit
+    assert cache.bytes == sum(tensor.nbytes for tensor in cache._kept.values()) <= cache.limit
 
 
 @pytest.mark.usefixtures("no_grad")
 def test_a_batch_runs_once(passes):
-    memo, bare = Cache(), network()
+    cache, bare = Cache(), network()
     wanted = [bare(batch(seed=seed)) for seed in (0, 1)]
     before = passes()
     for _ in range(3):
-        fresh = CachedNetwork(bare, "toy", memo)
+        fresh = CachedNetwork(bare, "toy", cache)
         for seed in (0, 1):
             assert torch.equal(fresh(batch(seed=seed)), wanted[seed])
     assert passes() == before + 2
@@ -130,7 +130,7 @@ def test_what_is_remembered_cannot_be_spoilt():
 
 @pytest.mark.usefixtures("no_grad")
 def test_other_batches_and_networks_are_others():
-    memo = Cache()
+    cache = Cache()
     images = batch()
     flipped = images.clone()
     flipped[3, 0, 4, 4] += 1e-6
@@ -138,7 +138,7 @@ def test_other_batches_and_networks_are_others():
     nets = [network(), network(1), network().double()]
     pairs = [(net, images) for net in nets for images in variants if images.dtype == net.head.weight.dtype]
     for net, each in pairs * 2:
-        assert torch.equal(CachedNetwork(net, "toy", memo)(each), net(each))
+        assert torch.equal(CachedNetwork(net, "toy", cache)(each), net(each))
 
 
 @pytest.mark.usefixtures("no_grad")
@@ -147,11 +147,11 @@ def test_the_same_weights_in_another_network_are_another():
         def forward(self, images):
             return 2 * super().forward(images)
 
-    memo, one, two = Cache(), Tiny((1, 8, 8), 4).eval(), Twice((1, 8, 8), 4).eval()
+    cache, one, two = Cache(), Tiny((1, 8, 8), 4).eval(), Twice((1, 8, 8), 4).eval()
     two.load_state_dict(one.state_dict())
-    first = CachedNetwork(one, Tiny, memo)(batch())
-    assert torch.equal(CachedNetwork(two, Twice, memo)(batch()), 2 * first)
-    assert torch.equal(CachedNetwork(two, partial(Tiny, factor=2), memo)(batch()), 2 * first)
+    first = CachedNetwork(one, Tiny, cache)(batch())
+    assert torch.equal(CachedNetwork(two, Twice, cache)(batch()), 2 * first)
+    assert torch.equal(CachedNetwork(two, partial(Tiny, factor=2), cache)(batch()), 2 * first)
 
 
 CHANGES = {

@@ -77,10 +77,12 @@ class LabelledBlobs(Blobs):
 class Broken(KnockoffNets):
     """An attack that brings home a network whose answers are no posteriors, its weights being finite."""
 
-    def transfer_set(self, api, pool, adversary):
+    depends_on_answers = True
+
+    def run(self, api, pool, adversary):
         network = adversary.untrained()
         network.head.weight.data.fill_(3e38)
-        return replace(super().transfer_set(api, pool, adversary), stolen=network.eval())
+        return replace(super().run(api, pool, adversary), network=network.eval())
 
 
 def test_a_stolen_network_whose_answers_are_no_posteriors_is_no_result(tmp_path):

@@ -5,20 +5,19 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from toys import CPU, Blobs, Streamed, Tiny, build, cell, compose, trainer, victim
+from toys import CPU, Blobs, Streamed, cell, trainer, victim
 
 from mad.attacks.knockoff_nets import KnockoffNets
-from mad.cli.compose import PARTS
 from mad.datasets import Split
 from mad.defenses import Context, Defense, Undefended
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
 from mad.errors import MadError
-from mad.evaluation import entropy
 from mad.knockoff import Knockoff
-from mad.pipeline import MEASURED, Cell, facts, run
+from mad.pipeline import run
 from mad.recoveries.argmax import Argmax
-from mad.storage.store import COLUMNS, Store
+from mad.schema import EVERY, Column
+from mad.storage.store import Store
 
 KEYS = (
     "victim",
@@ -72,7 +71,8 @@ def test_a_record(tmp_path):
     assert 0 <= record["target_entropy"] <= 2
     assert (record["device"], record["torch"]) == ("cpu", torch.__version__)
     assert (record["precision"], record["initial_weights"]) == ("float32", None)
-    assert set(record) == {*facts(cell()), *COLUMNS, *MEASURED}  # none of these may be a plug-in's own
+    assert set(record) == set(EVERY) - {"stolen_accuracy_undefended"}  # none of these may be a plug-in's own
+    assert record["series"] == ""
     stored = json.loads((tmp_path / cell().path).read_text())
     assert stored.pop("sha256")
     assert stored == record
@@ -102,7 +102,7 @@ def test_a_name_that_leads_elsewhere_is_refused(name):
 
 def test_a_failure_is_noted_until_it_succeeds(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(KnockoffNets, "transfer_set", lambda *_: [][0])
+        patched.setattr(KnockoffNets, "run", lambda *_: [][0])
         with pytest.raises(IndexError):
             run(cell(), Store(tmp_path), CPU)
     (note,) = (tmp_path / "failed").iterdir()
@@ -115,13 +115,16 @@ def test_a_failure_is_noted_until_it_succeeds(tmp_path, monkeypatch):
 class Talking(Mad):
     """Says of itself what it is told to."""
 
+    schema = (Column("spent", "number", "", "what it cost"),)
     said: str = "nothing"
 
-    def facts(self, context):
+    def columns(self, context):
         return {"nan": {"spent": float("nan")}, "taken": {"stolen_accuracy": 0.1}, "list": {"spent": [1]}}[self.said]
 
 
-@pytest.mark.parametrize(("said", "why"), [("nan", "spent is NaN"), ("taken", "of every record"), ("list", "is list")])
+@pytest.mark.parametrize(
+    ("said", "why"), [("nan", "spent is NaN"), ("taken", "of every record"), ("list", "spent must be number")]
+)
 def test_what_a_defense_says_of_itself_is_checked_before_a_thief_is_trained(tmp_path, fits, said, why):
     with pytest.raises(MadError, match=f"defense mad cannot be recorded: .*{why}"):
         run(cell(defense=Talking(0.5, said=said)), Store(tmp_path), CPU)
@@ -171,60 +174,6 @@ def test_two_stores_same_numbers(tmp_path):
     )
     assert numbers(first) == numbers(again)
     assert first["l1_mean_queries"] != other["l1_mean_queries"]
-
-
-CHANGES = {
-    "seed": {"seed": 1},
-    "epsilon": {"defense": Mad(0.6)},
-    "defense": {"defense": RandomNoise(0.5)},
-    "noise": {"defense": RandomNoise(0.5, scale=3)},
-    "budget": {"attack": KnockoffNets(51)},
-    "recovery": {"recovery": Argmax()},
-    "pool": {"pool": Blobs(size=300)},
-    "epochs": {"knockoff": Knockoff(trainer(), epochs=9)},
-    "min_steps": {"knockoff": Knockoff(trainer(), min_steps=900)},
-    "weight_decay": {"knockoff": Knockoff(trainer(), weight_decay=0.1)},
-    "victim_seed": {"victim": victim(seed=1)},
-    "victim_epochs": {"victim": victim(epochs=9)},
-    "classes": {"victim": victim(5)},
-}
-
-
-def test_every_change_of_numbers_changes_the_name():
-    names = [cell().fingerprint, *(cell(**change).fingerprint for change in CHANGES.values())]
-    assert len(set(names)) == len(names)
-
-
-@pytest.mark.parametrize(
-    "same",
-    [
-        {"defense": Mad(epsilon=0.5)},
-        {"knockoff": Knockoff(trainer(), architecture=Tiny)},
-        {"knockoff": Knockoff(trainer(epochs=3), epochs=8)},
-        {"victim": victim(trainer=trainer(epochs=3), epochs=8)},
-        {"pool": Blobs(shape=[1, 8, 8])},
-    ],
-)
-def test_the_same_numbers_have_the_same_name(same):
-    assert cell(**same).fingerprint == cell().fingerprint
-
-
-def test_scenes_differ_in_defense_and_seeds_alone():
-    same = ("seed", "epsilon", "defense", "noise", "victim_seed")
-    for name, change in CHANGES.items():
-        assert (cell(**change).comparison_group == cell().comparison_group) == (name in same), name
-
-
-def composed(*overrides):
-    config = compose(*overrides)
-    return Cell(**{part: build(config[part]) for part in PARTS}, seed=config.seed)
-
-
-def test_places_stay_out_of_the_name():
-    plain = composed("victim=mnist", "pool=fashion_mnist")
-    moved = composed("victim=mnist", "pool=fashion_mnist", "data_root=/else", "outputs=there", "device=cpu")
-    assert moved.fingerprint == plain.fingerprint
-    assert composed("victim=mnist", "pool=kmnist").fingerprint != plain.fingerprint
 
 
 class StreamedBlobs(Blobs):
@@ -286,6 +235,7 @@ class Swapped(Defense):
     """Serves a network of its own, trained once, and shows what it was given."""
 
     name = "swapped"
+    schema = (Column("classes", "whole number", "", "of the victim"),)
     epsilon: float | None = 0.5
 
     def serve(self, context):
@@ -294,7 +244,7 @@ class Swapped(Defense):
     def prepare(self, context):
         self._model = context.model
 
-    def facts(self, context):
+    def columns(self, context):
         return {"classes": context.victim.dataset.classes}
 
     def perturb(self, images, clean):
@@ -326,14 +276,7 @@ def test_without_a_store_everything_is_trained_anew(fits):
     for _ in range(2):
         assert not context.trained(victim(seed=3)).training
     assert fits == ["victim toy"] * 2
-    assert context.remembered(context.model, "toy") is context.model
-
-
-def test_the_answers_entropy_is_that_of_what_is_served():
-    flat, sure = torch.full((3, 4), 0.25), torch.eye(4)
-    assert entropy(flat) == pytest.approx(2)
-    assert entropy(sure) == 0
-    assert entropy(torch.cat([flat[:2], sure[:2]])) == pytest.approx(1)
+    assert context.cached(context.model, "toy") is context.model
 
 
 def test_the_order_of_cells_changes_no_number(tmp_path):

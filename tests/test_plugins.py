@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from toys import CPU, Tiny, cell, trainer, victim
 
-from mad.attacks import Attack, TransferSet
+from mad.attacks import Attack, Stolen, TransferSet
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.defenses import Defense
 from mad.errors import MadError
@@ -43,12 +43,12 @@ class Made(Defense):
         return self.make(clean)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recovered(Recovery):
     name = "recovered"
     make: object = None
 
-    def __call__(self, answers):
+    def __call__(self, answers, images=None):
         return self.make(answers)
 
 
@@ -109,12 +109,20 @@ class Brought(Attack):
     name = "brought"
     what: str = ""
 
-    def transfer_set(self, api, pool, adversary):
-        found = KnockoffNets(self.budget).transfer_set(api, pool, adversary)
+    def run(self, api, pool, adversary):
+        found = KnockoffNets(self.budget).run(api, pool, adversary).transfer
         parts = {"images": found.images, "rows": found.rows, "answers": found.answers}
         match self.what:
             case "nothing":
                 return None
+            case "an empty one":
+                return Stolen()
+            case "its answers alone":
+                return Stolen(transfer=found.answers)
+            case "a network in train mode":
+                return Stolen(adversary.untrained().train())
+            case "a function":
+                return Stolen(network=torch.relu)
             case "other images":
                 parts["images"] = parts["images"][:, :, :4]
             case "float rows":
@@ -127,11 +135,15 @@ class Brought(Attack):
                 parts["answers"] = parts["answers"].log()
             case "numpy":
                 parts["answers"] = parts["answers"].numpy()
-        return TransferSet(**parts)
+        return Stolen(transfer=TransferSet(**parts))
 
 
 TRANSFERS = {
-    "nothing": "TransferSet, got None",
+    "nothing": "Stolen with a network, a transfer set or both, got None",
+    "an empty one": "Stolen with a network, a transfer set or both, got neither network nor transfer set",
+    "its answers alone": "got a tensor of",
+    "a network in train mode": r"a network in eval mode, got a toys\.Tiny",
+    "a function": r"a network in eval mode, got a builtins\.builtin",
     "other images": r"images of \(1, 8, 8\), got \(200, 1, 4, 8\)",
     "float rows": "rows as a tensor of int64.*float32",
     "rows beyond": "rows from 0 to 199, got 1",
@@ -143,7 +155,7 @@ TRANSFERS = {
 
 @pytest.mark.parametrize("what", TRANSFERS)
 def test_an_attack_is_named(what, tmp_path):
-    with pytest.raises(MadError, match=f"attack brought: transfer_set must return .*{TRANSFERS[what]}"):
+    with pytest.raises(MadError, match=f"attack brought: run must return .*{TRANSFERS[what]}"):
         run(cell(attack=Brought(50, what)), Store(tmp_path), CPU)
     assert not list(tmp_path.rglob("record.json"))
 
@@ -154,13 +166,13 @@ class Lazy(Attack):
 
     name = "lazy"
 
-    def transfer_set(self, api, pool, adversary):
+    def run(self, api, pool, adversary):
         rows = torch.arange(5)
-        return TransferSet(pool, rows, api(pool[rows] / 255))
+        return Stolen(transfer=TransferSet(pool, rows, api(pool[rows] / 255)))
 
 
 def test_an_attack_that_spends_less_than_its_budget_is_named(tmp_path):
-    with pytest.raises(MadError, match="attack lazy: transfer_set must spend the whole budget of 50 queries, spent 5"):
+    with pytest.raises(MadError, match="attack lazy: run must spend the whole budget of 50 queries, spent 5"):
         run(cell(attack=Lazy(50)), Store(tmp_path), CPU)
 
 

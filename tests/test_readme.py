@@ -34,7 +34,7 @@ def test_every_file_the_readme_names_is_there():
 def test_every_test_that_the_documents_name_is_there():
     place = Path(__file__).parent
     text = (place.parent / "docs" / "reliability.md").read_text()
-    named = re.findall(r"`(?:tests/)?((?:faults/)?test_\w+\.py)(?:::(test_\w+))?`", text)
+    named = re.findall(r"`(?:tests/)?((?:\w+/)?test_\w+\.py)(?:::(test_\w+))?`", text)
     assert len(named) > 50
     for file, test in named:
         found = [each for each in (place / file, place / "faults" / file) if each.is_file()]

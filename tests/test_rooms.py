@@ -29,8 +29,9 @@ def imported(file, known):
 
 
 def edges():
+    """Return what each module imports; ``mad`` itself is a list of public names, and imports them when asked."""
     known = modules()
-    return {name: set(imported(file, known)) for name, file in known.items()}
+    return {name: set(imported(file, known)) - {"mad"} for name, file in known.items() if name != "mad"}
 
 
 def circle(graph):

@@ -26,10 +26,12 @@ def test_the_wheel_carries_the_configs_and_runs_from_anywhere(tmp_path):
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     assert (installed / "mad" / "conf" / "config.yaml").exists()
+    assert (installed / "mad" / "columns.csv").exists()
     assert (installed / "hydra_plugins" / "mad_grid.py").exists()
     points = next(installed.glob("*.dist-info/entry_points.txt")).read_text()
-    assert "mad-run = mad.cli.run:run" in points
-    assert "mad-figures = mad.cli.run:figures" in points
+    assert "mad-run = mad.cli.run:main" in points
+    assert "mad-figures = mad.cli.figures:main" in points
+    assert "mad-status = mad.cli.status:main" in points
     assert "mad-data = mad.cli.data:main" in points
     # The wheel's own copy must be what runs, not the clone's.
     script = f"import mad; assert mad.__file__.startswith({str(installed)!r}), mad.__file__; "

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from mad.cell import Cell
 from mad.cli import configs
 from mad.errors import MadError
-from mad.pipeline import Cell
 
 PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
+APART = ("outputs", "data_root", "force", "device")  # say where and how, not what
 INNER = ("victim.dataset", "victim.architecture", "victim.trainer", "knockoff.trainer", "defense.surrogate")
 
 
-def cell_of(config: DictConfig) -> Cell:
-    """Build the cell that a config describes; nothing is run."""
-    from mad.pipeline import Cell
+def cell_of(config: DictConfig, words: Iterable[str] = ()) -> Cell:
+    """Build the cell that a config describes; nothing is run.
 
+    Args:
+        config: composed.
+        words: the overrides that it was composed with, for the cell's record.
+    """
     if config.get("grid"):
         raise MadError("this experiment is a grid of cells, not one: choose no second experiment beside it, and say -m")
     for name in (*PARTS, *INNER):
@@ -28,6 +34,7 @@ def cell_of(config: DictConfig) -> Cell:
                 f"{name}={part}: {name} has keys of its own, so a word cannot stand for it; set one of them, "
                 f"or choose another {name.partition('.')[0]}, as mad-run --help lists them"
             )
-    found = {name: configs.at_home(config[name], name) for name in PARTS}
+    found = {name: None if config[name] is None else configs.at_home(config[name], name) for name in PARTS}
     parts: dict[str, Any] = {name: hydra.utils.instantiate(found[name], _convert_="all") for name in PARTS}
-    return Cell(**parts, seed=config.seed)
+    what = [word for word in words if word.partition("=")[0].lstrip("+~") not in APART]
+    return Cell(**parts, seed=config.seed, probe=config.probe, overrides=shlex.join(what))

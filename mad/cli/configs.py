@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,14 @@ def at_home(part: DictConfig, name: str) -> DictConfig:
         return home(name, value) if isinstance(value, str) and value.startswith("~") else value
 
     return OmegaConf.create(spelled(OmegaConf.to_container(part, resolve=True), name))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Hydra says of the launchers' own schemas beside conf/hydra/launcher: those files are whole."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+        yield
 
 
 def outputs_of(config: DictConfig) -> Path:

@@ -11,7 +11,7 @@ import hydra
 from mad.cli import grid, messages
 
 if TYPE_CHECKING:
-    from mad.pipeline import Cell
+    from mad.cell import Cell
 
 PLAN = "cells.jsonl"  # in a sweep's folder
 

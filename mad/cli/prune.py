@@ -12,6 +12,7 @@ from mad.cli.sweep_folder import HIDDEN
 from mad.errors import MadError
 from mad.progress import out
 from mad.storage import records
+from mad.storage.checkpoint import NAME as CHECKPOINT
 from mad.storage.files import LOCKS, folders, holder
 
 
@@ -35,11 +36,16 @@ def prune(outputs: Path, yes: bool) -> None:
 
 
 def unneeded(outputs: Path) -> Iterator[Path]:
-    """Yield networks that no record used, damaged files, and what dead processes left."""
+    """Yield networks and transfer sets that no record used, damaged files, and what dead processes left."""
     table = records.read(outputs)
     used = {name for uses in ([] if table.empty else table.uses) for name in str(uses).split()}
     for folder in folders(outputs, "victims/*/*"):
         if folder.relative_to(outputs / "victims").as_posix() not in used:
+            yield folder
+        else:
+            yield from waste(folder)
+    for folder in folders(outputs, "transfers/*/*"):
+        if folder.relative_to(outputs).as_posix() not in used:
             yield folder
         else:
             yield from waste(folder)
@@ -52,7 +58,8 @@ def unneeded(outputs: Path) -> Iterator[Path]:
 
 def waste(folder: Path) -> Iterator[Path]:
     """Yield the damaged and the half-written files of a folder, and what a killed sweep left hidden in its own."""
-    yield from sorted(file for pattern in ("*.damaged", *HIDDEN) for file in folder.glob(pattern))
+    done = (CHECKPOINT,) if (folder / "record.json").is_file() else ()
+    yield from sorted(file for pattern in ("*.damaged", *HIDDEN, *done) for file in folder.glob(pattern))
 
 
 def size(path: Path) -> int:

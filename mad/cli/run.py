@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -24,12 +23,11 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them its own way
     # Plug-ins of the folder one stands in can be named in configs.
     sys.path.append(os.getcwd())
-    # Hydra finds the launchers' own schemas beside conf/hydra/launcher; checked or not, those files are whole.
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     configs.register_aliases()
     given, sys.argv[1:] = sys.argv[1:], words(sys.argv[1:])
     try:
-        hydra.main(config_path=str(configs.config_dir()), config_name="config", version_base="1.3")(Task())()
+        with configs.quiet():
+            hydra.main(config_path=str(configs.config_dir()), config_name="config", version_base="1.3")(Task())()
     finally:
         sys.argv[1:] = given
         sweep_folder.end()

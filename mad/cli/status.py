@@ -136,7 +136,8 @@ def show(outputs: Path, cells: list[Planned]) -> None:
 
 def state_of(outputs: Path, cell: Planned) -> tuple[str, Record]:
     """Return a cell's state and what is known of it; nothing is written."""
-    from mad.storage.store import FAILED, read_record
+    from mad.storage.record_file import read_record
+    from mad.storage.store import FAILED
 
     if cell.record is None:
         return "failed", {"error": cell.error or "?"}

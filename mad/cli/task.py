@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +22,9 @@ from mad.errors import MadError
 from mad.progress import err
 
 if TYPE_CHECKING:
-    from mad.pipeline import Cell
+    from mad.cell import Cell
 
 NOTHING_LEARNED = "; the knockoff gives one answer to everything: try a smaller knockoff.learning_rate, or more steps"
-APART = ("outputs", "data_root", "force", "device")  # say where and how, not what
 
 
 class Task:
@@ -96,7 +94,7 @@ def run_cell(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool]
 
     use_threads(config.threads)
     device = choose(config.device)
-    cell = cell_of(config)
+    cell = cell_of(config, HydraConfig.get().overrides.task)
     if not isinstance(config.force, bool) and config.force != "all":
         raise MadError(f"force must be false, true (this cell) or all (its networks, too), got {config.force!r}")
     renewed = set[str]() if sweep is None else sweep_folder.Renewed(sweep)
@@ -105,7 +103,7 @@ def run_cell(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool]
     with store.noting_failure(cell.path):  # its reference may fail before it is begun
         for place, this in enumerate(order, 1):
             force = config.force is True and this is cell
-            record, kept = run(this, store, device, force=force, overrides=said(this is cell))
+            record, kept = run(this, store, device, force=force)
             made |= not kept
             how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
             of = f", {place} of {len(order)}" if sweep is None and len(order) > 1 else ""
@@ -117,15 +115,6 @@ def run_cell(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool]
                 soft_wrap=True,
             )
     return cell.path, made
-
-
-def said(defended: bool) -> str:
-    """Return the overrides that make this job's cell, or its undefended reference, wherever ``mad-run`` is started."""
-    given = {word: word.partition("=")[0].lstrip("+~") for word in HydraConfig.get().overrides.task}
-    words = [word for word, key in given.items() if key not in APART]
-    if not defended:
-        words = [word for word in words if not given[word].startswith("defense")] + ["defense=none"]
-    return shlex.join(words)
 
 
 def in_turn(cell: Cell, sweep: Path | None) -> list[Cell]:

@@ -54,21 +54,31 @@ class Dataset(Protocol):
     the images), unless there is a method ``contents`` (see ``mad.datasets.checked``). So it is with a pool.
     """
 
-    name: str
-    classes: int
-    shape: tuple[int, int, int]
+    @property
+    def name(self) -> str:
+        """What it is called; names folders."""
+
+    @property
+    def classes(self) -> int:
+        """K."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
 
     def train(self) -> Split:
         """Return the training split."""
 
     def test(self) -> Split:
-        """Return the held-out split; nothing is ever tuned on it."""
+        """Return the test split; nothing is ever tuned on it."""
 
 
 class Pool(Protocol):
     """The adversary's own images."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called."""
 
     def images(self, shape: tuple[int, int, int]) -> Images:
         """Return the images, uint8 (N, C, H, W); ``shape`` is (C, H, W) of what the victim takes."""

@@ -26,9 +26,9 @@ def study(theft: Theft, column: str) -> pd.DataFrame:
     return rows if (rows.defense == "mad").any() else rows[:0]
 
 
-def numbers(text: str) -> np.ndarray:
-    """Return the numbers of a record's text, which spaces part."""
-    return np.array(str(text).split(), dtype=float)
+def numbers(series: Any) -> np.ndarray:
+    """Return a record's series as an array; in records of earlier versions it is a text that spaces part."""
+    return np.array(series.split() if isinstance(series, str) else series, dtype=float)
 
 
 def angles(rows: pd.DataFrame) -> pd.DataFrame:

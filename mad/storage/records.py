@@ -13,7 +13,7 @@ from mad.errors import MadError
 from mad.progress import err
 from mad.schema import Record
 from mad.storage.files import below, write_alone
-from mad.storage.store import read_record
+from mad.storage.record_file import read_record
 
 ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "strength", "seed"]
 
@@ -54,8 +54,10 @@ def column(values: list[Any]) -> pd.Series[Any]:
 
 
 def write_csv(table: pd.DataFrame, outputs: Path) -> Path:
-    """Write ``records.csv``; it can always be derived again. What is no text in UTF-8 is shown by its escapes."""
-    path, text = Path("records.csv"), table.to_csv(index=False)
+    """Write ``records.csv``, without series; what is no text in UTF-8 is shown by its escapes."""
+    series = [name for name in table if table[name].map(lambda value: isinstance(value, list)).any()]
+    path, table = Path("records.csv"), table.drop(columns=series)
+    text = table.to_csv(index=False)
     if "\r" in text:  # which ends a line for who reads, and is not quoted by itself
         text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
     return write_alone(outputs, path, path, text.encode(errors="backslashreplace"))

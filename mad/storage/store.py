@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mad.architectures import imagenet
 from mad.errors import MadError, check_name
-from mad.schema import EVERY, FORMER, Record, fault, number_of
+from mad.schema import Record, fault, number_of
 from mad.storage.files import (
     DamagedError,
     below,
@@ -33,11 +33,11 @@ from mad.storage.files import (
     write_alone,
 )
 from mad.storage.fingerprint import describe, digest
+from mad.storage.record_file import SERIES, misplaced, read_record
 from mad.training import place
 from mad.victim import Victim
 
 FAILED = "failed"
-SERIES = "series.json"  # beside a record: its curves and histograms
 USES: ContextVar[set[str] | None] = ContextVar("uses", default=None)  # what the cell being made asked for
 
 
@@ -52,7 +52,7 @@ class Names(Protocol):
 
 
 class Store:
-    """The outputs folder: ``victims/`` and ``runs/``, each thing in a folder that its fingerprint names.
+    """The outputs folder: ``victims/``, ``transfers/``, ``runs/``; each thing in a folder that its fingerprint names.
 
     Args:
         outputs: the folder.
@@ -158,7 +158,7 @@ class Store:
             return None
         content = file.read_bytes() if file.exists() else b""
         if hashlib.sha256(content).hexdigest() != found.get("weights_sha256"):
-            raise DamagedError(file if file.exists() else about, "the weights' checksum does not hold")
+            raise DamagedError(file if file.exists() else about, "its checksum does not hold")
         try:
             return load(content), found
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -294,40 +294,3 @@ def kept(
         return store.network(name, about, build, train, device)[0]
     model = build()
     return place((train(model) or model).eval(), device)
-
-
-def read_record(path: Path) -> Record | None:
-    """Return the record at ``runs/victim/defense/attack/fingerprint/record.json`` with its series; None if none is.
-
-    Raises:
-        DamagedError: if it is not as it was written, lies in another's folder, or holds more than plain values.
-    """
-    record = unseal(path)
-    if record is None:
-        return None
-    record = {FORMER.get(name, name): value for name, value in record.items()}
-    wrong = fault(record) or misplaced(record, path)
-    if wrong:
-        raise DamagedError(path, wrong)
-    named = str(record.get("series") or "").split()
-    series = (unseal(path.with_name(SERIES)) or {}) if named else {}
-    absent = [name for name in named if name not in series]
-    if absent:
-        raise DamagedError(path, f"its {SERIES} lacks {absent[0]}")
-    return record | {name: series[name] for name in named}
-
-
-def misplaced(record: Record, path: Path) -> str | None:
-    """Say what keeps a record from being read as that of the place it lies in."""
-    belongs = dict(zip(("victim", "defense", "attack", "fingerprint"), path.parts[-5:-1], strict=True))
-    if any(record.get(key) != part for key, part in belongs.items()):
-        return "it is another's"
-    wrong = [name for name, column in EVERY.items() if column.needed and record.get(name) is None]
-    if wrong:
-        return f"no record of this version: {wrong[0]} is {record.get(wrong[0])!r}"
-    try:
-        for key in ("pool", "comparison_group", "recovery"):  # the other names are those of its folders
-            check_name(key, record[key])
-    except MadError as error:
-        return str(error)
-    return None

@@ -53,28 +53,25 @@ def steal(budget=100, reward="all", seed=0, images=None, **how):
     model = whole.victim.untrained(seed=0, purpose="victim")
     api = BlackBox(model, Undefended(), (1, 8, 8), budget, CPU)
     pool = Sorted().images((1, 8, 8)) if images is None else images
-    return whole.attack.transfer_set(api, pool, whole.adversary(CPU)), api, pool
-
-
-def counts(transfer):
-    return [int(count) for count in transfer.facts["actions"].split(" ")]
+    found = whole.attack.spend(api, pool, whole.adversary(CPU))
+    return found.transfer, api, pool, found.columns
 
 
 @pytest.mark.parametrize("reward", KINDS)
 @pytest.mark.parametrize(("budget", "batch_size"), [(1, 64), (63, 64), (100, 7), (200, 64)])
 def test_spends_exactly_the_budget_on_distinct_images(reward, budget, batch_size):
-    transfer, api, pool = steal(budget, reward, batch_size=batch_size)
+    transfer, api, pool, columns = steal(budget, reward, batch_size=batch_size)
     assert api.queries == budget == len(transfer.rows.unique()) == len(transfer.answers)
     assert transfer.images is pool
     assert torch.allclose(transfer.answers, api.answer(pool[transfer.rows] / 255)[1], atol=1e-6)
-    assert counts(transfer) == torch.bincount(Sorted().labels()[transfer.rows], minlength=4).tolist()
+    assert columns["actions"] == torch.bincount(Sorted().labels()[transfer.rows], minlength=4).tolist()
 
 
 def test_same_seed_same_bits():
-    first, again, other = (steal(seed=seed)[0] for seed in (0, 0, 1))
+    (first, *_, columns), (again, *_, same), (other, *_) = (steal(seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.rows, again.rows)
     assert torch.equal(first.answers, again.answers)
-    assert first.facts == again.facts
+    assert columns == same
     assert not torch.equal(first.rows, other.rows)
 
 
@@ -106,8 +103,9 @@ def test_the_loss_is_that_of_the_network_before_its_step(monkeypatch):
     """With one request the network is still the untrained one; with two it has taken a step on the first."""
     taken = []
     monkeypatch.setattr(Bandit, "learn", lambda self, rewards: taken.append(rewards))
+    monkeypatch.setattr(Bandit, "columns", lambda self: {})  # of what it did not learn
     monkeypatch.setattr(Scale, "__call__", lambda self, rewards: rewards)
-    transfer, _, pool = steal(40, "loss", batch_size=20, learning_rate=0.1)
+    transfer, _, pool, _ = steal(40, "loss", batch_size=20, learning_rate=0.1)
     slow = cell(pool=Sorted()).adversary(CPU).untrained("policy")
     images = pool[transfer.rows] / 255
     for some, found in zip(torch.arange(40).split(20), taken, strict=True):
@@ -159,7 +157,7 @@ def test_a_class_that_pays_is_asked_about_more():
         bandit.learn((labels[rows] == 2).double())
     assert bandit.counts.argmax() == 2
     assert bandit.counts[2] > 0.5 * bandit.counts.sum()
-    assert bandit.facts()["action_entropy"] < 1.9
+    assert bandit.columns()["action_entropy"] < 1.9
 
 
 @pytest.mark.parametrize("reward", ["certainty", "loss", "all"])
@@ -178,7 +176,7 @@ def test_the_attack_prefers_the_class_of_planted_answers(reward):
     centres = [pool[labels == z].float().mean(dim=0) for z in range(4)]
     model, unexpecting = whole.victim.untrained(seed=0, purpose="victim"), whole.adversary(CPU).untrained("policy")
     api = Planted(model, Undefended(), (1, 8, 8), 400, CPU)
-    found = counts(whole.attack.transfer_set(api, pool, whole.adversary(CPU)))
+    found = whole.attack.spend(api, pool, whole.adversary(CPU)).columns["actions"]
     assert found[3] > 1.4 * 100
     assert found[3] == max(found)
 
@@ -206,21 +204,22 @@ def test_nothing_overflows_at_extreme_rewards():
 
 
 def test_the_entropy_is_that_of_the_classes_asked_about():
-    facts = steal(200)[0].facts  # the whole pool: 50 of each class
-    assert facts == {"action_entropy": pytest.approx(2.0), "actions": "50 50 50 50"}
+    columns = steal(200)[3]  # the whole pool: 50 of each class
+    assert columns == {"action_entropy": pytest.approx(2.0), "actions": [50, 50, 50, 50]}
 
 
 def test_a_label_only_adversary_weighs_labels():
     whole = cell(attack=KnockoffAdaptive(50, "certainty"), pool=Sorted(), recovery=Argmax())
     api = BlackBox(whole.victim.untrained(seed=0, purpose="victim"), Undefended(), (1, 8, 8), 50, CPU)
-    assert len(whole.attack.transfer_set(api, Sorted().images(None), whole.adversary(CPU)).answers) == 50
+    found = whole.attack.spend(api, Sorted().images(None), whole.adversary(CPU))
+    assert len(found.transfer.answers) == 50
 
 
 def test_a_record(tmp_path, fits):
     record = run(cell(attack=KnockoffAdaptive(60), pool=Sorted()), Store(tmp_path), CPU)[0]
     assert fits == ["victim toy", "knockoff"]
     assert (record["attack"], record["attack_settings"], record["queries"]) == ("adaptive", "", 60)
-    assert sum(map(int, record["actions"].split(" "))) == 60
+    assert sum(record["actions"]) == 60
     assert 0 < record["action_entropy"] <= 2
 
 

@@ -22,7 +22,7 @@ def steal(budget, seed=0, **how):
     whole = cell(attack=KnockoffNets(budget, **how), seed=seed)
     model = whole.victim.untrained(seed=0, purpose="victim")
     api = BlackBox(model, Undefended(), (1, 8, 8), budget, CPU)
-    return whole.attack.transfer_set(api, POOL, whole.adversary(CPU)), api, model
+    return whole.attack.spend(api, POOL, whole.adversary(CPU)).transfer, api, model
 
 
 @pytest.mark.parametrize("budget", [1, 40, 300])

@@ -30,13 +30,19 @@ ATTACKS = [Jbda(**SHORT), Jbself(**SHORT), *(JbTopK(**SHORT, k=k) for k in (1, 2
 TOGETHER = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack.name}-{attack.children}")
 
 
-def steal(attack, budget, seed=0, classes=6, pool=POOL):
+def brought(attack, budget, seed=0, classes=6, pool=POOL):
     whole = cell(victim=victim(classes), attack=replace(attack, budget=budget), seed=seed)
     model = whole.victim.untrained(seed=0, purpose="victim")
     with torch.no_grad():
         model.head.bias -= model(POOL / 255).mean(dim=0)  # every class is some image's top one
     api = BlackBox(model, Undefended(), (1, 8, 8), budget, CPU)
-    return whole.attack.transfer_set(api, pool, whole.adversary(CPU)), api, model
+    return whole.attack.spend(api, pool, whole.adversary(CPU)), api, model
+
+
+def steal(*what, **how):
+    found, api, model = brought(*what, **how)
+    assert found.network is None
+    return found.transfer, api, model
 
 
 def seeds(count=SEEDS, seed=0):
@@ -64,7 +70,6 @@ def test_spends_exactly_the_budget_and_stores_what_was_answered(attack, budget):
     assert transfer.images.dtype == transfer.answers.dtype == torch.float32
     assert transfer.images.min() >= 0
     assert transfer.images.max() <= 1
-    assert transfer.stolen is None
     expected = torch.softmax(model(transfer.images), dim=1)
     assert torch.allclose(transfer.answers, expected, atol=1e-6)
     assert torch.equal(transfer.images[:SEEDS], seeds(min(SEEDS, budget)))
@@ -256,14 +261,14 @@ def test_more_targets_than_other_classes_are_refused():
 
 def test_a_substitute_that_diverges_is_trained_again_at_half_the_rate(fits):
     attack = Jbda(seeds=SEEDS, epochs=20, learning_rate=1e6)
-    transfer, api, _ = steal(attack, 35)
+    found, api, _ = brought(attack, 35)
     halvings = fits.count("substitute 0") - 1
     assert halvings > 0
-    assert transfer.facts == {"substitute_learning_rate": 1e6 / 2**halvings}
+    assert found.columns == {"substitute_learning_rate": 1e6 / 2**halvings}
     assert fits[halvings + 1 :] == ["substitute 1"]
     assert api.queries == 35
     steady = steal(Jbda(seeds=SEEDS, epochs=20, learning_rate=1e6 / 2**halvings), 35)[0]
-    assert torch.equal(transfer.images, steady.images)
+    assert torch.equal(found.transfer.images, steady.images)
 
 
 def test_a_substitute_that_diverges_at_every_rate_stops_the_attack():

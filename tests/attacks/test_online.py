@@ -39,24 +39,25 @@ class Deep(nn.Sequential):
 
 def adversary(recovery=None, architecture=Deep):
     recipe = Knockoff(trainer(), architecture=architecture)
-    return Adversary(recipe, recovery or AsAnswered(), (1, 8, 8), 4, 0, CPU)
+    parts = {"recovery": recovery or AsAnswered(), "shape": (1, 8, 8), "classes": 4, "seed": 0, "device": CPU}
+    return Adversary(knockoff=recipe, **parts)
 
 
 def steal(budget=40, defense=None, **how):
-    """Attack an untrained victim; return the transfer set, the API, the adversary and the witness."""
+    """Attack an untrained victim; return what is stolen, the API, the adversary and the probe."""
     who, model = adversary(how.pop("recovery", None)), victim().untrained(seed=0, purpose="victim")
-    context = Context(victim(), model, 0, CPU, memo=Cache(), adversary=who)
-    witness = GradientProbe(who, Blobs().test(), budget)
-    api = BlackBox(model, (defense or Undefended()).prepared(context), (1, 8, 8), budget, CPU, witness)
-    return Online(budget, **how).transfer_set(api, POOL, who), api, who, witness
+    context = Context(victim(), model, 0, CPU, cache=Cache(), live=lambda: who.live)
+    probe = GradientProbe(who, Blobs().test(), budget)
+    api = BlackBox(model, (defense or Undefended()).prepared(context), (1, 8, 8), budget, CPU, probe)
+    return Online(budget, **how).spend(api, POOL, who), api, who, probe
 
 
 def white_box(epsilon, gradient="last_layer"):
     return Mad(epsilon, AdversarySurrogate(), gradient)
 
 
-def histogram(facts, name=""):
-    return [int(count) for count in facts[f"deviation{name}_histogram"].split(" ")]
+def histogram(columns, name=""):
+    return columns[f"deviation{name}_histogram"]
 
 
 def flat(network):
@@ -65,43 +66,44 @@ def flat(network):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_spends_exactly_the_budget_on_the_images_of_knockoff(batch_size):
-    transfer, api, who, witness = steal(40, batch_size=batch_size)
+    stolen, api, who, probe = steal(40, batch_size=batch_size)
+    transfer = stolen.transfer
     assert api.queries == 40 == len(transfer.rows.unique()) == len(transfer.answers)
     other = BlackBox(who.untrained().eval(), Undefended(), (1, 8, 8), 40, CPU)
-    assert torch.equal(transfer.rows, KnockoffNets(40).transfer_set(other, POOL, who).rows)
+    assert torch.equal(transfer.rows, KnockoffNets(40).spend(other, POOL, who).transfer.rows)
     assert transfer.images is POOL
-    assert transfer.stolen is who.live
-    assert not transfer.stolen.training
-    assert sum(histogram(witness.facts())) == 40
+    assert stolen.network is who.live
+    assert not stolen.network.training
+    assert sum(histogram(probe.columns())) == 40
 
 
 @pytest.mark.parametrize("recovery", [AsAnswered(), Argmax()])
 def test_the_steps_are_plain_gradient_descent(recovery):
-    transfer, _, who, _ = steal(30, white_box(0.8), batch_size=4, learning_rate=0.1, recovery=recovery)
+    stolen, _, who, _ = steal(30, white_box(0.8), batch_size=4, learning_rate=0.1, recovery=recovery)
     slow = who.untrained()
-    images, targets = POOL[transfer.rows] / 255, recovery(transfer.answers)
+    images, targets = POOL[stolen.transfer.rows] / 255, recovery(stolen.transfer.answers)
     for some in torch.arange(30).split(4):
         slow.zero_grad()
         (-targets[some] * slow(images[some]).log_softmax(dim=1)).sum(dim=1).mean().backward()
         with torch.no_grad():
             for value in slow.parameters():
                 value -= 0.1 * value.grad
-    assert torch.allclose(flat(slow), flat(transfer.stolen), atol=1e-6)
+    assert torch.allclose(flat(slow), flat(stolen.network), atol=1e-6)
     assert not torch.allclose(flat(slow), flat(who.untrained()), atol=1e-2)
 
 
 def test_same_seed_same_bits():
     first, again = (steal(40, white_box(0.8, "all")) for _ in range(2))
-    assert torch.equal(first[0].answers, again[0].answers)
-    assert torch.equal(flat(first[0].stolen), flat(again[0].stolen))
-    assert first[3].facts() == again[3].facts()
+    assert torch.equal(first[0].transfer.answers, again[0].transfer.answers)
+    assert torch.equal(flat(first[0].network), flat(again[0].network))
+    assert first[3].columns() == again[3].columns()
 
 
 def test_no_defense_turns_nothing():
-    facts = steal(40)[3].facts()
+    columns = steal(40)[3].columns()
     for name in ("", "_last_layer"):
-        assert facts[f"deviation{name}_mean"] == 0
-        assert histogram(facts, name) == [40] + [0] * 179
+        assert columns[f"deviation{name}_mean"] == 0
+        assert histogram(columns, name) == [40] + [0] * 179
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 1.0, 2.0])
@@ -144,13 +146,13 @@ def test_an_answer_without_a_gradient_has_no_angle():
     who.live.requires_grad_(False)
     for value in who.live.parameters():
         value.zero_()
-    witness = GradientProbe(who, Blobs().test(), 2)
-    witness(torch.rand(1, 1, 8, 8), even, torch.eye(4)[:1])
-    facts = witness.facts()
-    assert facts["deviation_mean"] is None
-    assert sum(histogram(facts)) == 0
-    witness(torch.rand(1, 1, 8, 8), torch.eye(4)[:1], torch.eye(4)[:1])
-    assert sum(histogram(witness.facts())) == 1
+    probe = GradientProbe(who, Blobs().test(), 2)
+    probe(torch.rand(1, 1, 8, 8), even, torch.eye(4)[:1])
+    columns = probe.columns()
+    assert columns["deviation_mean"] is None
+    assert sum(histogram(columns)) == 0
+    probe(torch.rand(1, 1, 8, 8), torch.eye(4)[:1], torch.eye(4)[:1])
+    assert sum(histogram(probe.columns())) == 1
 
 
 def test_a_small_angle_is_no_rounding():
@@ -167,7 +169,7 @@ def test_a_small_angle_is_no_rounding():
 def test_the_surrogate_sees_every_step(gradient):
     """At each request it answers as a defense would that was made from the network as it is then."""
     who, model = adversary(), victim().untrained(seed=0, purpose="victim")
-    context = Context(victim(), model, 0, CPU, memo=Cache(), adversary=who)
+    context = Context(victim(), model, 0, CPU, cache=Cache(), live=lambda: who.live)
     defense = white_box(0.8, gradient).prepared(context)
     images, seen = POOL[:5] / 255, []
 
@@ -175,18 +177,18 @@ def test_the_surrogate_sees_every_step(gradient):
     def compare(asked, clean, given):
         frozen = adversary()
         frozen.live.load_state_dict(who.live.state_dict())
-        other = white_box(0.8, gradient).prepared(Context(victim(), model, 0, CPU, adversary=frozen))
+        other = white_box(0.8, gradient).prepared(Context(victim(), model, 0, CPU, live=lambda: frozen.live))
         assert torch.allclose(given, other(asked, clean), atol=1e-6)
         seen.append(defense._surrogate(images))
 
     api = BlackBox(model, defense, (1, 8, 8), 20, CPU, compare)
-    Online(20, learning_rate=0.5).transfer_set(api, POOL, who)
+    Online(20, learning_rate=0.5).spend(api, POOL, who)
     assert len({tuple(logits[0, :4].tolist()) for logits in seen}) == 20
 
 
 def test_the_white_box_turns_further_than_the_random_surrogate():
     def mean(defense):
-        return steal(100, defense)[3].facts()
+        return steal(100, defense)[3].columns()
 
     blind, seeing, whole = mean(Mad(0.8)), mean(white_box(0.8)), mean(white_box(0.8, "all"))
     assert seeing["deviation_last_layer_mean"] > blind["deviation_last_layer_mean"] + 1
@@ -195,20 +197,19 @@ def test_the_white_box_turns_further_than_the_random_surrogate():
 
 
 def test_more_epsilon_turns_further_past_a_right_angle():
-    means = [steal(50, white_box(epsilon, "all"))[3].facts()["deviation_mean"] for epsilon in (0.2, 0.8, 2)]
+    means = [steal(50, white_box(epsilon, "all"))[3].columns()["deviation_mean"] for epsilon in (0.2, 0.8, 2)]
     assert means == sorted(means)
     assert means[-1] > 90
 
 
 def test_the_test_loss_is_taken_along_the_way():
-    transfer, _, who, witness = steal(200, learning_rate=0.05)
-    facts = witness.facts()
-    queries = [int(count) for count in facts["test_loss_queries"].split(" ")]
-    losses = [float(loss) for loss in facts["test_loss"].split(" ")]
-    budget = len(transfer.rows)
+    stolen, _, who, probe = steal(200, learning_rate=0.05)
+    columns = probe.columns()
+    queries, losses = columns["test_loss_queries"], columns["test_loss"]
+    budget = len(stolen.transfer)
     assert queries == [round(point * budget / POINTS) for point in range(POINTS + 1)]
     test = Blobs().test()
-    for network, loss in ((who.untrained().eval(), losses[0]), (transfer.stolen, losses[-1])):
+    for network, loss in ((who.untrained().eval(), losses[0]), (stolen.network, losses[-1])):
         expected = -network(test.images / 255).log_softmax(dim=1)[torch.arange(200), test.labels].mean()
         assert loss == pytest.approx(expected.item(), rel=1e-4)
 
@@ -216,8 +217,7 @@ def test_the_test_loss_is_taken_along_the_way():
 def test_the_loss_falls_without_a_defense_and_rises_under_the_largest(tmp_path):
     def losses(defense):
         parts = {"attack": Online(200, learning_rate=0.01), "knockoff": Knockoff(trainer(), architecture=Deep)}
-        record = run(cell(defense=defense, **parts), Store(tmp_path), CPU)[0]
-        return [float(loss) for loss in record["test_loss"].split(" ")]
+        return run(cell(defense=defense, **parts, probe=True), Store(tmp_path), CPU)[0]["test_loss"]
 
     plain, poisoned = losses(Undefended()), losses(white_box(2.0, "all"))
     assert plain[0] == poisoned[0]
@@ -226,13 +226,13 @@ def test_the_loss_falls_without_a_defense_and_rises_under_the_largest(tmp_path):
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_record(gradient, tmp_path, fits):
-    whole = cell(defense=white_box(0.5, gradient), attack=Online(50))
+    whole = cell(defense=white_box(0.5, gradient), attack=Online(50), probe=True)
     record = run(whole, Store(tmp_path), CPU)[0]
     assert fits == ["victim toy"]
     assert run(whole, Store(tmp_path), CPU) == (record, True)
     assert (record["surrogate"], record["attack"], record["queries"]) == ("adversary", "online", 50)
-    recipe = [record[f"knockoff_{name}"] for name in ("epochs", "optimizer", "learning_rate")]
-    assert recipe == [1, "sgd", 0.001]
+    recipe = [record[f"knockoff_{name}"] for name in ("epochs", "optimizer", "learning_rate", "schedule", "min_steps")]
+    assert recipe == [1, "sgd", 0.001, "constant", 0]
     assert sum(histogram(record)) == sum(histogram(record, "_last_layer")) == 50
     assert 0 < record["deviation_mean"] < 90
 
@@ -241,7 +241,7 @@ def test_other_attacks_are_refused_before_anything_is_trained(fits):
     with pytest.raises(MadError, match=r"^surrogate adversary .* attack knockoff trains none: take attack=online$"):
         cell(defense=white_box(0.5))
     assert cell(defense=white_box(0)).defense == Undefended()
-    with pytest.raises(MadError, match="adversary, got none"):
+    with pytest.raises(MadError, match="live network, got none"):
         white_box(0.5).prepared(Context(victim(), victim().untrained(seed=0, purpose="victim"), 0, CPU))
     assert fits == []
 

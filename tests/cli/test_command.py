@@ -17,12 +17,7 @@ from mad.pipeline import run
 from mad.progress import err, out
 from mad.storage.store import Store
 
-ENTRIES = {
-    "mad-run": "run_command.main",
-    "mad-figures": "figures_command.main",
-    "mad-status": "status.main",
-    "mad-data": "data.main",
-}
+ENTRIES = {"mad-run": "run", "mad-figures": "figures", "mad-status": "status", "mad-data": "data"}
 NOTEBOOK = "module://matplotlib_inline.backend_inline"  # what a notebook's child processes are told
 BROKEN = {">/dev/full": 1, "2>&1 | true": 0, ">&- 2>&- <&-": 0}  # and the exit code
 
@@ -30,8 +25,7 @@ BROKEN = {">/dev/full": 1, "2>&1 | true": 0, ">&- 2>&- <&-": 0}  # and the exit 
 def shell(folder, line, how="", **environment):
     """Run a command with its streams bent; return its exit code and what was shown."""
     command, *words = shlex.split(line)
-    module, _, entry = ENTRIES[command].partition(".")
-    python = [sys.executable, "-c", f"import sys; from mad.{module} import {entry}; {entry}()", *words]
+    python = [sys.executable, "-c", f"from mad.cli.{ENTRIES[command]} import main; main()", *words]
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "MAD_", "MPL"))}
     return subprocess.run(
         ["bash", "-c", f"{shlex.join(python)} {how}; exit ${{PIPESTATUS[0]}}"],

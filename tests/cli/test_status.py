@@ -22,7 +22,7 @@ def four(tmp_path, monkeypatch):
     """Outputs with one cell done, one failed, one missing, and one whose record is damaged."""
     run(CELLS[0], Store(tmp_path), CPU)
     with monkeypatch.context() as patched:
-        patched.setattr(KnockoffNets, "transfer_set", lambda *_: [][0])
+        patched.setattr(KnockoffNets, "run", lambda *_: [][0])
         with pytest.raises(IndexError):
             run(CELLS[1], Store(tmp_path), CPU)
     run(CELLS[3], Store(tmp_path), CPU)

@@ -243,7 +243,7 @@ def test_more_noise_is_a_worse_victim():
     labels = Blobs().test().labels
     correct = []
     for noise in (0.3, 300):
-        context = Context(victim(), nn.Identity(), 0, CPU, memo=Cache())
+        context = Context(victim(), nn.Identity(), 0, CPU, cache=Cache())
         served = DpSgd(noise_multiplier=noise, **QUICK, learning_rate=0.3).serve(context)
         correct.append((served(Blobs().test().images / 255).argmax(dim=1) == labels).float().mean())
     assert correct[0] > 0.9 > 0.6 > correct[1]

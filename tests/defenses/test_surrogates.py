@@ -50,9 +50,9 @@ class Wide(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), 12), nn.Linear(12, classes))
 
 
-def context(folder=None, seed=0, memo=None):
+def context(folder=None, seed=0, cache=None):
     model = victim().untrained(seed=0, purpose="victim")
-    return Context(victim(), model, seed, CPU, Store(folder) if folder else None, memo)
+    return Context(victim(), model, seed, CPU, Store(folder) if folder else None, cache)
 
 
 def weights(network):
@@ -64,11 +64,11 @@ def images():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("memo", [None, Cache()])
+@pytest.mark.parametrize("cache", [None, Cache()])
 @pytest.mark.parametrize("gradient", ["last_layer", "all"])
-def test_every_surrogate_is_remembered_where_cells_share(kind, memo, gradient):
-    ready = Mad(0.5, KINDS[kind], gradient).prepared(context(memo=memo))
-    assert isinstance(ready._surrogate, CachedNetwork) == (memo is not None)
+def test_every_surrogate_is_remembered_where_cells_share(kind, cache, gradient):
+    ready = Mad(0.5, KINDS[kind], gradient).prepared(context(cache=cache))
+    assert isinstance(ready._surrogate, CachedNetwork) == (cache is not None)
     clean = torch.full((5, 4), 0.25)
     assert torch.equal(ready(images(), clean), ready(images(), clean))
 
@@ -81,9 +81,9 @@ def test_every_surrogate_is_frozen(kind):
     assert network(images()).shape == (5, 4)
 
 
-def normed(seed=0, memo=None):
+def normed(seed=0, cache=None):
     toy = victim(architecture=Normed)
-    return Context(toy, toy.untrained(seed=0, purpose="victim"), seed, CPU, memo=memo)
+    return Context(toy, toy.untrained(seed=0, purpose="victim"), seed, CPU, cache=cache)
 
 
 def train_mode(network, image):
@@ -142,9 +142,9 @@ def test_as_published_networks_without_batch_norm_and_the_victim_itself_stay_as_
 
 
 def test_as_published_is_remembered_apart():
-    memo, clean = Cache(), torch.full((5, 4), 0.25)
+    cache, clean = Cache(), torch.full((5, 4), 0.25)
     for how in (False, True):
-        alone, shared = (Mad(0.5, as_published=how).prepared(normed(memo=one)) for one in (None, memo))
+        alone, shared = (Mad(0.5, as_published=how).prepared(normed(cache=one)) for one in (None, cache))
         assert torch.equal(shared(images(), clean), alone(images(), clean))
         assert torch.equal(shared(images(), clean), alone(images(), clean))
 

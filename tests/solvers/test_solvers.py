@@ -54,7 +54,7 @@ def published_growth(rows, y, epsilon):
 
 
 @pytest.fixture(scope="module", params=[1.0, 40.0], ids=["fresh", "confident"])
-def comparison_group(request):
+def group(request):
     """The gradients (B, K, D) and posteriors p (B, K) of a surrogate."""
     with torch.random.fork_rng():
         torch.manual_seed(3)

@@ -1,13 +1,15 @@
-"""docs/records.md explains every column that a record has, and no other."""
+"""docs/records.md explains every column that a record has, and no other; records become a table."""
 
 import csv
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from toys import CPU, Blobs, cell
+from toys import CPU, Blobs, cell, choices, compose
 
+from mad import gradient_probe, schema
 from mad.attacks.adaptive import KnockoffAdaptive
 from mad.attacks.jbda import Jbda
 from mad.attacks.online import Online
@@ -16,18 +18,12 @@ from mad.pipeline import run
 from mad.storage import records
 from mad.storage.store import Store
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+DOCUMENT = (DOCS / "records.md").read_text()
 ROWS = [
-    [part.strip() for part in line.strip("|").split("|")]
-    for line in (DOCS / "records.md").read_text().splitlines()
-    if line.startswith("| `")
+    [part.strip() for part in line.strip("|").split("|")] for line in DOCUMENT.splitlines() if line.startswith("| `")
 ]
-TYPES = {
-    "text": str,
-    "number": (int, float),
-    "whole number": int,
-    "true or false": bool,
-}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,7 @@ def real(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("records"))
     cells = [
         cell(),
-        cell(attack=Online(20)),
+        cell(attack=Online(20), probe=True),
         cell(attack=Jbda(budget=40, seeds=20)),
         cell(attack=KnockoffAdaptive(20), pool=Classes()),
         cell(defense=DpSgd(noise_multiplier=1.0)),
@@ -52,24 +48,57 @@ class Classes(Blobs):
         return torch.arange(self.size) % self.classes
 
 
+def plug_ins():
+    """Return the columns of all shipped plug-ins' schemas, by their names."""
+    from hydra.utils import get_class
+
+    found = {column.name: column for column in gradient_probe.SCHEMA}
+    for group in ("defense", "attack", "recovery"):
+        for choice in choices(group):
+            part = get_class(compose(f"{group}={choice}")[group]._target_)
+            found |= {column.name: column for column in getattr(part, "schema", ())}
+    return found
+
+
 def test_every_column_is_explained_and_no_other(real):
     explained = [re.fullmatch(r"`(\w+)`", row[0])[1] for row in ROWS]
     assert len(explained) == len(set(explained))
     assert set(explained) == set(real.columns)
+    assert set(explained) == {*schema.EVERY, *plug_ins()}
 
 
 def test_each_is_of_the_type_that_is_said(real):
+    known = schema.EVERY | plug_ins()
     for name, kind, *_ in ROWS:
-        for value in real[name.strip("`")].dropna():
+        column = known[name.strip("`")]
+        assert column.kind == kind
+        for value in real[column.name][real[column.name].notna()]:
             value = value.item() if hasattr(value, "item") else value
-            whole = kind == "whole number" and float(value).is_integer()
-            assert whole or isinstance(value, TYPES[kind]), (name, value)
+            whole = kind == "whole number" and float(value).is_integer()  # beside an empty one it is a float
+            assert whole or column.fits(value), (name, value)
 
 
 def test_each_row_says_all(real):
-    assert all(len(row) == 5 and row[1] in TYPES and row[3] and row[4] for row in ROWS)
+    assert all(len(row) == 5 and row[1] in schema.KINDS and row[3] and row[4] for row in ROWS)
+
+
+@pytest.mark.parametrize("section", schema.SECTIONS)
+def test_the_document_has_the_schemas_tables(section):
+    assert f"## {section}\n\n{schema.table(schema.SECTIONS[section])}\n" in DOCUMENT
+
+
+def test_the_document_is_what_the_script_writes():
+    spec = importlib.util.spec_from_file_location("records_table", ROOT / "scripts" / "records_table.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.filled(DOCUMENT) == DOCUMENT
+    assert {column.name: (column.kind, column.meaning) for column in script.of_plugins()} == {
+        name: (column.kind, column.meaning) for name, column in plug_ins().items()
+    }
+    assert schema.table(script.of_plugins()) in DOCUMENT
 
 
 def test_the_committed_records_have_no_other_columns():
     with (DOCS / "reproduction" / "records.csv").open() as file:
-        assert set(next(csv.reader(file))) <= {row[0].strip("`") for row in ROWS}
+        names = {schema.FORMER.get(name, name) for name in next(csv.reader(file))}
+    assert names <= {row[0].strip("`") for row in ROWS}

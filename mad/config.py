@@ -1,0 +1,54 @@
+"""From the words of a command line to a cell, in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+
+from mad.cell import Cell
+from mad.cli import configs
+from mad.cli.compose import cell_of
+from mad.cli.messages import one_line
+from mad.errors import MadError
+
+ELSEWHERE = ("outputs", "device", "threads", "force")
+
+
+def load(*words: str, config_dir: str | Path | None = None) -> Cell:
+    """Return the cell that ``mad-run`` would run for the same words, such as ``"defense=mad"``; nothing is run.
+
+    Args:
+        words: overrides, one each; no sweeps.
+        config_dir: a further folder of configs, for plug-ins of your own.
+
+    Raises:
+        MadError: if the words describe no cell; says which, what was expected and what to do.
+    """
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
+        if key in ELSEWHERE:
+            raise MadError(f"{word}: say {key} to mad.run or mad.deploy; a cell is what determines the numbers")
+    try:
+        place = configs.further(None if config_dir is None else str(config_dir))
+        search = [] if place is None else [f"hydra.searchpath=['{place}']"]
+        configs.register_aliases()
+        with own_hydra(), configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
+            return cell_of(hydra.compose("config", [*search, *configs.quoted(list(words))]), words)
+    except Exception as error:  # Hydra's and OmegaConf's own take many lines
+        raise MadError(one_line(error)) from error
+
+
+@contextmanager
+def own_hydra() -> Iterator[None]:
+    """Put aside a Hydra that this process is already using, and take it up again."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra = before

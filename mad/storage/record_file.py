@@ -1,0 +1,48 @@
+"""Reading one record: ``record.json``, and ``series.json`` beside it where it has curves or histograms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mad.errors import MadError, check_name
+from mad.schema import EVERY, FORMER, Record, fault
+from mad.storage.files import DamagedError, unseal
+
+SERIES = "series.json"
+
+
+def read_record(path: Path) -> Record | None:
+    """Return the record at ``runs/victim/defense/attack/fingerprint/record.json`` with its series; None if none is.
+
+    Raises:
+        DamagedError: if it is not as it was written, lies in another's folder, or holds more than plain values.
+    """
+    record = unseal(path)
+    if record is None:
+        return None
+    record = {FORMER.get(name, name): value for name, value in record.items()}
+    wrong = fault(record) or misplaced(record, path)
+    if wrong:
+        raise DamagedError(path, wrong)
+    named = str(record.get("series") or "").split()
+    series = (unseal(path.with_name(SERIES)) or {}) if named else {}
+    absent = [name for name in named if name not in series]
+    if absent:
+        raise DamagedError(path, f"its {SERIES} lacks {absent[0]}")
+    return record | {name: series[name] for name in named}
+
+
+def misplaced(record: Record, path: Path) -> str | None:
+    """Say what keeps a record from being read as that of the place it lies in."""
+    belongs = dict(zip(("victim", "defense", "attack", "fingerprint"), path.parts[-5:-1], strict=True))
+    if any(record.get(key) != part for key, part in belongs.items()):
+        return "it is another's"
+    wrong = [name for name, column in EVERY.items() if column.needed and record.get(name) is None]
+    if wrong:
+        return f"no record of this version: {wrong[0]} is {record.get(wrong[0])!r}"
+    try:
+        for key in ("pool", "comparison_group", "recovery"):  # the other names are those of its folders
+            check_name(key, record[key])
+    except MadError as error:
+        return str(error)
+    return None

@@ -1,0 +1,283 @@
+"""Whether a plug-in keeps its contract, tried on toys in seconds: for the tests of whoever writes one.
+
+    from mad.testing import check_defense
+    check_defense(MyDefense(epsilon=0.5))
+
+Each check raises ``MadError`` with what was expected and what came. What it cannot see is whether a plug-in does what
+its paper says: compare it with the definition, written out slowly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mad import plugins, schema, simplex
+from mad.adversary import Adversary
+from mad.attacks import Attack, Stolen, TransferSet
+from mad.context import Context
+from mad.datasets import Split, checked
+from mad.defenses import Defense, Undefended
+from mad.deployment import deploy
+from mad.errors import MadError, check_choice, check_name
+from mad.knockoff import Knockoff
+from mad.knowledge import KNOWLEDGE
+from mad.recoveries import AsAnswered, Recovery
+from mad.seeds import generator, seeded
+from mad.storage.fingerprint import describe, digest
+from mad.training import Trainer, logits_of
+from mad.victim import Victim
+
+CPU = torch.device("cpu")
+ROWS, CLASSES = 12, (2, 10, 100)
+MOST = 0.7  # of rows: a solver may take another of two ways that are equally good but for a batch's rounding
+CLOSE = 1e-5  # what a batch's rounding may change in a probability
+KINDS = ("dirichlet", "one_hot", "uniform", "tied")
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Noisy copies of one random image a class: a data set that a linear layer learns; as a pool, in other noise.
+
+    Args:
+        classes: K.
+        shape: (C, H, W).
+        size: images of each split.
+        name: what it is called.
+    """
+
+    classes: int = 4
+    shape: tuple[int, int, int] = (1, 8, 8)
+    size: int = 200
+    name: str = "blobs"
+
+    def train(self) -> Split:
+        """Return the training split."""
+        return self.split("train")
+
+    def test(self) -> Split:
+        """Return the test split."""
+        return self.split("test")
+
+    def images(self, shape: tuple[int, int, int]) -> Tensor:
+        """Return the images of the pool."""
+        drawn = self.split("pool").images
+        assert isinstance(drawn, Tensor)
+        return drawn
+
+    def labels(self) -> Tensor:
+        """Return the classes of the pool's images."""
+        return torch.arange(self.size) % self.classes
+
+    def split(self, part: str) -> Split:
+        """Return images and labels in the noise of a part's name."""
+        centers = torch.randint(0, 200, (self.classes, *self.shape), generator=generator(0, "centers"))
+        noise = torch.randint(0, 56, (self.size, *self.shape), generator=generator(0, part))
+        return Split((centers[self.labels()] + noise).to(torch.uint8), self.labels())
+
+
+class Linear(nn.Module):
+    """One linear layer, images (B, C, H, W) to logits (B, K)."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(torch.Size(shape).numel(), classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.head(images.flatten(1))
+
+
+def trainer(epochs: int = 8) -> Trainer:
+    """Return a recipe that trains ``Linear`` on ``Blobs`` in milliseconds."""
+    return Trainer(epochs, 20, "momentum", 0.05, 0.9, 0.0, "one_cycle")
+
+
+def toy_victim(classes: int = 4) -> Victim:
+    """Return the recipe of a victim that is trained in milliseconds."""
+    return Victim("toy", Blobs(classes), Linear, trainer())
+
+
+def toy_adversary(recovery: Recovery | None = None, classes: int = 4, **given: Any) -> Adversary:
+    """Return an adversary of a toy victim; ``given`` are further fields of ``Adversary``."""
+    blobs, knockoff = Blobs(classes), Knockoff(trainer(), Linear)
+    known = {"shape": blobs.shape, "classes": classes, "seed": 0, "device": CPU, "labels": blobs.labels()}
+    return Adversary(knockoff=knockoff, recovery=recovery or AsAnswered(), **{**known, **given})
+
+
+def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
+    """Check that a defense answers with posteriors within its budget: the same for an image, whatever is beside it.
+
+    A ``stateful`` one may go by order and batches; two sessions must then start alike.
+
+    Raises:
+        MadError: if it does not.
+    """
+    who = named("defense", defense)
+    if not hasattr(type(defense), defense.strength_parameter) and not hasattr(defense, defense.strength_parameter):
+        raise MadError(f"{who}: strength_parameter must name one of its fields, got {defense.strength_parameter!r}")
+    for count in classes:
+        victim = toy_victim(count)
+        with untouched(who, defense):
+            context = Context(victim, victim.untrained(seed=0, purpose="victim"), 0, CPU)
+            served = defense.serve(context)
+            schema.check(defense.columns(context), who, defense.schema)
+            context = replace(context, model=served)
+            first, again = defense.prepared(context), defense.prepared(context)
+        images = torch.rand(ROWS, *victim.dataset.shape, generator=generator(count, "images"))
+        for kind in KINDS:
+            clean = posteriors(kind, count)
+            with untouched(f"{who} on {kind} posteriors", images, clean):
+                answers = first.session()(images, clean)
+                check_answers(f"{who} on {kind} posteriors over {count} classes", answers, clean, defense.epsilon)
+                same(f"{who}, prepared twice,", again.session()(images, clean), answers)
+                if defense.stateful:
+                    continue
+                order = torch.randperm(ROWS, generator=generator(0, "order"))
+                same(f"{who}, in another order,", first(images[order], clean[order]), answers[order], MOST)
+                parts = [first(*part) for part in zip(images.split(5), clean.split(5), strict=True)]
+                same(f"{who}, in smaller batches,", torch.cat(parts), answers, MOST)
+
+
+def check_attack(attack: Attack, classes: int = 4) -> None:
+    """Check that an attack spends its budget to the last query and brings home what its contract says, twice the same.
+
+    Raises:
+        MadError: if it does not.
+    """
+    who, victim = named("attack", attack), toy_victim(classes)
+    pool = Blobs(classes).images((1, 8, 8)) if attack.needs_pool else None
+    attack.check(victim)
+    budget = min(attack.affordable(pool, "blobs"), 100)
+    found = []
+    for repeat in range(2):
+        api = deploy(victim, seed=0).session(budget)
+        with untouched(f"{who}, of its pool,", *([] if pool is None else [pool])):
+            stolen = attack.spend(api, pool, toy_adversary(classes=classes))
+        if stolen.network is not None:
+            plugins.fits(f"{who}: its network", lambda stolen=stolen, **_: stolen.network, (1, 8, 8), classes)
+        found.append(stolen)
+        if not attack.depends_on_answers and repeat == 0:
+            check_independence(who, attack, pool, budget, stolen, classes)
+    for one, other in zip(*(tensors_of(each) for each in found), strict=True):
+        same(f"{who}, run twice,", other.double(), one.double())
+
+
+def check_independence(who: str, attack: Attack, pool: Any, budget: int, stolen: Stolen, classes: int) -> None:
+    """Refuse an attack whose queries depend on the answers although it says that they do not."""
+    other = replace(toy_victim(classes), seed=1, trainer=trainer(1))
+    there = attack.spend(deploy(other).session(budget), pool, toy_adversary(classes=classes))
+    if stolen.transfer is None or there.transfer is None or stolen.network is not None:
+        raise MadError(f"{who}: with depends_on_answers=False it must return a transfer set and no network")
+    if not torch.equal(stolen.transfer.rows, there.transfer.rows):
+        raise MadError(f"{who}: it asked another victim about other images, so depends_on_answers must be True")
+
+
+def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> None:
+    """Check that a recovery makes posteriors of answers, twice the same, and says what it knows.
+
+    Raises:
+        MadError: if it does not.
+    """
+    who = named("recovery", recovery)
+    check_choice(f"{who}: knows", recovery.knows, KNOWLEDGE)
+    for count in classes:
+        victim = toy_victim(count)
+        pool = Blobs(count).images((1, 8, 8))
+        answers = torch.cat([posteriors(kind, count) for kind in KINDS])
+        transfer = TransferSet(pool, torch.arange(len(answers)), answers)
+        given: dict[str, dict[str, Any]] = {
+            "the defense": {"defense": Undefended()},
+            "the victim's data": {"victim": victim},
+        }
+        known = given.get(recovery.knows, {})
+        adversary = toy_adversary(recovery, count, **known)
+        with untouched(who, recovery, pool, answers):
+            first, second = (adversary.learned_from(transfer).targets(transfer) for _ in range(2))
+        same(f"{who}, prepared twice,", second, first)
+
+
+def check_victim(victim: Victim) -> None:
+    """Check a victim's data and network: splits, logits, and answers that depend on no other image of a batch.
+
+    Nothing is trained, so a victim of any size takes seconds, and the time to load its data.
+
+    Raises:
+        MadError: if something is wrong.
+    """
+    who = named("victim", victim)
+    plugins.fits(who, victim.architecture, victim.dataset.shape, victim.dataset.classes)
+    for part in ("train", "test"):
+        checked.split(victim.dataset, part)
+    model = victim.untrained(seed=victim.seed, purpose="victim")
+    images = torch.rand(4, *victim.dataset.shape, generator=generator(0, "images"))
+    whole = logits_of(model, images, CPU)
+    same(f"{who}, one image at a time,", torch.cat([logits_of(model, each, CPU) for each in images.split(1)]), whole)
+
+
+def named(kind: str, part: Any) -> str:
+    """Return how a part is called in errors; its name must fit a folder, and its fields make a fingerprint."""
+    check_name(f"{kind}.name", part.name)
+    if digest(describe(part)) != digest(describe(copy.copy(part))):
+        raise MadError(f"{kind} {part.name}: a copy has another fingerprint: make all that it is a field")
+    return f"{kind} {part.name}"
+
+
+@contextmanager
+def untouched(who: str, *parts: Any) -> Iterator[None]:
+    """Refuse changes of parts, tensors or plug-ins, and of torch's global generator."""
+    before = [part.clone() if isinstance(part, Tensor) else dict(vars(part)) for part in parts]
+    with seeded(0, "untouched"):
+        state = torch.random.get_rng_state()
+        yield
+        if not torch.equal(torch.random.get_rng_state(), state):
+            raise MadError(f"{who} draws from torch's global generator: use mad.seeds.generator")
+    for part, old in zip(parts, before, strict=True):
+        if not (torch.equal(part, old) if isinstance(old, Tensor) else vars(part) == old):
+            raise MadError(f"{who} changed what it was given: let it work on a copy")
+
+
+def check_answers(who: str, answers: Any, clean: Tensor, epsilon: float | None) -> None:
+    """Refuse answers (B, K) that are no posteriors, or farther from the clean ones than the budget."""
+    plugins.like(who, answers, clean)
+    if not simplex.are_posteriors(answers):
+        raise MadError(f"{who} must answer with rows that are at least 0 and sum to 1")
+    farthest = simplex.l1(answers, clean).max().item()
+    if farthest > (2 if epsilon is None else epsilon) + CLOSE:
+        raise MadError(f"{who} moved an answer by {farthest:g}, above its budget of {epsilon}")
+
+
+def same(who: str, found: Tensor, expected: Tensor, share: float = 1.0) -> None:
+    """Refuse what differs from what was expected by more than rounding, in more rows than a share leaves."""
+    if found.shape != expected.shape:
+        raise MadError(f"{who} gives {tuple(found.shape)} instead of {tuple(expected.shape)}")
+    off = (found - expected).abs().reshape(len(found) if found.dim() else 1, -1).amax(dim=1)
+    equal = off <= CLOSE * max(1.0, expected.abs().amax().item())
+    if equal.double().mean() < share:
+        raise MadError(f"{who} gives something else, by up to {off.max().item():g}: fix what it draws by its seed")
+
+
+def tensors_of(stolen: Stolen) -> list[Tensor]:
+    """Return all tensors of what an attack brought home."""
+    network = [] if stolen.network is None else [each for each in stolen.network.state_dict().values()]
+    transfer = stolen.transfer
+    return network + ([] if transfer is None else [transfer.rows, transfer.answers])
+
+
+def posteriors(kind: str, classes: int) -> Tensor:
+    """Return posteriors (ROWS, K) of one of ``KINDS``: random, sure, flat, or tied between two classes."""
+    if kind == "dirichlet":
+        drawn = torch.rand(ROWS, classes, generator=generator(7, "posteriors"), dtype=torch.float64)
+        mass = -(drawn.log() ** 3)  # a few classes have most of it
+        return (mass.abs() / mass.abs().sum(dim=1, keepdim=True)).float()
+    if kind == "one_hot":
+        return torch.eye(classes)[torch.arange(ROWS) % classes]
+    if kind == "uniform":
+        return torch.full((ROWS, classes), 1 / classes)
+    return torch.eye(classes)[torch.arange(ROWS) % classes] / 2 + torch.eye(classes)[0] / 2
