@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from mad import plugins
 from mad.api import BlackBox
 from mad.datasets import batch_limit, batches, to_unit_range
-from mad.knockoff import Knockoff
 from mad.knowledge import Knowledge
 from mad.recoveries import Recovery
-from mad.seeds import seeded
 from mad.storage.checkpoint import Checkpoint
 from mad.training import EVALUATION_BATCH, Trainer, logits_of, place
 from mad.transfer import TransferSet
@@ -31,24 +29,15 @@ class Adversary(Knowledge):
     """An adversary's knowledge and means.
 
     Args:
-        knockoff: how it trains.
         recovery: what it makes of answers before it trains on them.
         labels: the class of each image of its pool, int64 (N,), of classes that need not be the victim's; None for an
             attack that does not choose by them.
         checkpoint: where an attack of hours leaves how far it has come; None leaves nothing.
     """
 
-    knockoff: Knockoff
     recovery: Recovery
     labels: Tensor | None = None
     checkpoint: Checkpoint | None = None
-
-    def untrained(self, purpose: str = "knockoff") -> nn.Module:
-        """Return its network as it is before any training; the purpose, with the seed, draws the weights."""
-        with seeded(self.seed, purpose):
-            model = self.knockoff.architecture(shape=self.shape, classes=self.classes)  # type: ignore[misc]
-        self.knockoff.start(model)
-        return model
 
     @cached_property
     def live(self) -> nn.Module:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from mad.defenses import Defense
+from mad.knockoff import Knockoff
+from mad.seeds import seeded
 from mad.storage.store import Store, kept
 from mad.victim import Victim
 
@@ -21,6 +23,7 @@ class Knowledge:
     """What is known to an adversary; of the victim the shape of an image and the classes, if nothing more is said.
 
     Args:
+        knockoff: how it trains, and the architecture that it trains.
         shape: (C, H, W) of the images that the API takes.
         classes: K.
         seed: the cell's.
@@ -30,6 +33,7 @@ class Knowledge:
         store: keeps what it trains; None trains anew each time.
     """
 
+    knockoff: Knockoff
     shape: tuple[int, int, int]
     classes: int
     seed: int
@@ -37,6 +41,13 @@ class Knowledge:
     defense: Defense | None = None
     victim: Victim | None = None
     store: Store | None = None
+
+    def untrained(self, purpose: str = "knockoff") -> nn.Module:
+        """Return its network as it is before any training; the purpose, with the seed, draws the weights."""
+        with seeded(self.seed, purpose):
+            model = self.knockoff.architecture(shape=self.shape, classes=self.classes)  # type: ignore[misc]
+        self.knockoff.start(model)
+        return model
 
     def kept(
         self, name: str, about: Any, build: Callable[[], nn.Module], train: Callable[[nn.Module], None]

@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from mad.api import BlackBox
 from mad.attacks import TransferSet
+from mad.cell import Cell
 from mad.cli.compose import cell_of
 from mad.cli.configs import config_dir, register_aliases
 from mad.datasets import batches, to_unit_range
-from mad.defenses import Context
+from mad.deployment import deploy
 from mad.device import choose, use_threads
-from mad.pipeline import Cell, gather
+from mad.pipeline import inputs
 from mad.seeds import generator
 from mad.storage.store import Store
 from mad.training import Trainer, logits_of
@@ -54,11 +54,10 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def answered(cell: Cell, store: Store, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
     """Return the pool's images, the rows asked about and their answers, the budget, and the test split."""
-    images, budget, test = gather(cell)
-    model, _ = store.victim(cell.victim, device)
-    defense = cell.defense.prepared(Context(cell.victim, model, cell.seed, device, store))
+    images, budget, test = inputs(cell)
+    assert images is not None
     order = torch.randperm(len(images), generator=generator(cell.seed, "pool order"))[: budget + HELD]
-    api = BlackBox(model, defense, cell.victim.dataset.shape, len(order), device)
+    api = deploy(cell.victim, cell.defense, seed=cell.seed, store=store, device=device).session(len(order))
     answers = torch.cat([api(to_unit_range(some)) for some in batches(images, order, 500, torch.device("cpu"))])
     return images, order, answers, budget, test
 

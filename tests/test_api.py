@@ -211,3 +211,23 @@ def test_a_model_in_train_mode_is_refused():
 def test_a_budget_that_is_none_is_refused(budget):
     with pytest.raises(MadError, match=r"attack\.budget"):
         api_of(budget)
+
+
+def test_a_session_counts_on_from_anothers_state():
+    parts = [images(count) for count in (30, 5, 40)]
+    whole, first, second = (api_of(80, Mad(0.5)) for _ in range(3))
+    for part in parts:
+        whole(part)
+    first(parts[0])
+    state = first.state()
+    first(parts[1])
+    assert state["queries"] == 30  # it is a copy
+    second.restore(state)
+    assert (second.queries, second.l1_mean) == (30, state["l1_total"] / 30)
+    for part in parts[1:]:
+        second(part)
+    assert (second.queries, second.l1_mean) == (75, whole.l1_mean)
+    assert second.target_entropy == whole.target_entropy is not None
+    with pytest.raises(BudgetExceededError, match="5 of 80 left"):
+        second(images(6))
+    assert second.state()["targets"].sum() == whole.state()["targets"].sum() == 75

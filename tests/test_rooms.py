@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import mad
+
 ROOT = Path(__file__).parents[1] / "mad"
 ENTRIES = ("mad.cli", "mad.config")  # may import Hydra, and each other
 
@@ -81,6 +85,18 @@ def test_importing_is_quiet():
         "assert not [each for each in ('mad_jobs', 'mad_home', 'mad_token') if OmegaConf.has_resolver(each)]"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_importing_the_package_imports_nothing_else():
+    script = "import sys; before = {*sys.modules}; import mad; dir(mad); print(sorted({*sys.modules} - before))"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT.parent)
+    assert not [each for each in ast.literal_eval(done.stdout) if each.startswith(("mad.", "torch", "hydra", "numpy"))]
+
+
+@pytest.mark.parametrize("name", mad.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(mad, name) is not None
+    assert name in dir(mad)
 
 
 def test_computing_needs_no_hydra():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import textwrap
 from collections.abc import Iterable
@@ -33,6 +34,15 @@ LEARNED_NOTHING = "stolen model learned nothing: no measure of the defense"
 NAME = 66  # characters that a legend's line may have: a name is never broken
 
 
+class Shown(Figure):
+    """A figure that a notebook shows by itself, whatever its backend."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", dpi=110)
+        return content.getvalue()
+
+
 def marks(place: int) -> dict[str, Any]:
     """Return the marks of the series at a place."""
     hue, marker, dashes = (each[place % len(each)] for each in (HUES, MARKERS, DASHES))
@@ -52,7 +62,7 @@ def style(name: str) -> dict[str, Any]:
 
 def sheet(rows: int, columns: int, heights: float = PANEL[1]) -> tuple[Figure, Any]:
     """Return a figure of panels, and its axes as an array (rows, columns)."""
-    figure = Figure(figsize=(max(4.8, PANEL[0] * columns), heights * rows + 0.3), layout="constrained")
+    figure = Shown(figsize=(max(4.8, PANEL[0] * columns), heights * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for each in axes.flat:
         each.grid(alpha=0.25, linewidth=0.6)

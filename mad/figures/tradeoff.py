@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mad.errors import MadError
-from mad.figures.drawing import INK, SMALL, circle, cross, ideal, styles, surround
+from mad.figures.drawing import INK, SMALL, Shown, circle, cross, ideal, styles, surround
 from mad.figures.groups import counted, file_name, learned, whole
 from mad.figures.labels import Label, place
 from mad.storage.files import write_alone
@@ -65,7 +65,7 @@ def draw(group: pd.DataFrame) -> Figure:
     found, number = curves(group), seeds(group)
     marks = styles(found)
     moving = {label: each for label, each in found.items() if label == "none" or moves(each)}
-    figure = Figure(figsize=(WIDTH, HEIGHT + CURVE * len(found)), layout="constrained")
+    figure = Shown(figsize=(WIDTH, HEIGHT + CURVE * len(found)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     panels = ((left, DEFENDED, found, 100 * group.victim_accuracy.mean()), (right, L1, moving, 0.0))
     for axes, x, drawn, best in panels:

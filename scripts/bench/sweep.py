@@ -24,11 +24,11 @@ import hydra
 import torch
 from common import arguments, report, seconds
 
-from mad.api import BlackBox
+from mad.cell import Cell
 from mad.cli import configs
-from mad.cli.compose import PARTS
-from mad.defenses import Undefended
-from mad.pipeline import Cell, gather
+from mad.cli.compose import cell_of
+from mad.deployment import deploy
+from mad.pipeline import inputs
 from mad.storage.store import Store
 
 EPSILONS = "0,0.1,0.3,0.5,0.8,0.9,0.95,0.99"
@@ -50,8 +50,7 @@ def composed(words: list[str]) -> Cell:
     configs.register_aliases()
     with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
         config = hydra.compose("config", overrides=words)
-    parts = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
-    return Cell(**parts, seed=config.seed)
+    return cell_of(config)
 
 
 def sweep(words: list[str], threads: int) -> float:
@@ -80,11 +79,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as outputs:
         words = overrides(given, outputs)
         cell, device = composed(words), torch.device(given.device)
-        images, budget, _ = gather(cell)
-        model, victim_seconds = Store(outputs).victim(cell.victim, device)
-        api = BlackBox(model, Undefended(), cell.victim.dataset.shape, budget, device)
-        adversary = cell.adversary(device)
-        transfer = cell.attack.transfer_set(api, images, adversary)
+        images, budget, _ = inputs(cell)
+        api = deploy(cell.victim, seed=cell.seed, store=Store(outputs), device=device)
+        victim_seconds, adversary = api.seconds, cell.adversary(device)
+        transfer = cell.attack.spend(api.session(budget), images, adversary).transfer
 
         def knockoff() -> None:
             adversary.train(transfer)

@@ -6,6 +6,7 @@ from toys import CPU, cell
 
 from mad.cli import configs, sweep_folder
 from mad.cli import figures as figures_command
+from mad.cli.task import Task
 from mad.errors import MadError
 from mad.pipeline import run
 from mad.storage import files, records
@@ -84,6 +85,7 @@ def test_only_the_first_is_first(tmp_path):
 
 
 def test_two_sweeps_of_one_second_have_their_own_folders():
+    Task()  # knows what a folder is called by
     with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
         composed = [hydra.compose("config", return_hydra_config=True) for _ in range(2)]
     first, second = ({config.hydra.sweep.dir.rpartition("-")[2] for _ in range(3)} for config in composed)

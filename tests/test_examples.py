@@ -1,0 +1,68 @@
+"""The examples keep their contracts, and run by the commands at their top."""
+
+import importlib.util
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from mad import testing
+from mad.defenses.mad import Mad
+from mad.errors import MadError
+from mad.testing import toy_victim
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+QUICK = ["attack.budget=60", "knockoff.min_steps=0", "knockoff.epochs=1", "architecture=mlp", "trainer.min_steps=0"]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Return one of the example modules by its name."""
+
+    def get(name):
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return get
+
+
+def test_the_attack_keeps_its_contract(example):
+    testing.check_attack(example("uncertain").Uncertain(40, rounds=3))
+
+
+def test_the_recovery_keeps_its_contract(example):
+    testing.check_recovery(example("restorer").Restorer(steps=5), classes=(4,))
+
+
+def test_the_surrogate_asks_for_images_that_are_held_out(example):
+    surrogate = example("private_surrogate").PrivateSurrogate()
+    with pytest.raises(MadError, match=r"victim\.validation"):
+        Mad(0.5, surrogate).check(toy_victim())
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted(EXAMPLES.glob("*.py"))])
+def test_the_command_at_the_top_runs(name, mad_run, tmp_path):
+    shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
+    (command,) = re.findall(r"^mad-run (.*)$", (EXAMPLES / f"{name}.py").read_text(), flags=re.M)
+    code, out, err = mad_run(*command.split(), *QUICK, "pool.size=100")
+    assert code == 0, err
+    assert name in out or name.removeprefix("private_") in out or "private" in out
+
+
+def test_the_five_lines_run_in_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    notebook = nbformat.read(EXAMPLES / "five_lines.ipynb", as_version=4)
+    load = notebook.cells[1]  # the rest as it stands
+    load.source = load.source.replace(")", "".join(f', "{word}"' for word in QUICK) + ")")
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}, timeout=300).execute()
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    assert "image/png" in outputs["plot"][-1].data
+    assert "text/html" in outputs["records"][-1].data
+    assert "tensor" in outputs["ask"][-1].data["text/plain"]
