@@ -64,7 +64,7 @@ def theta(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, products, floats, rest = _chunk(model, images[done : done + size], rest)
         parts.append((logits, products))
         done += size
-        size = max(1, min(IMAGES, FLOATS // floats))  # one image alone has shown what an image takes
+        size = max(1, min(IMAGES, FLOATS // floats))  # the first image has shown what an image takes
     all_logits, all_products = zip(*parts, strict=True)
     return torch.cat(all_logits), torch.cat(all_products)
 

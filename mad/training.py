@@ -40,7 +40,7 @@ class Trainer:
         batch_size: images per step.
         optimizer: ``sgd``, ``momentum`` (SGD with momentum), ``adam`` or ``adagrad``.
         learning_rate: the highest of the schedule.
-        momentum: of ``momentum`` alone.
+        momentum: of the optimizer ``momentum`` only.
         weight_decay: L2 penalty.
         schedule: ``one_cycle`` (up, then down to zero); ``step`` (a tenth every ``step_epochs``, the paper's);
             ``constant``; or ``cooldown`` (constant for three quarters of the steps, then straight down to zero).
@@ -83,8 +83,7 @@ class Trainer:
             ("augment", self.augment, AUGMENTATIONS),
             ("precision", self.precision, PRECISIONS),
         ):
-            if value not in choices:
-                raise MadError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+            check_choice(name, value, choices)
         if self.precision == "fast":  # now, so that the fingerprint says what it is here
             found = "bfloat16" if fast_bfloat16(choose("auto")) else "float32"
             object.__setattr__(self, "precision", found)

@@ -8,7 +8,6 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from omegaconf import OmegaConf
 
 from mad.cli.archives import ARCHIVES, checksum
@@ -16,6 +15,7 @@ from mad.cli.command import Parser, command
 from mad.cli.configs import config_dir, home
 from mad.errors import MadError, near
 from mad.progress import err, out
+from mad.storage.files import held
 
 IMAGENET = ("ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e")  # only given to who registers
 
@@ -76,7 +76,7 @@ def fetch(name: str, root: Path) -> None:
 
     dataset, parts = described(name, root), ["train", "test"]
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{name}.lock"):
+    with held(root / f".{name}.lock"):
         if hasattr(dataset, "mend"):
             dataset.mend()
         if name == "imagenet":

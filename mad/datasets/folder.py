@@ -99,7 +99,7 @@ class ImageFolder:
         several = [file for file in self.files if pictures.check(file) > 1]
         if several:
             say(
-                f"pool {self.name}: took the first frame alone of {len(several)} files with several ({several[0]}); "
+                f"pool {self.name}: took only the first frame of {len(several)} files with several ({several[0]}); "
                 "save further frames as files of their own"
             )
         if self._content() != self.content:  # the cell's name stands for other images

@@ -43,7 +43,7 @@ def opened(file: Path | str) -> Iterator[Image]:
 
 
 def check(file: Path | str) -> int:
-    """Look at a file's header alone; return how many frames it has.
+    """Read only a file's header; return how many frames it has.
 
     Raises:
         MadError: if ``pixels`` could make no image of it, as far as the header tells.

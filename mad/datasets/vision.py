@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from mad.datasets.base import Images, Split
@@ -19,6 +18,7 @@ from mad.datasets.content import checksum_of, place
 from mad.datasets.published import EMNIST_ZIP, LOADERS, IdxFiles
 from mad.errors import MadError
 from mad.progress import err
+from mad.storage.files import held
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Vision:
         """Let one process at a time download."""
         try:
             self.place.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.place / f".{self.loader}.lock"):
+            with held(self.place / f".{self.loader}.lock"):
                 yield
         except Exception as error:
             remedy = "set data_root= or MAD_DATA to a root that holds it"

@@ -1,4 +1,4 @@
-"""The label alone."""
+"""The API as labels only."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Defense(ABC):
         answer, lost = simplex.repair(found, clean)
         if lost and not getattr(self, "_said", False):
             self._said = True  # once a cell
-            said = f"{who} returned NaN, infinities or zeros alone for {lost} of {len(clean)} images"
+            said = f"{who} returned NaN, infinities or only zeros for {lost} of {len(clean)} images"
             err.print(f"{said}: these get clean answers", soft_wrap=True, markup=False)
         return answer if self.epsilon is None else simplex.shrink(answer, clean, self.epsilon)
 

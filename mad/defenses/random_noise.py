@@ -28,7 +28,7 @@ class RandomNoise(Defense):
     image cannot tell the two apart, several can.
 
     Args:
-        epsilon: L1 budget in [0, 2]; None for the published form, which ``scale`` alone turns.
+        epsilon: L1 budget in [0, 2]; None for the published form, whose strength is ``scale``.
         scale: in logits. With a budget, noise is uniform in [-scale, scale]: a sure answer's top logit is near 14,
             so 50 lets the budget decide how much changes; at 10 most test answers would hardly move. Without one,
             the radius of the ball.

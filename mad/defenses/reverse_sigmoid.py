@@ -25,7 +25,7 @@ class ReverseSigmoid(Defense):
     formula is asked for.
 
     Args:
-        epsilon: L1 budget in [0, 2]; None, as published, for none: beta alone decides how far answers move.
+        epsilon: L1 budget in [0, 2]; None, as published, for none: only beta decides how far answers move.
         beta: how strong, in [0, 1]; 0 changes nothing.
         gamma: how soon it saturates, above 0; None for the paper's value for the victim's data set.
         as_published: lower beta nowhere, as the published code: top classes of flat rows change from a beta on.

@@ -8,9 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from mad.figures.groups import counted, learned
+from mad.figures.groups import counted, points
 
-VALUES = ["victim_accuracy", "defended_accuracy", "stolen_accuracy", "l1_mean"]
 VICTIM = ["architecture", "victim_epochs"]  # what victims of one name differ in
 LENGTH = ["knockoff_epochs", "knockoff_min_steps", "knockoff_schedule"]  # how long, and how, a thief is trained
 FILLED = {
@@ -120,21 +119,13 @@ def under(rows: pd.DataFrame, defense: str, parameter: str | None = None) -> pd.
 def curve(rows: pd.DataFrame, defense: str, parameter: str | None = None) -> pd.DataFrame:
     """Return a defense's points, from undefended on by rising strength: accuracies in percent.
 
-    Indexed by the strength, with columns (value, "mean" | "min" | "max"); empty if the defense has no cells.
+    Indexed by the strength, with the columns of ``points``; empty if the defense has no cells.
     """
     defended = under(rows, defense, parameter)
     if defended.empty:
         return defended
-    return pd.concat([points(undefended(rows).assign(strength=0.0)), points(defended)])
-
-
-def points(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return mean, least and greatest of each value over the seeds, by strength; accuracies in percent.
-
-    The least of ``learned`` is whether all stolen models learned anything.
-    """
-    percent = (rows[VALUES] * [100, 100, 100, 1]).assign(learned=learned(rows).astype(float))
-    return percent.groupby(rows.strength).agg(["mean", "min", "max"])
+    every = pd.concat([points(undefended(rows).assign(strength=0.0)), points(defended)])
+    return every[every.index.notna()]
 
 
 def shown(theft: Theft, *parts: pd.DataFrame) -> str:

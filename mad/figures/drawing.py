@@ -73,17 +73,20 @@ def sheet(rows: int, columns: int, heights: float = PANEL[1]) -> tuple[Figure, A
     return figure, axes
 
 
-def spread(found: Any) -> Any:
-    """Return how far bars go down and up from means to the least and the greatest; None where one seed is all."""
+def spread(found: Any, bars: str) -> Any:
+    """Return how far bars go from means: by a ``deviation``, or over the ``range``; None where one seed is all."""
+    if bars == "deviation":
+        return found["std"].fillna(0) if found["std"].notna().any() else None
     below, above = found["mean"] - found["min"], found["max"] - found["mean"]
     return (below, above) if (above > 0).any() else None
 
 
-def line(axes: Axes, found: pd.DataFrame, x: str, y: str, label: str, marks: dict[str, Any]) -> None:
-    """Draw a curve: bars from the least to the greatest over the seeds, and a circle where nothing is defended."""
-    bars = {"xerr": spread(found[x]), "yerr": spread(found[y])}
+def line(
+    axes: Axes, found: pd.DataFrame, x: str, y: str, label: str, marks: dict[str, Any], bars: str = "range"
+) -> None:
+    """Draw a curve of ``points``: bars over the seeds, see ``spread``, and a circle where nothing is defended."""
     at_x, at_y = found[x]["mean"], found[y]["mean"]
-    axes.errorbar(at_x, at_y, **bars, **marks, **BARS, label=label)
+    axes.errorbar(at_x, at_y, xerr=spread(found[x], bars), yerr=spread(found[y], bars), **marks, **BARS, label=label)
     if found.index[0] == 0:
         circle(axes, at_x.iloc[0], at_y.iloc[0])
     cross(axes, at_x, at_y, found["learned"]["min"])

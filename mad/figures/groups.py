@@ -35,6 +35,7 @@ NAMED = {
     "knockoff_epochs": "epochs{:g}",
     "knockoff_min_steps": "steps{:g}",
 }
+VALUES = ["victim_accuracy", "defended_accuracy", "stolen_accuracy", "l1_mean"]
 MARK = " !"
 MEANING = "!: a stolen model learned nothing, and gives one answer to everything: no measure of the defense"
 
@@ -104,6 +105,20 @@ def spoken(values: pd.Series, mark: str = "") -> str:
 def mark(rows: pd.DataFrame) -> str:
     """Return what marks a stolen model's numbers where one learned nothing, and nothing where all learned."""
     return "" if learned(rows).all() else MARK
+
+
+def points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a defense's records by strength, from the least to the greatest; accuracies in percent.
+
+    Indexed by the strength, NaN where there is none to set; with columns (value, "mean" | "std" | "min" | "max") over
+    the seeds, ("seed", "nunique"), and ("learned", "min"): 1 if all stolen models learned anything.
+    """
+    percent = rows[VALUES] * [1 if value == "l1_mean" else 100 for value in VALUES]
+    by = percent.groupby(rows.strength, dropna=False)
+    parts = [by.agg(["mean", "std", "min", "max"])]
+    for name, column, how in (("seed", rows.seed, "nunique"), ("learned", learned(rows).astype(float), "min")):
+        parts.append(column.to_frame(name).groupby(rows.strength, dropna=False).agg([how]))
+    return pd.concat(parts, axis=1)
 
 
 def learned(rows: pd.DataFrame) -> pd.Series:

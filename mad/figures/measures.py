@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mad.figures.cells import Theft, curve, points, undefended, under
+from mad.figures.cells import Theft, curve, undefended, under
+from mad.figures.groups import points
 from mad.figures.moves import by_budget, moves
 from mad.figures.online import BINS, LOSSES, angles, numbers, study
 from mad.figures.plane import ATTACKS, PARAMETERS
@@ -182,7 +183,7 @@ def gap(theft: Theft, defense: str, other: str, at: float) -> Found | None:
 
 
 def lost_by_argmax(theft: Theft) -> Found | None:
-    """Return the points that keeping top classes alone costs the thief of an undefended API."""
+    """Return the points that keeping only top classes costs the thief of an undefended API."""
     return difference(undefended(theft.cells()), undefended(theft.cells(recovery="argmax")))
 
 

@@ -74,7 +74,8 @@ def stolen(rows: pd.DataFrame, by: str) -> pd.DataFrame:
 def line(axes: Axes, found: pd.DataFrame, label: str, own: dict[str, Any]) -> None:
     """Draw the accuracies that ``stolen`` returns at the places that index them, with marks of their own."""
     if len(found):
-        axes.errorbar(found.index, found["mean"], yerr=spread(found), **own | {"markersize": 5}, **BARS, label=label)
+        bars = spread(found, "range")
+        axes.errorbar(found.index, found["mean"], yerr=bars, **own | {"markersize": 5}, **BARS, label=label)
         cross(axes, found.index.to_series(), found["mean"], found["learned"])
 
 

@@ -37,7 +37,7 @@ def write_all(table: pd.DataFrame, outputs: Path) -> list[Path]:
     for theft in every:
         if not any(theft is drawn for drawn in known):
             said = (
-                f"{theft.victim} stolen with {theft.pool}: another pool has more records; this one is in Table 1 alone"
+                f"{theft.victim} stolen with {theft.pool}: another pool has more records; this one is only in Table 1"
             )
             err.print(said, soft_wrap=True)
 

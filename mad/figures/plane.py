@@ -47,9 +47,9 @@ def fig4(thefts: list[Theft]) -> Figure | None:
 
 
 def fig5(thefts: list[Theft]) -> Figure | None:
-    """Draw the same, with the adversary who keeps top classes alone beside the one who keeps posteriors."""
+    """Draw the same, with the adversary who keeps only top classes beside the one who keeps posteriors."""
     known = [theft for theft in thefts if len(set(theft.cells(recovery="argmax").defense)) > 1]
-    title = "Fig. 5: the adversary who keeps the top class alone (hollow), beside the one who keeps posteriors"
+    title = "Fig. 5: the adversary who keeps only the top class (hollow), beside the one who keeps posteriors"
     return two_rows(known, title, ("none", "argmax"))
 
 

@@ -14,12 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mad.errors import MadError
-from mad.figures.drawing import INK, SMALL, Shown, circle, cross, ideal, styles, surround
-from mad.figures.groups import counted, file_name, learned, whole
+from mad.figures.drawing import INK, SMALL, Shown, circle, ideal, line, styles, surround
+from mad.figures.groups import counted, file_name, points, whole
 from mad.figures.labels import Label, place
 from mad.storage.files import write_alone
 
-VALUES = ["victim_accuracy", "defended_accuracy", "l1_mean", "stolen_accuracy"]
 STOLEN, DEFENDED, L1 = "stolen_accuracy", "defended_accuracy", "l1_mean"
 UNCHANGED = 1e-6  # a mean L1 distance that rescaling in float32 leaves
 WIDTH, HEIGHT, CURVE = 9.0, 3.3, 0.08  # inches, without title and legend: the more curves, the higher
@@ -29,7 +28,7 @@ def curves(group: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return, the points of each defense of a group, from weak to strong, in percent: mean and deviation over seeds.
 
     Each frame is indexed by the strength, its index is named after what the defense is turned by, such as epsilon, and
-    it has columns (value, "mean" | "std"), ("seed", "nunique") and ("learned", "all"). The undefended point is every
+    it has columns (value, "mean" | "std"), ("seed", "nunique") and ("learned", "min"). The undefended point is every
     curve's first: a strength of 0. The others rise, or fall where a larger number disturbs less (the classes that
     ``top_k`` keeps).
     """
@@ -44,15 +43,6 @@ def curves(group: pd.DataFrame) -> dict[str, pd.DataFrame]:
         own = own[::-1] if distance.iloc[0] > distance.iloc[-1] + UNCHANGED else own
         found[label] = pd.concat([origin, own]).rename_axis(str(parameter))
     return found or ({"none": origin} if len(origin) else {})
-
-
-def points(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the points of a defense's records, from the least strength to the greatest."""
-    percent = rows[VALUES] * [1 if value == L1 else 100 for value in VALUES]
-    by = rows.strength
-    means = percent.groupby(by, dropna=False).agg(["mean", "std"])
-    seeds = rows[["seed"]].groupby(by, dropna=False).agg(["nunique"])
-    return pd.concat([means, seeds, learned(rows).to_frame("learned").groupby(by, dropna=False).agg(["all"])], axis=1)
 
 
 def moves(points: pd.DataFrame) -> bool:
@@ -71,7 +61,7 @@ def draw(group: pd.DataFrame) -> Figure:
     for axes, x, drawn, best in panels:
         landmarks(axes, group, x, best)
         for label, each in drawn.items():
-            line(axes, each, x, label, marks[label])
+            line(axes, each, x, STOLEN, label, {**marks[label], "markersize": 5, "linewidth": 1.4}, "deviation")
     left.set(
         xlabel="accuracy of the defended API, % (right is better)",
         ylabel="accuracy of the stolen model, %\n(down is better)",
@@ -104,15 +94,6 @@ def landmarks(axes: Axes, group: pd.DataFrame, x: str, best: float) -> None:
         circle(axes, 0.0 if x == L1 else 100 * origin[x].mean(), 100 * origin.stolen_accuracy.mean())
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def line(axes: Axes, found: pd.DataFrame, x: str, label: str, marks: dict[str, Any]) -> None:
-    """Draw one defense's curve; bars are one standard deviation, where there is one."""
-    at_x, at_y = found[x]["mean"], found[STOLEN]["mean"]
-    spread = {"xerr": found[x]["std"], "yerr": found[STOLEN]["std"]}
-    known = {name: deviation.fillna(0) for name, deviation in spread.items() if deviation.notna().any()}
-    axes.errorbar(at_x, at_y, **known, **marks, markersize=5, linewidth=1.4, capsize=2, label=label)
-    cross(axes, at_x, at_y, found["learned"]["all"])
 
 
 def widen(axes: Axes, least: float) -> None:

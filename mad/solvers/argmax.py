@@ -38,7 +38,7 @@ def argmax_vertex(
 
 
 def direction(y: Tensor, p: Tensor) -> Tensor:
-    """Return u = y - p, or zeros where rounding alone would tell its direction."""
+    """Return u = y - p, or zeros where its direction would be rounding only."""
     u = y - p
     return torch.where(u.norm(dim=1, keepdim=True) > NO_DIRECTION, u, 0.0)
 

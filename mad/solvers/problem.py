@@ -170,7 +170,7 @@ def project(points: Tensor, y: Tensor, tau: Tensor) -> Tensor:
     """Return the nearest posteriors within 2 tau of y in L1, (B, K), in the Euclidean metric.
 
     Where the budget binds, classes are raised to points - a or lowered to points - b, a > b, each until tau has moved:
-    two separate waterfillings. Where a <= b it does not bind, and the nearest posterior is that of the simplex alone.
+    two separate waterfillings. Where a <= b it does not bind, and the nearest posterior is the simplex's own.
     """
     d, mass = points - y, tau.unsqueeze(1)
     a = _level_above(d, mass)

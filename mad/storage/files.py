@@ -161,10 +161,18 @@ def locked(outputs: Path, path: Path) -> Iterator[None]:
         MadError: if the lock cannot be made.
     """
     file = below(outputs, lock_file(path))
-    try:
-        descriptor = acquire(file)
-    except OSError as error:
-        raise unwritable(outputs / path, error) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(file))
+        except OSError as error:
+            raise unwritable(outputs / path, error) from error
+        yield
+
+
+@contextlib.contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is there only as long as it is held or waited for."""
+    descriptor = acquire(file)
     try:
         yield
     finally:

@@ -21,7 +21,8 @@ def read_record(path: Path) -> Record | None:
     if record is None:
         return None
     record = {FORMER.get(name, name): value for name, value in record.items()}
-    wrong = fault(record) or misplaced(record, path)
+    lists = [f"{name} is a list, which lies in {SERIES}" for name, value in record.items() if isinstance(value, list)]
+    wrong = next(iter(lists), None) or fault(record) or misplaced(record, path)
     if wrong:
         raise DamagedError(path, wrong)
     named = str(record.get("series") or "").split()

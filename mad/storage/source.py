@@ -93,7 +93,7 @@ def follow(module: str, home: str, found: dict[str, bytes]) -> None:
 
     Args:
         module: its name.
-        home: the package that is asked about: of installed ones, this one alone is followed.
+        home: the package that is asked about: of installed packages only this one is followed.
         found: source by module.
     """
     if module in found or not module or provided(module):

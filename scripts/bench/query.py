@@ -35,7 +35,7 @@ BATCH, EPSILON = 256, 0.95
 
 
 class Head(nn.Module):
-    """The last layer alone."""
+    """Only the last layer."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()

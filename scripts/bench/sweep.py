@@ -103,7 +103,7 @@ def row(
     alone: list[float],
     found: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Return the sweep's times in seconds, and what they are over those of the knockoffs alone."""
+    """Return the sweep's times in seconds, and what they are over those of the knockoffs by themselves."""
     knockoff = statistics.median(alone)
     trained = sum(record["seconds_knockoff"] for record in found)
     queried = sum(record["seconds_queries"] for record in found)
