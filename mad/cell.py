@@ -17,8 +17,9 @@ from mad.attacks import Attack
 from mad.cache import Cache
 from mad.datasets import Labelled, Pool, checked
 from mad.defenses import Defense, Undefended
-from mad.errors import MadError, check_flag, check_name, check_number
+from mad.errors import MadError, check_choice, check_flag, check_name, check_number
 from mad.knockoff import Knockoff
+from mad.knowledge import KNOWLEDGE
 from mad.recoveries import Recovery
 from mad.schema import Record
 from mad.storage.checkpoint import Checkpoint
@@ -43,7 +44,7 @@ class Cell:
         seed: of all that is drawn, but for the victim's weights.
         probe: also measure how far the defense turns the gradient of an attack that trains while it queries (paper,
             figs. 6 and 7): ten times the queries' time.
-        overrides: the words of the command line that make it, for its record; empty where objects were given.
+        overrides: the words of the command line that make it, for its record; None where objects were given.
     """
 
     kind: ClassVar[str] = "mad.pipeline.Cell"
@@ -55,11 +56,12 @@ class Cell:
     knockoff: Knockoff
     seed: int = 0
     probe: bool = field(default=False, metadata=ADDED)
-    overrides: str = field(default="", compare=False)
+    overrides: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_number("seed", self.seed, 0, 2**62, whole=True)
         check_flag("probe", self.probe)
+        check_choice(f"recovery {self.recovery.name}: knows", self.recovery.knows, KNOWLEDGE)
         if not self.attack.needs_pool:
             object.__setattr__(self, "pool", None)
         elif self.pool is None:
@@ -78,7 +80,7 @@ class Cell:
     def _check_online(self) -> None:
         """Refuse what goes only with an attack that trains while it queries, and what does not go with one."""
         surrogate: Any = getattr(self.defense, "surrogate", None)
-        if self.attack.online and self.recovery.learns:
+        if self.attack.recovers_early and self.recovery.learns:
             raise MadError(
                 f"recovery {self.recovery.name} learns from a whole transfer set, attack {self.attack.name} trains "
                 "before it has one: take another of the two"
@@ -98,8 +100,8 @@ class Cell:
     @property
     def reference(self) -> Cell:
         """The same theft with no defense."""
-        words = [word for word in shlex.split(self.overrides) if not word.lstrip("+~").startswith("defense")]
-        overrides = shlex.join([*words, "defense=none"]) if self.overrides else ""
+        words = [word for word in shlex.split(self.overrides or "") if not word.lstrip("+~").startswith("defense")]
+        overrides = shlex.join([*words, "defense=none"]) if self.overrides is not None else None
         return replace(self, defense=Undefended(), overrides=overrides)
 
     @cached_property
@@ -186,7 +188,7 @@ def about(cell: Cell) -> Record:
         "seed": cell.seed,
         "comparison_group": cell.comparison_group,
         "fingerprint": cell.fingerprint,
-        "overrides": cell.overrides,
+        "overrides": cell.overrides or "",
         "version": __version__,
         "torch": torch.__version__,
     }

@@ -44,6 +44,7 @@ class KnockoffAdaptive(Attack):
 
     name = "adaptive"
     labelled = True
+    recovers_early = True
     schema = (
         Column("action_entropy", "number", "bits", "entropy of the pool's classes that the bandit asked about"),
         Column("actions", "series", "queries", "how often each class of the pool was asked about"),

@@ -38,6 +38,7 @@ class Attack(ABC):
     needs_pool: ClassVar[bool] = True  # whether it draws on images of its own; a data-free attack makes them
     depends_on_answers: ClassVar[bool] = True  # whether what it asks does: if not, its answers serve every recovery
     online: ClassVar[bool] = False  # whether it trains adversary.live, in place, while it queries
+    recovers_early: ClassVar[bool] = False  # whether it calls adversary.recovered before it has a whole transfer set
     labelled: ClassVar[bool] = False  # whether it takes the pool's own labels: adversary.labels
     schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record
     budget: int | None = None
@@ -89,6 +90,8 @@ class Attack(ABC):
             raise MadError(f"{who} must return Stolen with a network, a transfer set or both, got {got}")
         if found.network is not None and (not isinstance(found.network, nn.Module) or found.network.training):
             raise MadError(f"{who} must return a network in eval mode, got {plugins.kind(found.network)}")
+        if not isinstance(found.transfer, TransferSet | None):
+            raise MadError(f"{who} must return a TransferSet, got {plugins.kind(found.transfer)}")
         if found.transfer is not None:
             plugins.transferred(who, found.transfer, api.shape, adversary.classes)
         schema.check(found.columns, f"attack {self.name}", self.schema)

@@ -33,6 +33,7 @@ class Online(Attack):
 
     name = "online"
     online = True
+    recovers_early = True
     batch_size: int = 1
     learning_rate: float = 0.001
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mad.progress import err
 from mad.storage.files import below, write
 
 NAME = "checkpoint.pt"
+SUM = 32  # bytes of the checksum that a checkpoint begins with
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,17 @@ class Checkpoint:
         """Keep tensors, state dicts, numbers and texts under names, in place of what was kept before."""
         content = io.BytesIO()
         torch.save(state, content)
-        write(self.file, content.getvalue())
+        write(self.file, sha256(content.getvalue()).digest() + content.getvalue())
 
     def load(self) -> dict[str, Any] | None:
         """Return what was kept last, on the CPU; None if nothing was, or the file is damaged."""
         if not self.file.is_file():
             return None
         try:
-            found = torch.load(self.file, map_location="cpu", weights_only=True)  # runs no code
+            content = self.file.read_bytes()
+            if sha256(content[SUM:]).digest() != content[:SUM]:
+                raise ValueError("its checksum does not hold")
+            found = torch.load(io.BytesIO(content[SUM:]), map_location="cpu", weights_only=True)  # runs no code
         except Exception as error:  # whatever a damaged file raises
             err.print(f"{self.file} is damaged ({type(error).__name__}): the attack begins again", soft_wrap=True)
             return None

@@ -14,7 +14,7 @@ WORDS = [
     ["defense=random_noise", "defense.epsilon=0.8", "seed=1"],
     ["++defense.epsilon=0.5", "attack.budget=70", "victim.validation=0.1"],
     ["attack=online", "defense/surrogate=adversary", "probe=true"],
-    ["knockoff.architecture=null", "pool.size=300"],
+    ["knockoff.epochs=3", "pool.size=300"],
 ]
 
 

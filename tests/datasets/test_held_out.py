@@ -87,7 +87,7 @@ def test_no_network_of_the_defender_learns_from_them(tmp_path, learned):
     held = rows(toy.validation_split().images)
     assert {"victim toy", "victim surrogate", "knockoff"} == set(learned)
     assert not any(held & learned[task] for task in learned)
-    defense, context = DpSgd(), Context(toy, toy.untrained(seed=0, purpose="victim"), 0, CPU)
+    defense, context = DpSgd(batch_size=20), Context(toy, toy.untrained(seed=0, purpose="victim"), 0, CPU)
     assert defense.recipe(toy).validation == 0.25
     assert defense.columns(context)["dp_epsilon"] == pytest.approx(defense.trainer().spent(150, defense.delta))
 

@@ -197,7 +197,7 @@ def test_of_several_frames_the_first_is_taken_and_said(tmp_path, capsys, name):
     for _ in range(2):
         assert (ImageFolder(str(tmp_path)).images((1, 12, 12)).int() - 40).abs().max() <= 2
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("took the first frame alone of 1 files") == 1
+    assert said.count("took only the first frame of 1 files") == 1
     assert str(tmp_path / name) in said
 
 

@@ -53,7 +53,7 @@ class Moody(Defense):
 
 @pytest.fixture(scope="session")
 def slurm():
-    """A one-node cluster for the tests alone."""
+    """A one-node cluster for the tests."""
     if os.geteuid() or not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))):
         pytest.skip("needs root, and Debian's slurm-wlm and munge")
     home = Path("/var/tmp/mad-slurm-test")

@@ -1,4 +1,4 @@
-"""Fault 9: whatever is asked for ends in a result or in a one-line error, and in whole artefacts alone."""
+"""Fault 9: whatever is asked for ends in a result or in a one-line error, and leaves only whole files."""
 
 import math
 import re

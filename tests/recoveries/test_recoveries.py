@@ -6,6 +6,7 @@ import pytest
 import torch
 from toys import CPU, Blobs, cell, victim
 
+from mad.attacks.adaptive import KnockoffAdaptive
 from mad.attacks.jbda import Jbda
 from mad.attacks.online import Online
 from mad.datasets import to_unit_range
@@ -81,11 +82,12 @@ def test_an_adversary_is_given_what_its_recovery_says_that_it_knows(knows, given
     assert adversary.victim == (whole.victim if "victim" in given else None)
 
 
-def test_an_attack_that_trains_before_it_has_a_transfer_set_is_refused(fits):
-    with pytest.raises(MadError, match="recovery inverse learns from a whole transfer set, attack online trains"):
-        cell(recovery=Inverse(), attack=Online(50))
+@pytest.mark.parametrize("attack", [Online(50), KnockoffAdaptive(50)], ids=lambda attack: attack.name)
+def test_an_attack_that_recovers_answers_before_it_has_a_transfer_set_is_refused(attack, fits):
+    with pytest.raises(MadError, match=f"recovery inverse learns from a whole transfer set, attack {attack.name} "):
+        cell(recovery=Inverse(), attack=attack)
     for other in (AsAnswered(), Argmax()):
-        assert cell(recovery=other, attack=Online(50)).recovery == other
+        assert cell(recovery=other, attack=attack).recovery == other
     assert fits == []
 
 
