@@ -1,4 +1,4 @@
-"""The black-box API: all that an adversary ever sees of a victim."""
+"""The black-box API: the only access that an adversary has to the victim."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from mad.defenses import Defense
 from mad.errors import BudgetExceededError, MadError, check_number
 
 BATCH = 256
-UNCHANGED = 1e-6  # an L1 distance that rescaling in float32 leaves
+UNCHANGED = 1e-6  # an L1 distance that rescaling in float32 may cause
 
 
 class BlackBox:
-    """A victim behind its defense, with a ledger. Safe to call from many threads.
+    """A victim behind its defense, which counts queries and the L1 distances of its answers. Thread-safe.
 
     Args:
         model: the served classifier, images in [0, 1] to logits (B, K), in eval mode.
-        defense: prepared for that model.
-        shape: (C, H, W) of the images it takes.
-        budget: how many images may be asked about; None for the defender's own measurements.
-        device: where the model lies.
-        watch: called with the images, the clean and the defended posteriors of each request: for studies only.
-        turn: held while a ``stateful`` defense answers, by all who share its state; None makes one of its own.
+        defense: the defense, prepared for ``model``.
+        shape: (C, H, W) of the images that it takes.
+        budget: query budget, one query per image; None for no limit, as in the defender's own measurements.
+        device: the device of the model.
+        watch: for studies only: called with the images and the clean and defended posteriors of each request.
+        turn: lock held while a ``stateful`` defense answers. Sessions whose defenses share state share the lock; None
+            makes a new one.
     """
 
     def __init__(
@@ -51,18 +52,19 @@ class BlackBox:
         self._turn = (turn or threading.Lock()) if defense.stateful else nullcontext()
         self._most = min(batch_limit(BATCH, shape), defense.max_batch or BATCH)
         self._l1_total = 0.0
-        self._targets = torch.zeros(0, dtype=torch.int64)  # answers by the class whose probability was raised most
+        self._targets = torch.zeros(0, dtype=torch.int64)  # changed answers per class that was raised most
         self.shape, self.budget = tuple(shape), budget
         self.queries = 0
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the defended posteriors, float32 (B, K) on the images' device, of images (B, C, H, W) in [0, 1].
 
-        The whole request is charged before it is answered; one that would pass the budget is refused whole.
+        A request is counted in full before it is answered. A request for more images than the budget has left is
+        refused as a whole.
 
         Raises:
-            BudgetExceededError: if fewer queries are left than images were sent; nothing is charged.
-            MadError: if the images have another shape; nothing is charged.
+            BudgetExceededError: if fewer queries are left than images were sent; none is counted.
+            MadError: if the images have another shape; none is counted.
         """
         if tuple(images.shape[1:]) != self.shape:
             raise MadError(f"the API takes images of {self.shape}, got {tuple(images.shape[1:])}")
@@ -75,7 +77,7 @@ class BlackBox:
         clean, defended = self.answer(images)
         moved, classes = defended - clean, clean.shape[1]
         distance = moved.abs().sum(dim=1)
-        # Counting the unchanged answers apart and cutting them off is faster than selecting rows.
+        # Counting unchanged answers as one more class and dropping it is faster than selecting rows.
         target = moved.argmax(dim=1).masked_fill_(distance <= UNCHANGED, classes)
         counts = torch.bincount(target, minlength=classes + 1)[:classes].cpu()
         with self._lock:
@@ -87,7 +89,7 @@ class BlackBox:
 
     @torch.no_grad()
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the clean and the defended posteriors, charging nothing: the defender's own view."""
+        """Return the clean and the defended posteriors, (B, K) each, without counting a query: the defender's view."""
         both = []
         for batch in images.split(self._most):
             there = batch.to(self._device)
@@ -101,12 +103,12 @@ class BlackBox:
         return clean, defended
 
     def state(self) -> dict[str, Any]:
-        """Return what has been counted, for ``restore``."""
+        """Return the counters so far, for ``restore``."""
         with self._lock:
             return {"queries": self.queries, "l1_total": self._l1_total, "targets": self._targets.clone()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Count on from a ``state`` of another session of the same deployment."""
+        """Continue counting from the ``state`` of another session of the same deployment."""
         with self._lock:
             self.queries, self._l1_total, self._targets = state["queries"], state["l1_total"], state["targets"]
 
@@ -117,9 +119,10 @@ class BlackBox:
 
     @property
     def target_entropy(self) -> float | None:
-        """The entropy, in bits, of the class that each changed answer so far was pushed to; None without any.
+        """The entropy, in bits, of the classes that changed answers were pushed to; None if no answer changed.
 
-        0 is one class for all queries, log2 K every class alike.
+        An answer is pushed to the class whose probability rose most. The entropy is 0 if that is the same class for
+        all queries, and log2 K if all classes are equally frequent.
         """
         counts = self._targets[self._targets > 0].double()
         if not len(counts):

@@ -1,4 +1,4 @@
-"""What a defense is given to prepare itself: the victim that it guards, where to compute, and where to keep things."""
+"""What a defense is prepared with: the victim that it guards, the seed, the device and the store."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mad.victim import Victim
 
 @dataclass(frozen=True)
 class Context:
-    """What a defense is given when it is prepared or served.
+    """Argument of a defense's ``prepare``, ``serve`` and ``columns``.
 
     Args:
-        victim: the recipe of the victim it guards.
-        model: that victim, trained, in eval mode on ``device``; in ``prepare``, the model that is served.
-        seed: the cell's; derive one per purpose from it (``mad.seeds``).
+        victim: the recipe of the victim.
+        model: the trained victim, in eval mode on ``device``; in ``prepare``, the model that is served.
+        seed: the seed of the cell; derive one seed per purpose from it (``mad.seeds``).
         device: where to compute.
-        store: keeps what is trained; None trains anew each time.
-        cache: what cells of one process share; None shares nothing.
-        live: returns the adversary's own network as it is while it queries: for white-box studies only, else None.
+        store: stores trained networks; None trains them again each time.
+        cache: results that the cells of one process share; None shares nothing.
+        live: for white-box studies only: returns the network that the adversary trains while it queries; else None.
     """
 
     victim: Victim
@@ -40,13 +40,13 @@ class Context:
     def kept(
         self, name: str, about: Any, build: Callable[[], nn.Module], train: Callable[[nn.Module], None]
     ) -> nn.Module:
-        """Return a network that a defense trains: once, and then loaded; see ``mad.storage.store.kept``."""
+        """Return a network that the defense trains; it is trained once and then loaded, see ``mad.storage.store.kept``."""
         return kept(self.store, name, about, build, train, self.device)
 
     def trained(self, recipe: Victim) -> nn.Module:
-        """Return the network of a recipe on labelled images, in eval mode: trained once, and kept as victims are."""
+        """Return the trained network of a victim recipe, in eval mode; with a store it is trained once and then loaded."""
         return recipe.train(self.device) if self.store is None else self.store.victim(recipe, self.device)[0]
 
     def cached(self, network: nn.Module, about: Any) -> nn.Module:
-        """Return a network in eval mode that no longer changes, run once over each batch where cells share."""
+        """Return a network in eval mode whose logits are cached; without a cache, the network itself."""
         return network if self.cache is None else CachedNetwork(network, about, self.cache)

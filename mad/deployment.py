@@ -1,4 +1,4 @@
-"""A victim behind its defense: the one place that puts the defended object together."""
+"""A deployment: a trained victim behind its prepared defense."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from mad.victim import Victim
 
 @dataclass(frozen=True)
 class Deployment:
-    """A trained victim and its prepared defense; clients come by ``session``.
+    """A trained victim and its prepared defense. ``session`` returns the API for one client.
 
     Args:
-        victim: the recipe.
-        model: the victim, trained, images in [0, 1] to logits (B, K), in eval mode on ``device``.
-        served: the model that the API runs: ``model``, or another from a defense that acts at training time.
-        defense: prepared for ``served``.
-        device: where the models lie.
-        seconds: that the victim's training took, whenever that was.
-        columns: what the defense adds to a record.
+        victim: the recipe of the victim.
+        model: the trained victim, images in [0, 1] to logits (B, K), in eval mode on ``device``.
+        served: the model that the API runs: ``model``, or another one if the defense acts at training time.
+        defense: the defense, prepared for ``served``.
+        device: the device of both models.
+        seconds: how long the victim's training took, also if it was trained by an earlier run.
+        columns: the columns that the defense adds to a record.
     """
 
     victim: Victim
@@ -46,11 +46,13 @@ class Deployment:
     def session(
         self, budget: int | None = None, watch: Callable[[Tensor, Tensor, Tensor], None] | None = None
     ) -> BlackBox:
-        """Return the API as a new client meets it: of what others asked, it knows only what all clients share.
+        """Return the API for a new client, with a query counter of its own.
+
+        A ``stateful`` defense starts afresh, except for the state that all clients share.
 
         Args:
-            budget: how many images may be asked about; None for the defender's own measurements.
-            watch: see ``BlackBox``: for studies only.
+            budget: query budget, one query per image; None for no limit, as in the defender's own measurements.
+            watch: for studies only; see ``BlackBox``.
         """
         shape = self.victim.dataset.shape
         return BlackBox(self.served, self.defense.session(), shape, budget, self.device, watch, self._turn)
@@ -66,19 +68,19 @@ def deploy(
     cache: Cache | None = None,
     live: Callable[[], nn.Module] | None = None,
 ) -> Deployment:
-    """Train or load a victim and put its defense before it.
+    """Train or load a victim, prepare its defense, and return both as a deployment.
 
     Args:
-        victim: its recipe.
-        defense: with its settings, not prepared; None for none.
-        seed: of what the defense draws: its surrogate, its key.
-        store: keeps what is trained; None trains anew.
+        victim: the recipe of the victim.
+        defense: the defense with its settings, not prepared; None for no defense.
+        seed: seed of the defense's random draws, such as its surrogate's weights or its noise key.
+        store: stores trained networks; None trains them again.
         device: where to compute.
-        cache: remembers logits for further deployments of this process; None remembers nothing.
-        live: see ``Context``: for white-box studies only.
+        cache: caches logits for later deployments in this process; None caches nothing.
+        live: for white-box studies only; see ``Context``.
 
     Raises:
-        MadError: if the defense does not fit the victim, or a training diverges.
+        MadError: if the defense does not fit the victim, or if a training diverges.
     """
     defense, device = Undefended() if defense is None else defense, torch.device(device)
     defense.check(victim)

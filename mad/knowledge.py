@@ -1,4 +1,4 @@
-"""What an adversary knows and has: the public face of the API, and what a recovery says that it knows beside that."""
+"""What an adversary knows: the API's input and output shapes, and the extra knowledge that its recovery declares."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ KNOWLEDGE = ("nothing", "the defense", "the victim's data")
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
-    """What is known to an adversary; of the victim the shape of an image and the classes, if nothing more is said.
+    """The knowledge of an adversary. By default it knows only the image shape and the number of classes.
 
     Args:
-        knockoff: how it trains, and the architecture that it trains.
+        knockoff: the training recipe and the architecture of the stolen model.
         shape: (C, H, W) of the images that the API takes.
-        classes: K.
-        seed: the cell's.
-        device: where it computes.
-        defense: the defense with its settings, not prepared, where the recovery knows ``the defense``; else None.
-        victim: the victim's recipe, with its data, where the recovery knows ``the victim's data``; else None.
-        store: keeps what it trains; None trains anew each time.
+        classes: number of classes K.
+        seed: the seed of the cell.
+        device: where to compute.
+        defense: the defense with its settings, not prepared, if the recovery knows ``the defense``; else None.
+        victim: the victim's recipe, with its data, if the recovery knows ``the victim's data``; else None.
+        store: stores the networks that the adversary trains; None trains them again each time.
     """
 
     knockoff: Knockoff
@@ -43,7 +43,10 @@ class Knowledge:
     store: Store | None = None
 
     def untrained(self, purpose: str = "knockoff") -> nn.Module:
-        """Return its network as it is before any training; the purpose, with the seed, draws the weights."""
+        """Return the untrained knockoff; seed and purpose determine the random weights.
+
+        Initial weights of the recipe, if given, are loaded.
+        """
         with seeded(self.seed, purpose):
             model = self.knockoff.architecture(shape=self.shape, classes=self.classes)  # type: ignore[misc]
         self.knockoff.start(model)
@@ -52,5 +55,5 @@ class Knowledge:
     def kept(
         self, name: str, about: Any, build: Callable[[], nn.Module], train: Callable[[nn.Module], None]
     ) -> nn.Module:
-        """Return a network that an adversary trains: once, and then loaded; see ``mad.storage.store.kept``."""
+        """Return a network that the adversary trains; it is trained once and then loaded, see ``mad.storage.store.kept``."""
         return kept(self.store, name, about, build, train, self.device)

@@ -1,4 +1,4 @@
-"""The transfer set, and what an attack brings home."""
+"""The transfer set, and the result of an attack."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class TransferSet:
     """Images and the API's answers to them.
 
     Args:
-        images: the pool, or what was made, uint8 or float in [0, 1], (N, C, H, W). Attacks on a pool keep ``rows``
-            into it and never a second copy of the images.
-        rows: int64 (M,), which image each answer is about.
+        images: the pool, or images that the attack made, uint8 or float in [0, 1], (N, C, H, W). An attack on a pool
+            stores the pool itself and ``rows`` into it, never a copy of the images.
+        rows: int64 (M,), the row of the image that each answer is about.
         answers: float32 (M, K).
     """
 
@@ -28,20 +28,20 @@ class TransferSet:
     answers: Tensor
 
     def __len__(self) -> int:
-        """Return M."""
+        """Return M, the number of answers."""
         return len(self.rows)
 
 
 @dataclass(frozen=True)
 class Stolen:
-    """What an attack brings home: a transfer set to train on, a network that it trained itself, or both.
+    """The result of an attack: a transfer set to train on, a network that the attack trained itself, or both.
 
     Args:
-        network: trained while the attack queried, images in [0, 1] to logits (B, K), in eval mode; None where the
+        network: a network trained during the attack, images in [0, 1] to logits (B, K), in eval mode; None if the
             knockoff is trained afterwards, by its own recipe, on ``transfer``.
-        transfer: what was asked and answered; None where an attack keeps none of it.
-        columns: further columns of the record, under names that the attack's ``schema`` explains.
-        trainer: the recipe of ``network``, for the record; None where that is the knockoff's.
+        transfer: the images and their answers; None if the attack does not store them.
+        columns: columns that the attack adds to the record, under the names in its ``schema``.
+        trainer: the recipe of ``network``, for the record; None if it is the knockoff's recipe.
     """
 
     network: nn.Module | None = None

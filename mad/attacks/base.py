@@ -1,4 +1,4 @@
-"""The contract of an attack, and the one way to query an API image by image."""
+"""The contract of an attack: the base class, and the functions that query an API."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ REQUEST = 1024
 
 @dataclass(frozen=True)
 class Attack(ABC):
-    """Spends a query budget on a black-box API. An author writes ``run``; ``spend`` checks what it brings home.
+    """Base class of attacks, which spend a query budget on a black-box API.
+
+    A new attack implements ``run``; ``spend`` calls it and checks what it returns.
 
     Args:
-        budget: number of queries; None for the paper's 50,000, or the whole pool where that is smaller.
+        budget: number of queries; None for the paper's 50,000, or for the size of the pool if that is smaller.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    needs_pool: ClassVar[bool] = True  # whether it draws on images of its own; a data-free attack makes them
-    depends_on_answers: ClassVar[bool] = True  # whether what it asks does: if not, its answers serve every recovery
+    needs_pool: ClassVar[bool] = True  # whether it takes its images from a pool; a data-free attack makes its own
+    depends_on_answers: ClassVar[bool] = True  # whether its queries do; if not, one transfer set serves all recoveries
     online: ClassVar[bool] = False  # whether it trains adversary.live, in place, while it queries
     recovers_early: ClassVar[bool] = False  # whether it calls adversary.recovered before it has a whole transfer set
-    labelled: ClassVar[bool] = False  # whether it takes the pool's own labels: adversary.labels
+    labelled: ClassVar[bool] = False  # whether it uses the labels of the pool: adversary.labels
     schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record
     budget: int | None = None
 
@@ -48,17 +50,17 @@ class Attack(ABC):
             check_number("attack.budget", self.budget, 1, whole=True)
 
     def check(self, victim: Victim) -> None:  # noqa: B027
-        """Raise MadError for a victim this attack cannot ask, before anything is trained; by default never."""
+        """Raise MadError if this attack cannot query the victim; called before anything is trained."""
 
     def affordable(self, pool: Images | None, name: str) -> int:
         """Return the number of queries to make.
 
         Args:
-            pool: the adversary's images; None for an attack that needs none.
-            name: the pool's.
+            pool: the adversary's images; None for an attack that needs no pool.
+            name: the name of the pool, for the error.
 
         Raises:
-            MadError: if the pool has too few images for them.
+            MadError: if the pool has too few images for the budget.
         """
         if pool is None:
             return self.budget or PAPER_BUDGET
@@ -73,16 +75,17 @@ class Attack(ABC):
         return budget
 
     def images_for(self, budget: int) -> int:
-        """Return how many images of the pool a budget takes: one a query, if an attack does not say otherwise."""
+        """Return how many images of the pool a budget needs; by default one image per query."""
         return budget
 
     @final
     def spend(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
-        """Return what ``run`` brings home for the API's whole budget.
+        """Call ``run`` and return its result, once it is checked.
 
         Raises:
-            MadError: if that is no network and no transfer set of the API's images and classes, if its columns are
-                not of its ``schema``, or if another number of queries was spent.
+            MadError: if the result holds neither a network nor a transfer set, if the transfer set does not fit the
+                API's images and classes, if the columns do not match ``schema``, or if ``run`` did not spend exactly
+                ``api.budget`` queries.
         """
         who, found = f"attack {self.name}: run", self.run(api, pool, adversary)
         if not isinstance(found, Stolen) or (found.network is None and found.transfer is None):
@@ -101,16 +104,23 @@ class Attack(ABC):
 
     @abstractmethod
     def run(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
-        """Query the API, exactly ``api.budget`` times; the pool is uint8 (N, C, H, W), None where it needs none."""
+        """Query the API exactly ``api.budget`` times; return what was stolen.
+
+        Args:
+            api: the defended API.
+            pool: the adversary's images, uint8 (N, C, H, W); None for an attack that needs no pool.
+            adversary: its knowledge, its recovery and its training recipe.
+        """
 
 
 def queried(api: BlackBox, batches: Iterable[Tensor], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Query an API batch by batch; yield the images (B, C, H, W), in [0, 1], and its answers (B, K).
+    """Query an API batch by batch; yield the images (B, C, H, W) in [0, 1] and the answers (B, K).
 
     Args:
-        api: is charged for each image.
-        batches: images, uint8 or float; each is drawn once the answers to those before it are known.
-        count: how many images these are, for the progress bar.
+        api: the defended API; each image counts as one query.
+        batches: batches of images, uint8 or float in [0, 1]. A batch is drawn after the one before it was answered,
+            so it may depend on those answers.
+        count: number of images in all batches, for the progress bar.
     """
     with bar("queries", count) as progress:
         for images in batches:
@@ -120,13 +130,13 @@ def queried(api: BlackBox, batches: Iterable[Tensor], count: int) -> Iterator[tu
 
 
 def ask(api: BlackBox, pool: Images, rows: Tensor) -> Tensor:
-    """Query the API about rows (B,) of the pool; return its answers (B, K)."""
+    """Query the API with the rows (B,) of the pool; return the answers (B, K)."""
     images = batches(pool, rows, batch_limit(REQUEST, api.shape), torch.device("cpu"))
     return torch.cat([answers for _, answers in queried(api, images, len(rows))])
 
 
 def drawn(pool: Images, adversary: Adversary, count: int | None) -> Tensor:
-    """Return the first rows, int64 (count,), of the pool's random order: the same for all attacks of a seed."""
+    """Return the first rows, int64 (count,), of a random order of the pool; all attacks with one seed share it."""
     return torch.randperm(len(pool), generator=generator(adversary.seed, "pool order"))[:count]
 
 

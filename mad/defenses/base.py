@@ -1,4 +1,4 @@
-"""The contract of a defense, and the one place that keeps its promises."""
+"""The contract of a defense: the base class, and the checks that every answer passes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ EPSILON_MAX = 2.0  # the L1 diameter of the simplex
 
 @dataclass
 class Defense(ABC):
-    """Perturbs posteriors. An author writes ``perturb``; calling the defense keeps the promises.
+    """Base class of defenses, which perturb the victim's posteriors.
+
+    A new defense implements ``perturb``. Calling the defense checks what ``perturb`` returns and enforces the budget.
 
     Args:
-        epsilon: L1 budget in [0, 2]; None for a baseline without one, whose L1 is then only measured.
+        epsilon: L1 budget in [0, 2]; None for a baseline without a budget, whose L1 distance is only measured.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    strength_parameter: ClassVar[str] = "epsilon"  # the field that trades utility for protection: a curve's points
-    stateful: ClassVar[bool] = False  # whether answers depend on what a client asked before: on order and batches
-    needs_gradients: ClassVar[bool] = False  # whether perturb takes gradients; else it runs without recording them
+    strength_parameter: ClassVar[str] = "epsilon"  # the field whose values are the points of a trade-off curve
+    stateful: ClassVar[bool] = False  # whether answers depend on a client's earlier queries, or on their batches
+    needs_gradients: ClassVar[bool] = False  # whether perturb computes gradients; if not, it runs without autograd
     max_batch: ClassVar[int | None] = None  # the most images that perturb takes at once; None for any number
     schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record
     epsilon: float | None
@@ -44,12 +46,12 @@ class Defense(ABC):
 
     @property
     def strength(self) -> float | None:
-        """The value of the strength parameter; None where there is no such setting."""
+        """The value of the strength parameter; None if it is not set."""
         value = getattr(self, self.strength_parameter)
         return None if value is None else float(value)
 
     def check(self, victim: Victim) -> None:  # noqa: B027
-        """Raise MadError for a victim this defense cannot guard, before anything is trained; by default never."""
+        """Raise MadError if this defense cannot guard the victim; called before anything is trained."""
 
     @final
     def prepared(self: Self, context: Context) -> Self:
@@ -59,11 +61,14 @@ class Defense(ABC):
         return ready
 
     def prepare(self, context: Context) -> None:  # noqa: B027
-        """Build what ``perturb`` needs (a surrogate, a noise key); by default nothing. Networks: ``context.kept``."""
+        """Build what ``perturb`` needs, such as a surrogate or a noise key; by default nothing.
+
+        Train networks with ``context.kept``, so that they are stored and loaded again.
+        """
 
     @final
     def session(self: Self) -> Self:
-        """Return a prepared defense for one client of whom nothing is known: this one, unless it is ``stateful``."""
+        """Return the defense for a new client: a fresh copy if it is ``stateful``, otherwise this object."""
         if not self.stateful:
             return self
         fresh = copy.copy(self)
@@ -71,29 +76,30 @@ class Defense(ABC):
         return fresh
 
     def begin(self) -> None:  # noqa: B027
-        """Set up what a ``stateful`` defense remembers of one client; what all clients share is made in ``prepare``."""
+        """Set up the per-client state of a ``stateful`` defense; ``prepare`` makes the state that all clients share."""
 
     def serve(self, context: Context) -> nn.Module:
-        """Return the model that is served; a defense that acts at training time returns another than the victim."""
+        """Return the model that the API serves: the victim, or another one if the defense acts at training time."""
         return context.model
 
     def columns(self, context: Context) -> dict[str, Any]:
-        """Return further columns of the record, under names that ``schema`` explains."""
+        """Return the columns that this defense adds to a record, under the names in ``schema``."""
         return {}
 
     @abstractmethod
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return what to answer, float (B, K); images (B, C, H, W) in [0, 1], clean posteriors (B, K)."""
+        """Return perturbed posteriors, float (B, K), for images (B, C, H, W) in [0, 1] and clean posteriors (B, K)."""
 
     @final
     def __call__(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Answer with posteriors: finite, on the simplex, within ``epsilon`` of ``clean`` in L1.
+        """Return the answers: posteriors (B, K), finite, on the simplex, within ``epsilon`` of ``clean`` in L1.
 
-        Rows of ``perturb`` that are not finite, or have no mass, are answered with the clean ones; that is said once.
+        A row of ``perturb`` that is not finite or sums to zero is replaced by the clean row. The first time this
+        happens, a line on stderr says so.
 
         Raises:
-            MadError: if a row of ``clean`` is no posterior, or ``perturb`` returns anything but as many rows; nothing
-                wrong is passed on.
+            MadError: if a row of ``clean`` is not a posterior, if ``perturb`` changes its arguments, or if it does not
+                return a float tensor of the shape and on the device of ``clean``.
         """
         with torch.set_grad_enabled(self.needs_gradients):
             return self._answered(images, clean)
@@ -117,7 +123,7 @@ class Defense(ABC):
 
 @dataclass
 class Undefended(Defense):
-    """The API as it is: every answer is the clean posterior."""
+    """No defense: every answer is the clean posterior."""
 
     name = "none"
     epsilon: float | None = 0.0

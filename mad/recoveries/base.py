@@ -1,4 +1,4 @@
-"""The contract of a recovery: what an adversary makes of the answers before it trains on them."""
+"""The contract of a recovery, which turns the API's answers into training targets."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ Self = TypeVar("Self", bound="Recovery")
 
 @dataclass
 class Recovery(ABC):
-    """Maps defended answers to training targets. An author writes ``__call__``, and ``prepare`` where it learns first.
+    """Base class of recoveries, which map defended answers to training targets.
 
-    ``knows`` says what it takes beside the answers, one of ``mad.knowledge.KNOWLEDGE``: who reads a record must see
-    what its adversary was given.
+    A new recovery implements ``__call__``. One that first learns from the whole transfer set also implements
+    ``prepare``. ``knows`` is one of ``mad.knowledge.KNOWLEDGE``: what the recovery is given besides the answers. It is
+    declared so that readers of a record see how strong its adversary was.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     knows: ClassVar[str] = "nothing"
-    needs_images: ClassVar[bool] = False  # whether __call__ looks at the images
+    needs_images: ClassVar[bool] = False  # whether __call__ uses the images
     is_prepared: ClassVar[bool] = False  # true of a copy that has learned from a transfer set
 
     def prepare(self, adversary: Knowledge, transfer: TransferSet) -> None:  # noqa: B027
-        """Learn what ``__call__`` needs; may train networks (``adversary.kept``); by default nothing.
+        """Learn what ``__call__`` needs from the transfer set; by default nothing.
+
+        Train networks with ``adversary.kept``, so that they are stored and loaded again.
 
         Args:
-            adversary: what it knows, its seed and its device.
+            adversary: the adversary's knowledge, with its seed and device.
             transfer: all images and answers.
         """
 
@@ -47,25 +50,26 @@ class Recovery(ABC):
 
     @property
     def learns(self) -> bool:
-        """Whether it learns from a whole transfer set before it is called."""
+        """Whether it must learn from a whole transfer set (``prepare``) before it is called."""
         return type(self).prepare is not Recovery.prepare
 
     @abstractmethod
     def __call__(self, answers: Tensor, images: Tensor | None = None) -> Tensor:
-        """Return targets (B, K) on the simplex.
+        """Return training targets (B, K) on the simplex.
 
         Args:
-            answers: (B, K), as they came.
-            images: (B, C, H, W) in [0, 1] that they answer, on the adversary's device; None if not ``needs_images``.
+            answers: the API's answers (B, K), unchanged.
+            images: the images (B, C, H, W) in [0, 1] that were asked about, on the adversary's device; None unless
+                ``needs_images``.
         """
 
 
 @dataclass
 class AsAnswered(Recovery):
-    """Train on the answers as they came."""
+    """No recovery: train on the answers as the API gave them."""
 
     name = "none"
 
     def __call__(self, answers: Tensor, images: Tensor | None = None) -> Tensor:
-        """Return the answers."""
+        """Return the answers unchanged."""
         return answers
