@@ -1,4 +1,4 @@
-"""How well does a defended prediction API resist model stealing, and what does the defense cost its honest users?
+"""A benchmark of model stealing: how well does a defended API resist it, and what does the defense cost honest users?
 
 cell = mad.load("victim=digits", "defense=mad", "defense.epsilon=0.8")
 record = mad.run(cell)

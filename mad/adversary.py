@@ -1,8 +1,8 @@
-"""The adversary: what an attack may lean on while it queries, and who trains the stolen model in the end."""
+"""The adversary: the knowledge and methods that an attack may use, and the training of the stolen model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,50 +13,58 @@ from torch import Tensor, nn
 from mad import plugins
 from mad.api import BlackBox
 from mad.datasets import batch_limit, batches, to_unit_range
+from mad.datasets.checked import say
 from mad.knowledge import Knowledge
 from mad.recoveries import Recovery
 from mad.storage.checkpoint import Checkpoint
 from mad.training import EVALUATION_BATCH, Trainer, logits_of, place
 from mad.transfer import TransferSet
 
-SAMPLE = 1000  # images of a transfer set that tell whether anything was learned
-NOTHING = 0.1  # nats: where answers vary less, there is nothing to learn
-LEAST = 0.001  # nats below one constant answer's loss: what is less is rounding
+SAMPLE = 1000  # images of a transfer set on which ``learned`` is decided
+NOTHING = 0.1  # nats: a loss below this counts as learned, however little the answers vary
+LEAST = 0.001  # nats by which the loss must be below a constant answer's; a smaller difference is rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adversary(Knowledge):
-    """An adversary's knowledge and means.
+    """An adversary: its knowledge (see ``Knowledge``), its recovery and its pool's labels.
 
     Args:
-        recovery: what it makes of answers before it trains on them.
-        labels: the class of each image of its pool, int64 (N,), of classes that need not be the victim's; None for an
-            attack that does not choose by them.
-        checkpoint: where an attack of hours leaves how far it has come; None leaves nothing.
+        recovery: turns answers into training targets.
+        labels: the label of each image of the pool, int64 (N,), whose classes need not be the victim's; None for an
+            attack that does not use labels.
+        checkpoint: where a long attack saves its progress; None saves nothing.
+        recoveries: the names of the recoveries that were applied so far; filled by ``recovered``.
     """
 
     recovery: Recovery
     labels: Tensor | None = None
     checkpoint: Checkpoint | None = None
+    recoveries: list[str] = field(default_factory=list, repr=False, compare=False)
 
     @cached_property
     def live(self) -> nn.Module:
-        """The one network that an online attack changes in place, and that white-box defenses read; in eval mode."""
+        """The network, in eval mode, that an online attack trains in place and that a white-box defense reads."""
         return place(self.untrained(), self.device).eval()
 
     def recovered(self, answers: Tensor, images: Tensor | None = None) -> Tensor:
-        """Return the training targets (B, K) that it makes of answers (B, K), and of the images if those count.
+        """Return the recovery's training targets (B, K) for answers (B, K).
+
+        Args:
+            answers: the API's answers.
+            images: the images of the answers, (B, C, H, W) in [0, 1]; used only if the recovery ``needs_images``.
 
         Raises:
-            MadError: if its recovery makes something else of them.
+            MadError: if the targets are not posteriors of the answers' shape, or if the recovery changes the answers.
         """
+        self.recoveries.append(self.recovery.name)
         who, before = f"recovery {self.recovery.name}", plugins.versions([answers])
         found = self.recovery(answers, images if self.recovery.needs_images else None)
         plugins.unchanged(who, before, [answers])
         return plugins.targets(who, found, answers)
 
     def learned_from(self, transfer: TransferSet) -> Adversary:
-        """Return this adversary with a recovery that has learned what it can from a transfer set."""
+        """Return this adversary with its recovery prepared on a transfer set; itself if that is done already."""
         if self.recovery.is_prepared:
             return self
         return replace(self, recovery=self.recovery.prepared(self, transfer))
@@ -64,7 +72,7 @@ class Adversary(Knowledge):
     def targets(self, transfer: TransferSet, count: int | None = None) -> Tensor:
         """Return the training targets (M, K) of a transfer set, or of its first ``count`` answers.
 
-        The recovery must have learned from it: see ``learned_from``.
+        The recovery must be prepared: see ``learned_from``.
         """
         answers, rows = transfer.answers[:count], transfer.rows[:count]
         if not self.recovery.needs_images:
@@ -75,24 +83,26 @@ class Adversary(Knowledge):
         return torch.cat(found)
 
     def save(self, api: BlackBox, **state: Any) -> None:
-        """Leave a checkpoint: what the API has counted, and what the attack names; see ``Checkpoint.save``."""
+        """Save a checkpoint: the API's counters, and the attack's own state; see ``Checkpoint.save``."""
+        if self.checkpoint is None and self.store is not None:
+            say("the defense is stateful, so the attack saves no checkpoint: a run that is stopped begins again")
         if self.checkpoint is not None:
             self.checkpoint.save(api=api.state(), **state)
 
     def resume(self, api: BlackBox) -> dict[str, Any] | None:
-        """Return what the last checkpoint holds, and let the API count on from there; None if there is none."""
+        """Return the attack's state of the last checkpoint, and restore the API's counters; None if there is none."""
         found = None if self.checkpoint is None else self.checkpoint.load()
         if found is not None:
             api.restore(found.pop("api"))
         return found
 
     def train(self, transfer: TransferSet, task: str = "knockoff", trainer: Trainer | None = None) -> nn.Module:
-        """Return a network, in eval mode, trained anew on what it recovers from a transfer set.
+        """Return a new network, in eval mode, trained on the recovery's targets for a transfer set.
 
         Args:
             transfer: images and answers.
-            task: what the progress bar calls this; with the seed, it draws weights and order.
-            trainer: another recipe than the knockoff's.
+            task: the name in the progress bar; with the seed, it determines initial weights and order.
+            trainer: replaces the knockoff's training recipe.
 
         Raises:
             DivergedError: if the training diverges.
@@ -110,9 +120,10 @@ class Adversary(Knowledge):
         return model
 
     def learned(self, network: nn.Module, transfer: TransferSet) -> bool:
-        """Return whether a network fits what it was trained on better than one constant answer to everything does.
+        """Return whether a network fits its training targets better than the best constant answer does.
 
-        Training that was thrown off by too large a rate can end in such an answer. The thief sees it in its own loss.
+        Training at too large a learning rate can end in a constant answer. The adversary can tell from its own loss,
+        without the victim's test data.
         """
         targets = self.targets(transfer, SAMPLE).double()
         logits = logits_of(network, transfer.images, self.device, transfer.rows[:SAMPLE]).double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ from mad.defenses import Defense
 from mad.errors import BudgetExceededError, MadError, check_number
 
 BATCH = 256
+LOW, HIGH = -1.0, 2.0  # of pixels: published attacks leave [0, 1] by a step or two
 UNCHANGED = 1e-6  # an L1 distance that rescaling in float32 may cause
 
 
@@ -55,6 +57,7 @@ class BlackBox:
         self._targets = torch.zeros(0, dtype=torch.int64)  # changed answers per class that was raised most
         self.shape, self.budget = tuple(shape), budget
         self.queries = 0
+        self._since = time.perf_counter()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the defended posteriors, float32 (B, K) on the images' device, of images (B, C, H, W) in [0, 1].
@@ -68,6 +71,13 @@ class BlackBox:
         """
         if tuple(images.shape[1:]) != self.shape:
             raise MadError(f"the API takes images of {self.shape}, got {tuple(images.shape[1:])}")
+        if not images.is_floating_point():
+            raise MadError(f"the API takes float images in [0, 1], got {images.dtype}: divide by 255")
+        if len(images):
+            low, high = (bound.item() for bound in images.aminmax())
+            if not (low >= LOW and high <= HIGH):  # NaN compares false
+                hint = "divide by 255" if high <= 255 else "look for what is not finite"
+                raise MadError(f"the API takes float images in [0, 1], got {low:g} to {high:g}: {hint}")
         with self._lock:
             if self.budget is not None and self.queries + len(images) > self.budget:
                 raise BudgetExceededError(
@@ -105,12 +115,19 @@ class BlackBox:
     def state(self) -> dict[str, Any]:
         """Return the counters so far, for ``restore``."""
         with self._lock:
-            return {"queries": self.queries, "l1_total": self._l1_total, "targets": self._targets.clone()}
+            counts = {"queries": self.queries, "l1_total": self._l1_total, "targets": self._targets.clone()}
+            return counts | {"seconds": self.seconds}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue counting from the ``state`` of another session of the same deployment."""
         with self._lock:
             self.queries, self._l1_total, self._targets = state["queries"], state["l1_total"], state["targets"]
+            self._since = time.perf_counter() - state["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the session was opened, with those before its ``restore``."""
+        return time.perf_counter() - self._since
 
     @property
     def l1_mean(self) -> float:

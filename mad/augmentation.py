@@ -1,4 +1,4 @@
-"""Random changes of training images: a whole batch at a time, on its own device."""
+"""Random augmentation of training images, for a whole batch at a time on its device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AREA, RATIO, DRAWS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # ImageNet's usual
 
 
 def crop(images: Tensor, draw: Generator) -> Tensor:
-    """Return images (B, C, H, W) of the same type, each moved by up to ``PAD`` pixels, with zeros where none were."""
+    """Return images (B, C, H, W) of the same dtype, each shifted by up to ``PAD`` pixels and padded with zeros."""
     height, width = images.shape[2:]
     padded = F.pad(images, [PAD] * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, top, left, H, W)
@@ -24,20 +24,21 @@ def crop(images: Tensor, draw: Generator) -> Tensor:
 
 
 def flip(images: Tensor, draw: Generator) -> Tensor:
-    """Return images (B, C, H, W), each mirrored left to right or not, with equal chances."""
+    """Return images (B, C, H, W), each mirrored left to right with probability 1/2."""
     mirrored = torch.rand(len(images), generator=draw).lt(0.5).to(images.device)
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def resized_crop(images: Tensor, draw: Generator) -> Tensor:
-    """Return images (B, C, H, W) as floats in [0, 1], each a random part of it, enlarged to its size.
+    """Return a random part of each image, enlarged to the image's size: floats in [0, 1], (B, C, H, W).
 
-    ImageNet's usual: 8 to 100 % of the area, with sides of 3:4 to 4:3 of the image's own. Bilinear.
+    As is usual for ImageNet, a part has 8 to 100 % of the area, and its aspect ratio is 3:4 to 4:3 times the image's.
+    Interpolation is bilinear.
     """
     count = len(images)
     area = torch.empty(DRAWS, count).uniform_(*AREA, generator=draw)
     ratio = torch.empty(DRAWS, count).uniform_(*map(math.log, RATIO), generator=draw).exp()
-    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()])  # parts of the width and the height
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()])  # shares of the width and the height
     fits = (sides <= 1).all(dim=0)
     fits[-1], sides[:, -1] = True, sides[:, -1].clamp(max=1)
     sides = sides[:, fits.int().argmax(dim=0), torch.arange(count)]  # the first draw that fits
@@ -50,7 +51,7 @@ def resized_crop(images: Tensor, draw: Generator) -> Tensor:
 
 
 def augmented(images: Tensor, kind: str, draw: Generator) -> Tensor:
-    """Return images changed as ``kind`` says, see ``AUGMENTATIONS``; ``draw`` is a CPU generator."""
+    """Return augmented images (B, C, H, W); ``kind`` is one of ``AUGMENTATIONS``, ``draw`` a CPU generator."""
     if kind == "none":
         return images
     moved = resized_crop(images, draw) if kind.startswith("resized") else crop(images, draw)

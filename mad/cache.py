@@ -1,4 +1,4 @@
-"""What the cells of one process share: results that depend on no epsilon, kept in its memory."""
+"""A cache in memory, which the cells of one process share; its results do not depend on the defense's epsilon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMIT = 512 * 2**20
 
 
 class Cache:
-    """Keeps what was used last, up to ``limit`` bytes of tensors. Safe to call from many threads."""
+    """A least-recently-used cache of up to ``limit`` bytes of tensors. Thread-safe."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
@@ -22,7 +22,7 @@ class Cache:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let networks run: images that are not asked about twice are not worth hashing."""
+        """Make ``CachedNetwork`` bypass the cache: hashing images does not pay if they are queried only once."""
         before, self.on = self.on, False
         try:
             yield
@@ -30,12 +30,12 @@ class Cache:
             self.on = before
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what is kept under ``key``, or make and keep it; nobody may change what is returned."""
+        """Return the value of ``key``, or make and cache it. The caller must not change the value."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        made = make()  # outside the lock: at worst two threads make the same
+        made = make()  # outside the lock: at worst two threads make the same value
         size = weight(made)
         with self._lock:
             if key not in self._kept and size <= self.limit:
@@ -47,5 +47,5 @@ class Cache:
 
 
 def weight(value: Any) -> int:
-    """Return the bytes of a tensor, or of a tuple of tensors."""
+    """Return the bytes of a tensor or of a tuple of tensors; 0 for other values."""
     return sum(map(weight, value)) if isinstance(value, tuple) else getattr(value, "nbytes", 0)

@@ -1,4 +1,4 @@
-"""A forward pass of the same network over the same batch gives the same bits: it is run once, and no number changes."""
+"""A network with cached logits: the same network runs only once on the same batch, which changes no result."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mad.storage.fingerprint import describe, digest
 
 
 class CachedNetwork(nn.Module):
-    """A frozen network, images (B, C, H, W) to logits (B, K), that runs once over each batch.
+    """A frozen network, images (B, C, H, W) to logits (B, K), that runs once on each batch.
 
-    It stands aside, and the network runs, where an answer is more than a function of weights and pixels: in train
-    mode, where gradients are recorded, where hooks want to see inside. It also does on accelerators, whose forward
-    pass costs less than fetching the batch to hash it. Weights that were changed in place are noticed.
+    The cache is bypassed when logits are not enough or depend on more than weights and pixels: in train mode, when
+    gradients are recorded, when modules have hooks, and after weights were changed in place. It is also bypassed on
+    accelerators, where a forward pass costs less than copying the batch to hash it.
 
     Args:
-        network: in eval mode.
-        about: with the weights, what determines the network's function; see ``describe``.
-        cache: where logits are kept.
+        network: the network, in eval mode.
+        about: the architecture, which together with the weights determines the network's function; see ``describe``.
+        cache: holds the logits.
     """
 
     def __init__(self, network: nn.Module, about: Any, cache: Cache) -> None:
@@ -37,7 +37,7 @@ class CachedNetwork(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits, computed now or before."""
+        """Return the logits (B, K), from the cache if possible."""
         if not self._cache.on or images.device.type != "cpu" or torch.is_grad_enabled() or not self._frozen():
             return self.network(images)
         layout = (images.dtype, images.shape, images.stride())
@@ -54,5 +54,5 @@ class CachedNetwork(nn.Module):
 
 
 def pixels(values: Tensor) -> memoryview:
-    """Return a tensor's bytes, in order; copied only where it is not contiguous."""
+    """Return the bytes of a tensor, in row-major order; copies it only if it is not contiguous or not on the CPU."""
     return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""A cell: everything that determines a record's numbers."""
+"""A cell: one victim, defense, attack, recovery and knockoff, with their seeds; one run makes one record of it."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ SHARED = Cache()
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything that determines a record's numbers.
+    """Everything that determines the numbers of one record.
 
     Args:
-        victim: whom to steal.
-        pool: the adversary's images; left out where the attack needs none.
-        defense: what the victim does to its answers.
-        attack: how the adversary asks.
-        recovery: what it makes of the answers.
-        knockoff: how it trains the stolen model.
-        seed: of all that is drawn, but for the victim's weights.
-        probe: also measure how far the defense turns the gradient of an attack that trains while it queries (paper,
-            figs. 6 and 7): ten times the queries' time.
-        overrides: the words of the command line that make it, for its record; None where objects were given.
+        victim: the recipe of the victim to steal.
+        pool: the adversary's images; set to None if the attack needs no pool.
+        defense: how the victim perturbs its answers.
+        attack: how the adversary chooses its queries.
+        recovery: how the adversary turns answers into training targets.
+        knockoff: how the adversary trains the stolen model.
+        seed: seed of all random draws, except for those of the victim's training, which has its own.
+        probe: whether to measure how far the defense turns the gradient of an attack that trains while it queries
+            (paper, figs. 6 and 7). Querying then takes about ten times as long.
+        overrides: the command-line overrides that describe this cell, for its record; None for a cell built in Python.
     """
 
     kind: ClassVar[str] = "mad.pipeline.Cell"
@@ -67,8 +67,11 @@ class Cell:
         elif self.pool is None:
             raise MadError(f"attack {self.attack.name} draws on images of its own: give it a pool")
         for part in ("victim", "pool", "defense", "attack", "recovery"):
-            check_name(f"{part}.name", getattr(getattr(self, part), "name", "none"))
-        if self.defense.epsilon == 0:  # whatever the defense, its answers are the clean ones
+            given = getattr(self, part)
+            if given is not None and not hasattr(given, "name"):
+                raise MadError(f"{part} {type(given).__name__} has no name: set the class attribute name")
+            check_name(f"{part}.name", getattr(given, "name", "none"))
+        if self.defense.epsilon == 0:  # with epsilon 0 every defense answers with the clean posteriors
             object.__setattr__(self, "defense", Undefended())
         self.defense.check(self.victim)
         self.attack.check(self.victim)
@@ -78,7 +81,11 @@ class Cell:
             object.__setattr__(self, "knockoff", own)
 
     def _check_online(self) -> None:
-        """Refuse what goes only with an attack that trains while it queries, and what does not go with one."""
+        """Raise MadError for a recovery, surrogate or probe that does not work with this kind of attack.
+
+        A recovery that learns from a whole transfer set needs an attack that is not ``online``. A white-box surrogate
+        and the probe need one that is.
+        """
         surrogate: Any = getattr(self.defense, "surrogate", None)
         if self.attack.recovers_early and self.recovery.learns:
             raise MadError(
@@ -99,32 +106,37 @@ class Cell:
 
     @property
     def reference(self) -> Cell:
-        """The same theft with no defense."""
+        """The same cell without a defense, which every figure compares with."""
         words = [word for word in shlex.split(self.overrides or "") if not word.lstrip("+~").startswith("defense")]
         overrides = shlex.join([*words, "defense=none"]) if self.overrides is not None else None
         return replace(self, defense=Undefended(), overrides=overrides)
 
     @cached_property
     def fingerprint(self) -> str:
-        """The name of everything that determines this cell's numbers, as it was when it was first asked for."""
+        """A hash of everything that determines this cell's numbers, 16 hexadecimal digits; computed once."""
         return digest(describe(self))
 
     @cached_property
     def comparison_group(self) -> str:
-        """The name of everything but the defense and the seeds: cells of one group belong in one figure."""
+        """A hash of everything but the defense and the seeds; the cells of one group are drawn in one figure."""
         description = describe(self)
         del description["defense"], description["seed"], description["victim"]["seed"]
         return digest(description)
 
     @property
     def pool_name(self) -> str:
-        """The pool's name, ``none`` where there is none."""
+        """The name of the pool; ``none`` if there is no pool."""
         return "none" if self.pool is None else self.pool.name
 
     def adversary(self, device: torch.device, store: Store | None = None) -> Adversary:
-        """Return who steals."""
+        """Return the adversary, given the knowledge that its recovery declares.
+
+        Args:
+            device: where it computes.
+            store: stores the networks that it trains, and its checkpoints; None stores nothing.
+        """
         dataset, knows = self.victim.dataset, self.recovery.knows
-        resumes = store is not None and not self.defense.stateful  # what a client has asked is not kept
+        resumes = store is not None and not self.defense.stateful  # a stateful defense's state is not saved
         return Adversary(
             knockoff=self.knockoff,
             recovery=self.recovery,
@@ -140,10 +152,10 @@ class Cell:
         )
 
     def labels(self) -> Tensor:
-        """Return the class of each image of the pool, of classes of the pool's own, int64 (N,).
+        """Return the label of each image of the pool, int64 (N,); its classes need not be the victim's.
 
         Raises:
-            MadError: if it has none to choose from.
+            MadError: if the pool has no labels, or fewer than two classes.
         """
         pool, found = self.pool, torch.zeros(0)
         if isinstance(pool, Labelled):
@@ -155,20 +167,20 @@ class Cell:
         return found
 
     def contents(self) -> Any:
-        """Return what stands for the pool's data, where its own description does not."""
+        """Return what identifies the pool's data in a fingerprint, if the pool's fields do not; else None."""
         if self.pool is None:
             return None
         return checked.pool_contents(self.pool, self.victim.dataset.shape, self.victim.name, self.attack.labelled)
 
     @property
     def path(self) -> Path:
-        """Where this cell's record lies, below the outputs folder."""
+        """The path of this cell's record, relative to the outputs folder."""
         parts = (self.victim.name, self.defense.name, self.attack.name, self.fingerprint)
         return Path("runs", *parts, "record.json")
 
 
 def about(cell: Cell) -> Record:
-    """Return the columns that say what a record is of, but for how the knockoff was trained."""
+    """Return the columns of a record that describe the cell, except for the training of the knockoff."""
     return {
         "victim": cell.victim.name,
         "dataset": cell.victim.dataset.name,
@@ -183,7 +195,6 @@ def about(cell: Cell) -> Record:
         "attack": cell.attack.name,
         "attack_settings": settings(cell.attack),
         "recovery": cell.recovery.name,
-        "knockoff_architecture": name_of(cell.knockoff.architecture),
         "victim_epochs": cell.victim.trainer.epochs,
         "seed": cell.seed,
         "comparison_group": cell.comparison_group,

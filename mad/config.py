@@ -1,4 +1,4 @@
-"""From the words of a command line to a cell, in Python."""
+"""Building a cell from command-line overrides, in Python."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ELSEWHERE = ("outputs", "device", "threads", "force")
 
 
 def load(*words: str, config_dir: str | Path | None = None) -> Cell:
-    """Return the cell that ``mad-run`` would run for the same words, such as ``"defense=mad"``; nothing is run.
+    """Return the cell that ``mad-run`` would run for the same overrides; nothing is run.
 
     Args:
-        words: overrides, one each; no sweeps.
-        config_dir: a further folder of configs, for plug-ins of your own.
+        words: one override each, such as ``"defense=mad"``; sweeps are not allowed.
+        config_dir: an additional folder of configs, for plug-ins of your own.
 
     Raises:
-        MadError: if the words describe no cell; says which, what was expected and what to do.
+        MadError: if the overrides do not describe a cell; the text says which one is wrong and what to do.
     """
     for word in words:
         key = word.partition("=")[0].lstrip("+~")
@@ -38,13 +38,13 @@ def load(*words: str, config_dir: str | Path | None = None) -> Cell:
         configs.register_aliases()
         with own_hydra(), configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
             return cell_of(hydra.compose("config", [*search, *configs.quoted(list(words))]), words)
-    except Exception as error:  # Hydra's and OmegaConf's own take many lines
+    except Exception as error:  # Hydra's and OmegaConf's errors have many lines
         raise MadError(one_line(error)) from error
 
 
 @contextmanager
 def own_hydra() -> Iterator[None]:
-    """Put aside a Hydra that this process is already using, and take it up again."""
+    """Replace Hydra's global state for the block, and restore it afterwards: a caller may use Hydra itself."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

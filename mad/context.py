@@ -40,11 +40,11 @@ class Context:
     def kept(
         self, name: str, about: Any, build: Callable[[], nn.Module], train: Callable[[nn.Module], None]
     ) -> nn.Module:
-        """Return a network that the defense trains; it is trained once and then loaded, see ``mad.storage.store.kept``."""
+        """Return a network that the defense trains: trained once, then loaded. See ``mad.storage.store.kept``."""
         return kept(self.store, name, about, build, train, self.device)
 
     def trained(self, recipe: Victim) -> nn.Module:
-        """Return the trained network of a victim recipe, in eval mode; with a store it is trained once and then loaded."""
+        """Return the trained network of a victim recipe, in eval mode; with a store, trained once and then loaded."""
         return recipe.train(self.device) if self.store is None else self.store.victim(recipe, self.device)[0]
 
     def cached(self, network: nn.Module, about: Any) -> nn.Module:

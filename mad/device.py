@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""The choice of devices, precision and threads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ctypes
 import functools
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,10 +23,10 @@ OLDER = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX
 def choose(name: Any) -> torch.device:
     """Return the device of a name such as ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
 
-    The jobs that share a machine share out its GPUs among those that say ``auto``.
+    Jobs of one machine that ask for ``auto`` are distributed over its GPUs.
 
     Raises:
-        MadError: if it is not there.
+        MadError: if the machine does not have the device.
     """
     if name == "auto":
         if not torch.cuda.is_available():
@@ -40,10 +42,10 @@ def choose(name: Any) -> torch.device:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let glibc reuse the memory of freed tensors instead of returning it to the system: once a process, CPU only.
+    """Let glibc reuse the memory of freed tensors instead of returning it to the system; called once per process.
 
-    A training step frees and takes tens of megabytes; by default the kernel clears each of those pages anew, a
-    seventh of LeNet's training time. Other C libraries are left as they are.
+    A training step frees and allocates tens of megabytes. By default the kernel clears each of those pages again, which
+    takes a seventh of LeNet's training time on a CPU. Does nothing with other C libraries.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -54,15 +56,15 @@ def keep_freed_memory() -> None:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device trains faster in bfloat16 than in float32.
+    """Return whether a device trains faster in bfloat16 than in float32.
 
-    A CPU does if it has units for it (AVX512-BF16, without which there is no AMX either) and oneDNN may use them:
-    LeNet 1.5 times, ``fast_resnet`` 1.7 times as fast; others emulate it and are 2 to 12 times as slow. CPUs other than
-    x86 were not measured, and GPUs that have it are taken on trust.
+    A CPU does if it has bfloat16 units (AVX512-BF16, which every CPU with AMX has) and oneDNN may use them: LeNet is
+    then 1.5 times as fast, ``fast_resnet`` 1.7 times. Other CPUs emulate bfloat16 and are 2 to 12 times as slow. CPUs
+    other than x86 were not measured; GPUs that support bfloat16 are assumed to be faster with it.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    told: Any = getattr(torch.cpu, "get_capabilities", dict)()  # versions of torch differ in whom they let ask
+    told: Any = getattr(torch.cpu, "get_capabilities", dict)()  # depends on the version of torch
     units = told.get("avx512_bf16", False) or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     return device.type == "cpu" and bool(units) and torch.backends.mkldnn.is_available() and limit not in OLDER
@@ -70,7 +72,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 @functools.cache
 def warn_of_emulation(device: torch.device) -> None:
-    """Say, once a process, that bfloat16 was asked for where it is slow or not known to be fast."""
+    """Warn on stderr, once per process, that bfloat16 may be slow on this device."""
     err.print(
         f"trainer.precision=bfloat16: this {device.type} has no units for it and may be ten times as slow; "
         "trainer.precision=fast takes it where it is faster",
@@ -79,10 +81,21 @@ def warn_of_emulation(device: torch.device) -> None:
 
 
 def use_threads(count: Any) -> None:
-    """Compute with this many CPU threads. Their number decides the order of some sums, and so the last bits.
+    """Set the number of CPU threads. It affects the order of some sums, and so the last bits of results.
 
     Raises:
-        MadError: if it is no whole number of at least 1.
+        MadError: if ``count`` is not a whole number of at least 1.
     """
     check_number("threads", count, 1, whole=True)
     torch.set_num_threads(count)
+
+
+@contextmanager
+def computing(threads: int) -> Iterator[None]:
+    """Compute with some CPU threads, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    use_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,5 +1,5 @@
-"""The names of the environment variables that this program's processes read or set."""
+"""Names of the environment variables that this program reads or sets."""
 
 DATA = "MAD_DATA"  # the torchvision root
-SLOT = "MAD_SLOT"  # which of the processes that share this machine one is
-TRACEBACK = "MAD_TRACEBACK"  # tells the jobs of a sweep that HYDRA_FULL_ERROR was the user's wish
+SLOT = "MAD_SLOT"  # number of this process among those of the machine
+TRACEBACK = "MAD_TRACEBACK"  # tells the jobs of a sweep that the user set HYDRA_FULL_ERROR

@@ -1,4 +1,4 @@
-"""The one error users see: a line that says what was expected, what came and what to do."""
+"""The package's errors, whose text is one line: what was expected, what was given and what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class MadError(Exception):
-    """A mistake in what was asked for; its text is one line."""
+    """An error in the user's input or data; its text is one line."""
 
 
 class BudgetExceededError(MadError):
@@ -32,10 +32,10 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf, *, w
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Check that ``value`` is true or false: a word such as ``no`` would count as true.
+    """Check that ``value`` is a bool; a string such as ``"no"`` would count as true.
 
     Raises:
-        MadError: if it is neither.
+        MadError: if it is not.
     """
     if not isinstance(value, bool):
         raise MadError(f"{name} must be true or false, got {value!r}")
@@ -52,12 +52,12 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def check_name(name: str, value: Any) -> None:
-    """Check that ``value`` can name a folder and lead nowhere else: letters, digits, ``_``, and ``. + -`` after those.
+    """Check that ``value`` is a safe name of a folder: letters, digits and ``_``; ``. + -`` not at the beginning.
 
-    Its letters may be of any alphabet, and then take up to four of the 255 bytes of a folder's name.
+    Letters may be of any alphabet; each then takes up to four of the 255 bytes that a folder's name may have.
 
     Raises:
-        MadError: if it cannot.
+        MadError: if it is not.
     """
     if not isinstance(value, str) or not re.fullmatch(r"\w[\w.+-]{0,63}", value):
         raise MadError(f"{name} must be up to 64 letters, digits and any of _ . + - that name a folder, got {value!r}")
@@ -66,9 +66,9 @@ def check_name(name: str, value: Any) -> None:
 
 
 def near(name: str, choices: Sequence[str], most: int = 1) -> str:
-    """Return ``(did you mean ...?)`` with the choices that look most like a name, or nothing.
+    """Return ``(did you mean ...?)`` with the choices that are most similar to a name; empty if there are none.
 
-    Case does not matter, nor what stands before a choice's last ``/``.
+    Case is ignored, and so is the part of a choice before its last ``/``.
     """
     looks: dict[str, str] = {}
     for choice in choices:

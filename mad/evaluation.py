@@ -1,4 +1,4 @@
-"""The scores of one cell, on the victim's own test split."""
+"""The scores of one cell on the victim's test split: utility for honest users, accuracy and fidelity of the theft."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from mad.training import answering, logits_of
 
 
 def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: torch.device) -> dict[str, float]:
-    """Return what honest users get: accuracies in [0, 1], with and without the defense, and L1 in [0, 2].
+    """Return the utility for honest users: the accuracies, in [0, 1], with and without the defense, and its L1 cost.
 
-    The L1 distance is that of each answer from the served model's posterior; ``answer_entropy`` is the answers' mean
-    entropy in bits.
+    ``l1_mean`` and ``l1_max``, in [0, 2], are over the distances between each answer and the served model's clean
+    posterior. ``answer_entropy`` is the mean entropy of the answers in bits.
 
     Args:
         api: the defended API.
         test: the victim's test split.
-        undefended: the victim, where a defense that acts at training time serves another model; else None.
-        device: where the victim lies.
+        undefended: the victim, if a defense that acts at training time serves another model; else None.
+        device: the device of the victim.
+
+    Raises:
+        MadError: if ``undefended`` answers with NaN or infinite logits.
     """
     size = batch_limit(BATCH, api.shape)
     both = [api.answer(to_unit_range(some)) for some in batches(test.images, None, size, torch.device("cpu"))]
@@ -39,10 +42,13 @@ def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: to
 
 
 def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device) -> dict[str, float]:
-    """Return the stolen accuracy, and the fidelity: how often it agrees with the undefended victim; in [0, 1].
+    """Return the accuracy of the stolen model, and its fidelity (``agreement``), both in [0, 1].
+
+    Fidelity is the share of test images on which the stolen model and the undefended victim have the same top class.
 
     Raises:
-        MadError: if either answers with no posterior: the share of class 0 would pass for an accuracy.
+        MadError: if either network answers with NaN or infinities. Its top class would then be class 0, and the share
+            of that class would look like an accuracy.
     """
     theirs = top(stolen, "the stolen network", test.images, device)
     ours = top(model, "the victim", test.images, device)
@@ -50,7 +56,13 @@ def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device
 
 
 def top(network: nn.Module, name: str, images: Images, device: torch.device) -> torch.Tensor:
-    """Return the class (N,) that a network answers each image with.
+    """Return a network's top class for each image, int64 (N,).
+
+    Args:
+        network: images in [0, 1] to logits (N, K), in eval mode.
+        name: names the network in the error.
+        images: uint8 or float in [0, 1], (N, C, H, W).
+        device: the device of the network.
 
     Raises:
         MadError: if a logit is NaN or +inf.

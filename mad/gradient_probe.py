@@ -1,7 +1,8 @@
-"""What only a simulation can see of an adversary that trains while it queries (paper, figs. 6 and 7).
+"""Measurements of an adversary that trains while it queries, for studies only (paper, figs. 6 and 7).
 
-How far each answer turned the adversary's own gradient takes the clean answer, and the loss that it heads for takes
-the test split: an adversary has neither. So the API, not the attack, calls the ``GradientProbe``, which tells nobody.
+The probe measures how far each answer turns the adversary's gradient, which needs the clean answer, and the
+adversary's test loss, which needs the test split. An adversary has neither. So the API calls the ``GradientProbe``, and
+the attack never sees its results.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ SCHEMA = (
 class Along(nn.Module):
     """Maps images to the products (B, N) of their logits with fixed directions (N, K).
 
-    The gradient of a product <z, v> is J^T v. So ``theta`` of this network holds <J^T v, J^T w> for N backward passes,
-    and no gradient is formed.
+    The gradient of a product <z, v> is J^T v. So ``theta`` of this network holds the inner products <J^T v, J^T w>, at
+    the cost of N backward passes and without storing a gradient.
     """
 
     def __init__(self, network: nn.Module, directions: Tensor) -> None:
@@ -73,23 +74,23 @@ class Along(nn.Module):
 def angle(uu: Tensor, ud: Tensor, dd: Tensor) -> Tensor:
     """Return the angle between u and u + d in degrees, [0, 180], from their inner products.
 
-    As arctan: where d is small, rounding would turn the arccos of nearly 1 into a tenth of a degree.
+    It uses arctan, because for small d the rounding error of arccos near 1 is a tenth of a degree.
     """
     return torch.rad2deg(torch.atan2((uu * dd - ud * ud).clamp(min=0).sqrt(), uu + ud))
 
 
 def deviations(network: nn.Module, image: Tensor, clean: Tensor, given: Tensor) -> Tensor:
-    """Return how far training on ``given`` in place of ``clean`` turns the gradient of one step, in degrees, (2,).
+    """Return by which angle training on ``given`` instead of ``clean`` turns the gradient of one step, degrees (2,).
 
-    First with respect to all weights, then to those of the last layer, taken to be linear: its gradient (p - q) h^T
-    has the features h in common. NaN where a gradient is zero. Once the network has learned an answer, p - q is mostly
-    rounding in float32, so p and what is left of it are computed in float64; only its direction goes on from there.
+    The first angle is for all weights, the second for those of the last layer, which must be linear: its gradients
+    (p - q) h^T share the features h. An angle is NaN if a gradient is zero. Once the network has learned an answer,
+    p - q in float32 is mostly rounding error, so it is computed in float64, and only its direction is used.
 
     Args:
-        network: the adversary's as it is now, in eval mode.
-        image: (1, C, H, W) in [0, 1], where the network lies.
-        clean: the target (1, K) that the clean answer makes.
-        given: the target (1, K) that the given answer makes.
+        network: the adversary's current network, in eval mode.
+        image: (1, C, H, W) in [0, 1], on the network's device.
+        clean: the training target (1, K) from the clean answer.
+        given: the training target (1, K) from the defended answer.
     """
     with torch.no_grad():
         p = torch.softmax(network(image).double(), dim=1)
@@ -102,12 +103,12 @@ def deviations(network: nn.Module, image: Tensor, clean: Tensor, given: Tensor) 
 
 
 class GradientProbe:
-    """Sees each request before the adversary takes its step.
+    """Measures each request before the adversary's training step.
 
     Args:
-        adversary: who trains ``adversary.live`` between its requests.
+        adversary: the adversary, which trains ``adversary.live`` between requests.
         test: the victim's test split.
-        budget: number of queries; the test loss is taken ``POINTS`` times, evenly, and at the end.
+        budget: number of queries; the test loss is measured ``POINTS`` times, evenly spaced, and at the end.
     """
 
     def __init__(self, adversary: Adversary, test: Split, budget: int) -> None:
@@ -117,7 +118,7 @@ class GradientProbe:
         self._losses: dict[int, float] = {}
 
     def __call__(self, images: Tensor, clean: Tensor, given: Tensor) -> None:
-        """Measure a request of images (B, C, H, W): what its answers (B, K) were, clean and given."""
+        """Measure a request: its images (B, C, H, W), and its clean and defended answers, (B, K) each."""
         if self._due and len(self._angles) >= self._due[0]:
             self._take_loss()
         adversary = self._adversary
@@ -133,7 +134,7 @@ class GradientProbe:
         self._losses[done] = F.cross_entropy(logits, self._test.labels).item()
 
     def columns(self) -> dict[str, Any]:
-        """Return the columns of ``SCHEMA``; answers that make either gradient zero are left out of the angles."""
+        """Return the columns of ``SCHEMA``; angles leave out answers for which a gradient is zero."""
         self._take_loss()
         found: dict[str, Any] = {}
         for name, angles in zip(("", "_last_layer"), torch.stack(self._angles).T, strict=True):

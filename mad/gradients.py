@@ -1,18 +1,18 @@
-"""Inner products of a network's gradients over all its layers, with no gradient ever formed (paper, eq. 4).
+"""Inner products of a network's gradients over all its layers, computed without the gradients (paper, eq. 4).
 
 Let z be one image's logits and J (K x D) their Jacobian with respect to every parameter of the network. The gradient
-of the log-likelihood of soft label q is J^T (q - p), so all that the paper's objective asks of the network is
+of the log-likelihood of soft label q is J^T (q - p), so the paper's objective needs only this of the network:
 
     Theta = J J^T  (K x K):  H(q) = 2 - 2 cos(q - p, y - p) in the inner product <u, v> = u^T Theta v.
 
 Theta is a sum over layers. Let delta_k (O x T) be the gradient of z_k with respect to a layer's output of O channels
-at T places, and a (T x P) what its weights are multiplied by at each place; a bias is one more column of ones. The
+at T places, and a (T x P) the inputs of its weights at each place; a bias is one more column of ones. The
 gradient of z_k with respect to the weights is delta_k a, so the layer adds
 
     <delta_k a, delta_l a> = <delta_k (a a^T), delta_l>
 
-and whichever side takes fewer multiply-adds is computed: the left suits many places, the right few. Parameters outside
-such layers, or used more than once, are left to a Jacobian of their own.
+and the side with fewer multiply-adds is computed: the left one for many places, the right one for few. For parameters
+outside such layers, or used more than once, the Jacobian itself is computed.
 """
 
 from __future__ import annotations
@@ -64,17 +64,18 @@ def theta(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, products, floats, rest = _chunk(model, images[done : done + size], rest)
         parts.append((logits, products))
         done += size
-        size = max(1, min(IMAGES, FLOATS // floats))  # the first image has shown what an image takes
+        size = max(1, min(IMAGES, FLOATS // floats))  # the first image shows how many floats one takes
     all_logits, all_products = zip(*parts, strict=True)
     return torch.cat(all_logits), torch.cat(all_products)
 
 
 def _chunk(model: nn.Module, images: Tensor, rest: set[str]) -> tuple[Tensor, Tensor, int, set[str]]:
-    """Return the logits, Theta, how many numbers an image took, and the names of parameters without closed form.
+    """Return the logits, Theta, the number of floats per image, and the names of parameters without closed form.
 
-    ``rest`` is those of the chunk before: an axis that is as long as a later chunk by chance must not pass for images.
+    ``rest`` holds these names from the chunk before, since an axis may have the length of a later chunk by chance and
+    must not be taken for the axis of images.
     """
-    # Leaves of our own: every parameter takes part, and the model's requires_grad stays as it is.
+    # New leaves: every parameter is included, and the model's requires_grad does not change.
     leaves = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
     with torch.enable_grad(), _recorded(model) as calls:
         logits = functional_call(model, leaves, (images.detach(),))
@@ -94,7 +95,7 @@ def _chunk(model: nn.Module, images: Tensor, rest: set[str]) -> tuple[Tensor, Te
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """A layer's part in one forward pass."""
+    """One call of a layer in a forward pass."""
 
     layer: nn.Module
     leaves: Mapping[str, Tensor]
@@ -104,7 +105,7 @@ class _Call:
     edge: GradientEdge
 
     def is_closed(self, images: int, calls: Sequence[_Call], nodes: set[Node], once: set[int]) -> bool:
-        """Say whether this call, and what it took, is all there is to the layer's parameters."""
+        """Return whether the layer's parameters are used in this call only, so that the closed form holds."""
         return (
             "weight" in self.leaves
             and self.leaves.keys() <= {"weight", "bias"}
@@ -119,12 +120,12 @@ class _Call:
 
 @contextmanager
 def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
-    """List the calls of layers that have a closed form, before hooks of the model's own change what they return."""
+    """Record the calls of layers that have a closed form; the model's own hooks run after the recording."""
     calls: list[_Call] = []
 
     def note(layer: nn.Module, taken: tuple[Any, ...], output: Tensor) -> None:
         if len(taken) == 1 and output.requires_grad:
-            # The edge, not the output: what follows may change the output in place.
+            # The graph's edge, not the output: later layers may change the output in place.
             edge, numel = get_gradient_edge(output), taken[0].numel() + output.numel()
             leaves = dict(layer.named_parameters(recurse=False))
             calls.append(_Call(layer, leaves, taken[0], taken[0]._version, numel, edge))
@@ -139,7 +140,7 @@ def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
 
 
 def _graph(logits: Tensor) -> tuple[set[Node], Counter[int]]:
-    """Return the nodes behind the logits, and how often each leaf, by its id, is used."""
+    """Return the nodes of the logits' autograd graph, and how often each leaf, by its id, is used."""
     waiting = [logits.grad_fn] if logits.grad_fn is not None else []
     nodes, uses = set(waiting), Counter[int]()
     while waiting:
@@ -154,7 +155,7 @@ def _graph(logits: Tensor) -> tuple[set[Node], Counter[int]]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a layer keeps of each delta_k: Theta's entries are <row_k, row_l>, or <row_k gram, row_l>."""
+    """A layer's rows for each delta_k: Theta's entries are <row_k, row_l>, or <row_k gram, row_l>."""
 
     row: Callable[[Tensor], Tensor]
     gram: Tensor | None
@@ -162,7 +163,7 @@ class _Rows:
 
 
 def _closed(logits: Tensor, calls: Sequence[_Call]) -> tuple[Tensor, int]:
-    """Return what layers with closed forms add to Theta, and how many numbers an image took."""
+    """Return the sum over layers with closed forms in Theta, (B, K, K), and the number of floats per image."""
     images, classes = logits.shape
     layers = [LAYERS[type(call.layer)](call.layer, call.taken.detach(), classes) for call in calls]
     kept: list[Tensor] = []
@@ -224,11 +225,11 @@ def _batch_norm(layer: nn.BatchNorm2d, taken: Tensor, classes: int) -> _Rows:
 
 
 def _cheaper(a: Tensor, places: Callable[[Tensor], Tensor], classes: int, outputs: int, bias: bool) -> _Rows:
-    """Return the side of the module's equation that takes fewer multiply-adds.
+    """Return which side of the module's equation takes fewer multiply-adds.
 
     Args:
         a: (B, g, T, P), the features of each of g groups.
-        places: gives a delta_k the shape (B, g, O/g, T).
+        places: reshapes a delta_k to (B, g, O/g, T).
         classes: K.
         outputs: O/g.
         bias: whether the layer has one.
@@ -244,7 +245,7 @@ def _cheaper(a: Tensor, places: Callable[[Tensor], Tensor], classes: int, output
 
 
 def _rest(model: nn.Module, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-    """Return J J^T (B, K, K) of parameters that have no closed form, J formed."""
+    """Return J J^T (B, K, K) of parameters without closed form, from their Jacobian J."""
     parameters = {name: value.detach() for name, value in parameters.items()}
     others = {name: value.detach() for name, value in model.named_parameters() if name not in parameters}
 

@@ -1,4 +1,4 @@
-"""The stolen model's recipe: how an adversary trains on its transfer set, and what it starts from."""
+"""The knockoff: the recipe by which an adversary trains the stolen model on its transfer set."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ CHANGES = ("epochs", "optimizer", "learning_rate", "weight_decay", "min_steps", 
 
 @dataclass(frozen=True)
 class Knockoff:
-    """The adversary's training recipe.
+    """The recipe of the stolen model: architecture, training and initial weights.
 
     Args:
-        trainer: the recipe; each of ``CHANGES`` replaces its field of that name where it is given. An ``optimizer``
-            that is not the trainer's takes its usual rate, where no ``learning_rate`` is given.
+        trainer: the training recipe. Each of the fields in ``CHANGES`` replaces the trainer's field of that name if it
+            is given. If ``optimizer`` differs from the trainer's and no ``learning_rate`` is given, the optimizer's
+            usual rate is used.
         architecture: None for the victim's, as in the paper; a cell fills it in.
-        epochs: passes over the transfer set; more, where those are fewer than ``min_steps``.
+        epochs: passes over the transfer set; more if they make fewer than ``min_steps`` steps.
         optimizer: ``sgd``, ``momentum``, ``adam`` or ``adagrad``.
         learning_rate: see ``Trainer``.
         weight_decay: see ``Trainer``.
@@ -43,7 +44,7 @@ class Knockoff:
     learning_rate: float | None = None
     weight_decay: float | None = None
     initial_weights: str | None = field(default=None, compare=False)
-    initial_sha256: str | None = None  # which weights those are, wherever the file lies
+    initial_sha256: str | None = None  # computed from the file; its path is not part of the fingerprint
     min_steps: int | None = field(default=None, metadata=ADDED)
     schedule: str | None = field(default=None, metadata=ADDED)
     batch_size: int | None = field(default=None, metadata=ADDED)
@@ -58,10 +59,12 @@ class Knockoff:
             object.__setattr__(self, name, None)
 
     def start(self, model: nn.Module) -> str | None:
-        """Load the initial weights, where there are any, into an untrained network; return what was loaded and not.
+        """Load the initial weights into an untrained network, in place; return a text that says what was loaded.
+
+        Returns None, and leaves the network unchanged, if the recipe has no initial weights.
 
         Raises:
-            MadError: if the file does not hold the network's weights; it names the file.
+            MadError: if the file cannot be read, has changed, or does not fit the network.
         """
         if self.initial_weights is None:
             return None
@@ -74,7 +77,7 @@ class Knockoff:
             raise self._error(str(error)) from error
 
     def _content(self) -> bytes:
-        """Return the bytes of the file."""
+        """Return the bytes of the file of initial weights; MadError if it cannot be read."""
         try:
             return Path(str(self.initial_weights)).expanduser().read_bytes()
         except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, or an unknown user's ~

@@ -55,5 +55,5 @@ class Knowledge:
     def kept(
         self, name: str, about: Any, build: Callable[[], nn.Module], train: Callable[[nn.Module], None]
     ) -> nn.Module:
-        """Return a network that the adversary trains; it is trained once and then loaded, see ``mad.storage.store.kept``."""
+        """Return a network that the adversary trains: trained once, then loaded. See ``mad.storage.store.kept``."""
         return kept(self.store, name, about, build, train, self.device)

@@ -1,19 +1,15 @@
-"""What a notebook types: run a cell, read the records, draw them, ask the defended API itself."""
+"""Functions for notebooks: run a cell, read records, plot them, and deploy a defended API."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 from mad import deployment, pipeline
 from mad.cell import Cell
 from mad.defenses import Defense
 from mad.deployment import Deployment
-from mad.device import choose, use_threads
+from mad.device import choose, computing
 from mad.errors import MadError
 from mad.schema import Record
 from mad.storage.store import Store
@@ -33,15 +29,15 @@ def run(
     force: bool = False,
     reference: bool = True,
 ) -> Record:
-    """Return a cell's record: made once, and then kept in the outputs folder.
+    """Return a cell's record; the cell is run once, and its record is then loaded from the outputs folder.
 
     Args:
-        cell: what to run; see ``mad.load``, or build one from objects.
-        outputs: the folder of all that is kept.
+        cell: the cell to run, from ``mad.load`` or built from objects.
+        outputs: the outputs folder, for records, networks and transfer sets.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-        threads: CPU threads; more of them may change a record's last bits.
-        force: make it again.
-        reference: also run the same theft with no defense, which every figure compares with.
+        threads: number of CPU threads; another number may change the last bits of a record.
+        force: run the cell again even if its record exists.
+        reference: also run the same cell without a defense, which every figure compares with.
 
     Raises:
         MadError: if the cell cannot be run.
@@ -55,20 +51,20 @@ def run(
 
 
 def records(outputs: str | Path = "outputs") -> DataFrame:
-    """Return the records of an outputs folder, a row each; ``docs/records.md`` explains the columns."""
+    """Return the records of an outputs folder, one row each; ``docs/records.md`` explains the columns."""
     from mad.storage import records
 
     return records.read(Path(outputs).expanduser())
 
 
 def plot(frame: DataFrame) -> Figure:
-    """Return the trade-off curves of records: what each defense costs the thief, against what it costs honest users.
+    """Return a figure of the trade-off curves: accuracy of the stolen model against the cost for honest users.
 
     Args:
         frame: rows of ``records``, of one comparison group.
 
     Raises:
-        MadError: if there are none, or of several groups.
+        MadError: if there are no rows, or if they belong to several comparison groups.
     """
     from mad.figures import tradeoff
     from mad.figures.groups import differing
@@ -92,13 +88,13 @@ def deploy(
     outputs: str | Path | None = "outputs",
     device: str = "auto",
 ) -> Deployment:
-    """Return the defended API of a cell, or of a victim and a defense; ``.session(budget)`` is what a client meets.
+    """Return the deployment of a cell, or of a victim and a defense; its ``session(budget)`` is a client's API.
 
     Args:
-        what: a cell, whose victim, defense and seed are taken; or a victim.
-        defense: of a victim; None for none.
-        seed: of what the defense of a victim draws.
-        outputs: where the victim is kept; None trains it anew.
+        what: a cell, whose victim, defense and seed are used; or a victim.
+        defense: the defense, if ``what`` is a victim; None for no defense.
+        seed: seed of the defense's random draws, if ``what`` is a victim.
+        outputs: the outputs folder in which the victim is stored; None trains it again.
         device: as for ``run``.
     """
     if isinstance(what, Cell):
@@ -107,14 +103,3 @@ def deploy(
         return deploy(what.victim, what.defense, seed=what.seed, outputs=outputs, device=device)
     store = None if outputs is None else Store(Path(outputs).expanduser())
     return deployment.deploy(what, defense, seed=seed, store=store, device=choose(device))
-
-
-@contextmanager
-def computing(threads: int) -> Iterator[None]:
-    """Compute with some CPU threads, and with as many as before afterwards."""
-    before = torch.get_num_threads()
-    use_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

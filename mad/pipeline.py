@@ -2,7 +2,7 @@
 
     victim -> defense -> black-box API -> attack (transfer set) -> recovery -> knockoff -> evaluation -> record
 
-Objects in, a record out: no config, no command line.
+It takes objects and returns a record; it reads no config and no command line.
 """
 
 from __future__ import annotations
@@ -34,19 +34,22 @@ from mad.storage.store import Store
 
 
 def run(cell: Cell, store: Store, device: torch.device, *, force: bool = False) -> tuple[Record, bool]:
-    """Return the cell's record, and whether it was kept from an earlier run.
+    """Return the cell's record, and whether it was loaded from an earlier run.
 
     Args:
-        cell: what to run.
-        store: what is kept.
+        cell: the cell to run.
+        store: the outputs folder, where records, networks and transfer sets are stored.
         device: where to compute.
-        force: make it again.
+        force: run the cell again even if its record exists.
+
+    Raises:
+        MadError: if the cell cannot be run.
     """
     kept = None if force else store.find(cell.path)
     if kept is not None:
         return kept, True
     with store.noting_failure(cell.path):
-        images, budget, test = inputs(cell)  # refuses what cannot be run before anything is trained or written
+        images, budget, test = inputs(cell)  # raises if the cell cannot run, before anything is trained or written
         schema.check(about(cell), "the cell")
         found = store.record(cell.path, lambda: made(cell, images, budget, test, store, device, force), force=force)
         Checkpoint(store.outputs, cell.path.parent).clear()
@@ -54,11 +57,13 @@ def run(cell: Cell, store: Store, device: torch.device, *, force: bool = False) 
 
 
 def inputs(cell: Cell) -> tuple[Images | None, int, Split]:
-    """Return the adversary's images, uint8 (N, C, H, W), how many queries it makes, and the victim's test split.
+    """Return the adversary's images, its query budget, and the victim's test split.
+
+    The images are uint8 (N, C, H, W), or None if the attack needs no pool.
 
     Raises:
-        MadError: if the images or the test split are not right, the victim cannot take the images, or the budget is
-            above their number.
+        MadError: if the images or the test split are not valid, if a network does not fit the victim's images and
+            classes, or if the pool has too few images for the budget.
     """
     dataset = cell.victim.dataset
     images = None if cell.pool is None else pool_images(cell, cell.pool)
@@ -68,7 +73,7 @@ def inputs(cell: Cell) -> tuple[Images | None, int, Split]:
 
 
 def pool_images(cell: Cell, pool: Pool) -> Images:
-    """Return the images of a cell's pool, and check that there are as many labels where the attack goes by those."""
+    """Return the images of a cell's pool; if the attack uses labels, check that there is one per image."""
     shape = tuple(cell.victim.dataset.shape)
     key = ("images", identity(pool), shape, str(cell.contents()))
     images = SHARED.get(key, lambda: checked.pool(pool, cell.victim.dataset.shape, cell.victim.name))
@@ -83,7 +88,7 @@ def try_networks(cell: Cell) -> None:
     """Try each network that the cell is going to build, before anything is trained.
 
     Raises:
-        MadError: if one does not take the victim's images to logits over its classes.
+        MadError: if one does not map the victim's images to logits over its classes.
     """
     dataset = cell.victim.dataset
     surrogate: Any = getattr(cell.defense, "surrogate", None)
@@ -101,9 +106,9 @@ def try_networks(cell: Cell) -> None:
 def made(
     cell: Cell, images: Images | None, budget: int, test: Split, store: Store, device: torch.device, force: bool
 ) -> Record:
-    """Train or load the victim, defend it, steal it within the budget, and score both sides.
+    """Train or load the victim, defend it, steal it within the budget, and return the record with both sides' scores.
 
-    What an earlier cell of this process asked the same networks is cached: ``seconds_queries`` is then smaller.
+    Logits that an earlier cell of this process computed are cached, so ``seconds_queries`` may be smaller.
     """
     loaded = initial_weights(cell)  # before anything is trained
     adversary = cell.adversary(device, store)
@@ -113,16 +118,22 @@ def made(
     stolen, asked = queried(cell, api, images, budget, adversary, store, probe, force)
 
     start, network, transfer = time.perf_counter(), stolen.network, stolen.transfer
+    if network is not None and cell.recovery.name != "none" and not adversary.recoveries:
+        raise MadError(
+            f"attack {cell.attack.name} trained its network on answers as they came, without recovery "
+            f"{cell.recovery.name}: take recovery=none, or let the attack use adversary.train or adversary.recovered"
+        )
     if transfer is not None:
         adversary = adversary.learned_from(transfer)
         network = network or adversary.train(transfer)
-    assert network is not None  # Attack.spend sees to it
+    assert network is not None  # Attack.spend checks this
     seconds = time.perf_counter() - start
     trainer = stolen.trainer or cell.knockoff.trainer
     return schema.merged(
         {
             "the cell": about(cell),
             "the knockoff": {
+                "knockoff_architecture": name_of(stolen.architecture or cell.knockoff.architecture),
                 "knockoff_epochs": trainer.epochs,
                 "knockoff_optimizer": trainer.optimizer,
                 "knockoff_learning_rate": trainer.learning_rate,
@@ -160,18 +171,18 @@ def queried(
     probe: GradientProbe | None,
     force: bool,
 ) -> tuple[Stolen, Record]:
-    """Return what the attack brings home, and what the API counted of it.
+    """Return the result of the attack, and the columns that the API counted.
 
-    Where what is asked does not depend on the answers, these are kept: a further recovery or knockoff asks nothing.
+    If the attack's queries do not depend on the answers, the transfer set is stored. Cells that differ only in
+    their recovery or knockoff then load it instead of querying again.
     """
 
     def spend() -> tuple[Stolen, Record]:
         api = deployment.session(budget, probe)
-        start = time.perf_counter()
-        # Images that nobody asks about twice are not worth hashing.
+        # Hashing images for the cache pays only if another cell asks about the same images.
         with SHARED.paused() if cell.attack.depends_on_answers else nullcontext():
             stolen = cell.attack.spend(api, images, adversary)
-        return stolen, counted(api) | {"seconds_queries": time.perf_counter() - start}
+        return stolen, counted(api)
 
     if cell.attack.depends_on_answers or images is None:
         return spend()
@@ -195,15 +206,20 @@ def queried(
 
 
 def counted(api: BlackBox) -> Record:
-    """Return what an API counted of its queries."""
-    return {"queries": api.queries, "l1_mean_queries": api.l1_mean, "target_entropy": api.target_entropy}
+    """Return the columns that an API counts: the queries, their mean L1 distance and the target entropy."""
+    return {
+        "queries": api.queries,
+        "l1_mean_queries": api.l1_mean,
+        "target_entropy": api.target_entropy,
+        "seconds_queries": api.seconds,
+    }
 
 
 def initial_weights(cell: Cell) -> str | None:
-    """Return what of a knockoff's initial weights is loaded, and say so; None where there are none.
+    """Return, and print on stderr, which of the knockoff's initial weights are loaded; None if it has none.
 
     Raises:
-        MadError: if they are not fit to be loaded.
+        MadError: if the weights cannot be loaded.
     """
     if cell.knockoff.initial_weights is None:
         return None

@@ -1,4 +1,4 @@
-"""What a plug-in returns, checked where it comes in: an error names who, what was expected and what came."""
+"""Checks of the values that plug-ins return; an error names the plug-in, the expected value and the given one."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mad.seeds import seeded
 
 
 def kind(found: Any) -> str:
-    """Say what a value is: its type, and of a tensor also its shape, precision and device."""
+    """Return a text that describes a value: its type; of a tensor also shape, dtype and device."""
     if not isinstance(found, Tensor):
         return "None" if found is None else f"a {type(found).__module__}.{type(found).__qualname__}"
     return f"a tensor of {tuple(found.shape)}, {found.dtype} on {found.device}".replace("torch.", "")
 
 
 def like(who: str, found: Any, wanted: Tensor) -> Tensor:
-    """Return what a plug-in made of posteriors, without its gradient and in their precision.
+    """Return a plug-in's result for posteriors, detached and in their dtype.
 
     Args:
-        who: names the plug-in and its method.
-        found: what came.
+        who: names the plug-in and its method, for the error.
+        found: the value that the plug-in returned.
         wanted: the posteriors (B, K) that it was given.
 
     Raises:
-        MadError: if it is no tensor of floats of their shape, on their device.
+        MadError: if ``found`` is not a float tensor of the shape and on the device of ``wanted``.
     """
     right = isinstance(found, Tensor) and found.shape == wanted.shape and found.device == wanted.device
     if not right or not found.is_floating_point():
@@ -39,22 +39,22 @@ def like(who: str, found: Any, wanted: Tensor) -> Tensor:
 
 
 def unchanged(who: str, before: list[int], given: Sequence[Tensor]) -> None:
-    """Check that a plug-in has not written into what it was given.
+    """Check that a plug-in has not changed its arguments in place.
 
     Args:
-        who: names the plug-in and its method.
-        before: the ``versions`` of the tensors before it was called.
+        who: names the plug-in and its method, for the error.
+        before: the ``versions`` of the tensors before the call.
         given: the tensors.
 
     Raises:
-        MadError: if it has.
+        MadError: if a tensor was changed.
     """
     if versions(given) != before:
         raise MadError(f"{who} changed in place what it was given: let it work on a copy, like x.clone()")
 
 
 def versions(given: Sequence[Tensor]) -> list[int]:
-    """Return how often each tensor was written to; 0 where torch does not count."""
+    """Return torch's counts of in-place writes to each tensor; 0 for inference tensors, which have none."""
     return [0 if each.is_inference() else each._version for each in given]
 
 
@@ -74,8 +74,8 @@ def transferred(who: str, transfer: Any, shape: Sequence[int], classes: int) -> 
     """Check an attack's transfer set.
 
     Raises:
-        MadError: if its images are not of the API's shape, its rows do not point into them, or its answers are no
-            posteriors over K classes, one a row.
+        MadError: if its images do not have the API's shape, if its rows are not rows of the images, or if its answers
+            are not one posterior over K classes per row.
     """
     images, rows, answers = transfer.images, transfer.rows, transfer.answers
     if not len(images) or tuple(images.shape[1:]) != tuple(shape):
@@ -92,7 +92,7 @@ def transferred(who: str, transfer: Any, shape: Sequence[int], classes: int) -> 
 
 
 def fits(who: str, architecture: Any, shape: Sequence[int], classes: int) -> None:
-    """Try an architecture: build it and ask it about two black images; pretrained weights are left out.
+    """Try an architecture: build it, without pretrained weights, and run it on two black images.
 
     Raises:
         MadError: if it cannot be built, does not take such images, or does not answer with logits (2, K).
@@ -103,7 +103,7 @@ def fits(who: str, architecture: Any, shape: Sequence[int], classes: int) -> Non
             found = network.eval()(torch.zeros(2, *shape)) if isinstance(network, nn.Module) else network
     except MadError:
         raise
-    except Exception as error:  # whatever others' code raises
+    except Exception as error:  # any error of a plug-in
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise MadError(f"{who} cannot take images of {tuple(shape)} to {classes} classes ({why})") from error
     right = isinstance(found, Tensor) and found.shape == (2, classes) and found.is_floating_point()

@@ -1,4 +1,4 @@
-"""Terminal output: progress on stderr while something long runs, results on stdout."""
+"""Terminal output: progress bars and messages on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a mistake on the command
 
 
 class Terminal(Console):
-    """Shows text as it is: no markup, no character that steers a terminal, and escapes for what it cannot encode."""
+    """A console that prints text literally: no markup, no control characters, and escapes for unsupported characters."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         """Return text that is safe to show."""
@@ -25,23 +25,23 @@ class Terminal(Console):
         return super().render_str(known, **{**how, "markup": False})
 
 
-FILE = 80  # characters of a line in a file or a pipe, whatever the terminal
+FILE = 80  # characters per line in a file or a pipe
 out = Terminal(highlight=False)
 if not out.is_terminal:
     out.width = FILE
 err = Terminal(stderr=True, highlight=False)
 REFRESHES_A_SECOND = 4
-plain = False  # several processes print at once: lines, and no bars
+plain = False  # True prints lines instead of bars, if several processes print at once
 
 
 def fitting(name: int, width: int) -> list[ProgressColumn]:
-    """Return a bar's columns, those for which a terminal has room: what is left to wait is the last to go.
+    """Return the columns of a progress bar that fit a terminal; the time left is the last to be dropped.
 
     Args:
-        name: characters of the task's name.
-        width: of the terminal, in characters.
+        name: length of the task's name, in characters.
+        width: width of the terminal, in characters.
     """
-    known: list[tuple[int, int, ProgressColumn]] = [  # in the order to show them: rank, characters at most
+    known: list[tuple[int, int, ProgressColumn]] = [  # in order of display: rank, most characters
         (0, name, TextColumn("{task.description}")),
         (3, 12, BarColumn(bar_width=12)),
         (2, 15, TextColumn("{task.fields[stage]}")),
@@ -63,9 +63,9 @@ def fitting(name: int, width: int) -> list[ProgressColumn]:
 
 @contextmanager
 def bar(task: str, total: int) -> Iterator[Callable[[int, str, Tensor | None], None]]:
-    """Show a bar over ``total`` images: stage, loss, images per second, time gone and left, as there is room.
+    """Show a progress bar over ``total`` images: stage, loss, images per second, time elapsed and left.
 
-    Yields a function of (images done, stage, loss). Nothing is drawn where stderr is no terminal.
+    Yields a function of (images done since its last call, stage, loss). Nothing is drawn if stderr is not a terminal.
     """
     columns = fitting(len(task), err.width)
     watched = err.is_terminal and not plain

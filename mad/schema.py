@@ -1,4 +1,4 @@
-"""The columns of a record: the one place that says what each is called, what it holds, and who writes it."""
+"""The columns of a record: their names, kinds, units, meanings and writers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mad.errors import MadError
 
 Record = dict[str, Any]
 SEAL = "sha256"  # the key of a record's checksum
-LARGEST = 2**1024  # of whole numbers: what a float can hold, and any reader of JSON
+LARGEST = 2**1024  # bound of whole numbers: the range of floats, which every JSON reader supports
 KINDS: dict[str, Any] = {
     "text": str,
     "number": (int, float),
@@ -26,16 +26,16 @@ FORMER = {"scene": "comparison_group", "dial": "strength_parameter"}  # names in
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """A column of records.
 
     Args:
         name: its name in ``records.csv``; a Python identifier.
-        kind: ``text``, ``number``, ``whole number``, ``true or false``; or ``series``, numbers in order (a curve, a
-            histogram), which lie in ``series.json`` beside the record and in no table.
-        unit: unit and range, or nothing.
-        meaning: one line.
+        kind: ``text``, ``number``, ``whole number``, ``true or false``; or ``series``, a list of numbers such as a curve
+            or a histogram, which is stored in ``series.json`` and left out of tables.
+        unit: unit and range, or empty.
+        meaning: a one-line explanation.
         writer: the module or plug-in that writes it; a plug-in's own columns may leave it out.
-        needed: whether a record without it is none of this version; all others may be empty.
+        needed: whether every record must have a value; other columns may be empty.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Column:
             raise MadError(f"a column has an identifier as name and a kind of {', '.join(KINDS)}, got {self}")
 
     def fits(self, value: Any) -> bool:
-        """Tell whether a value is of the column's kind, or empty."""
+        """Return whether a value is of the column's kind, or None."""
         if value is None:
             return True
         if self.kind == "series":
@@ -59,7 +59,7 @@ class Column:
 
 
 def sections() -> dict[str, list[Column]]:
-    """Return the columns of every record, in the sections that documents show."""
+    """Return the columns of every record, in the sections of ``docs/records.md``."""
     found: dict[str, list[Column]] = {}
     with Path(__file__).with_name("columns.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -73,10 +73,10 @@ EVERY = {column.name: column for columns in SECTIONS.values() for column in colu
 
 
 def merged(parts: Mapping[str, Mapping[str, Any]]) -> Record:
-    """Return all columns of a record, of the parts that write them.
+    """Return the columns of all parts in one record.
 
     Raises:
-        MadError: if two parts write one name.
+        MadError: if two parts write the same column.
     """
     found: Record = {}
     wrote: dict[str, str] = {}
@@ -89,15 +89,15 @@ def merged(parts: Mapping[str, Mapping[str, Any]]) -> Record:
 
 
 def check(columns: Mapping[str, Any], whose: str, own: Iterable[Column] | None = None) -> None:
-    """Refuse columns that no record can hold, or that are not a plug-in's to write, before more is trained for them.
+    """Check the columns that a part writes, early, before more time is spent on the cell.
 
     Args:
-        columns: what a part writes.
+        columns: the columns that the part writes.
         whose: names the part, for errors.
         own: a plug-in's ``schema``; None for the columns of every record.
 
     Raises:
-        MadError: if there are such.
+        MadError: if a record cannot hold a value, or if the part must not write a column.
     """
     wrong = next((f"{name} is a column of every record" for name in columns if own is not None and name in EVERY), None)
     known = EVERY if own is None else {column.name: column for column in own}
@@ -110,9 +110,9 @@ def check(columns: Mapping[str, Any], whose: str, own: Iterable[Column] | None =
 
 
 def fault(columns: Mapping[Any, Any], known: Mapping[str, Column] = EVERY) -> str | None:
-    """Say which columns no record can hold, if there are such: the one rule for what is written and what is read.
+    """Return which columns a record cannot hold, as a text; None if it can hold all.
 
-    Any text and any finite number come back as they were: JSON escapes what it must.
+    The rule is the same for writing and for reading. Any string and any finite number is read back unchanged.
     """
     for name, value in ((name, number_of(value)) for name, value in columns.items()):
         if not isinstance(name, str) or not name.isprintable() or name == SEAL:
@@ -130,7 +130,7 @@ def fault(columns: Mapping[Any, Any], known: Mapping[str, Column] = EVERY) -> st
 
 
 def number_of(value: Any) -> Any:
-    """Return the number that a tensor or array without dimensions holds; anything else as it is."""
+    """Return the number in a 0-dimensional tensor or array; any other value unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 

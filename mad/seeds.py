@@ -1,4 +1,4 @@
-"""One seed in, one independent seed per purpose out; the global generators are left as they were."""
+"""Independent seeds, one per purpose, derived from a cell's seed; global generators keep their state."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 
 def derive(seed: int, purpose: str) -> int:
-    """Return the 63-bit seed of one purpose ("victim", "pool order", ...); adding a purpose shifts no other."""
+    """Return the 63-bit seed of a purpose such as "victim" or "pool order"; a new purpose changes no other seed."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Draw from torch's global generator as if freshly seeded; restore it afterwards (weight initialisation)."""
+    """Seed torch's global generator for the block, such as for initial weights, and restore its state afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, purpose))
         yield

@@ -1,6 +1,6 @@
-"""Comparing settings of an adversary as an adversary must: on images of its own that it never asked about.
+"""Comparison of an adversary's settings on held-out images of its pool, which the attack did not query.
 
-The test split is the victim's, and is read once, at the end; choosing by it would flatter the thief.
+An adversary has no test split. Choosing settings on the victim's would overestimate the attack.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ HELD = 10_000
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often a stolen model agrees with its victim on images of the pool that were not asked about.
+    """The agreement (fidelity) of a stolen model with its victim on held-out images of the pool.
 
     Args:
-        share: in [0, 1].
-        images: how many these were, up to 10,000.
+        share: share of the images on which both have the same top class, in [0, 1].
+        images: number of held-out images, up to 10,000.
     """
 
     share: float
@@ -34,12 +34,12 @@ class Agreement:
 
 
 def held_out_agreement(cell: Cell, store: Store, device: torch.device) -> Agreement:
-    """Steal a cell's victim without its defense, and judge the stolen model on held-out images of the pool.
+    """Steal a cell's victim without its defense, and return the agreement on held-out images of the pool.
 
-    The victim is kept; no record is written.
+    The trained victim is stored; no record is written.
 
     Raises:
-        MadError: if the attack asks about the whole pool, or needs none.
+        MadError: if the attack queries the whole pool, or needs no pool.
     """
     cell = cell.reference
     images, budget, _ = inputs(cell)
@@ -48,7 +48,7 @@ def held_out_agreement(cell: Cell, store: Store, device: torch.device) -> Agreem
     victim = deploy(cell.victim, seed=cell.seed, store=store, device=device)
     adversary = cell.adversary(device)
     stolen = cell.attack.spend(victim.session(budget), images, adversary)
-    order = torch.randperm(len(images), generator=generator(cell.seed, "pool order"))  # as attacks draw from the pool
+    order = torch.randperm(len(images), generator=generator(cell.seed, "pool order"))  # the order in which attacks draw
     own = stolen.transfer is not None and stolen.transfer.images is images
     asked = stolen.transfer.rows if own and stolen.transfer else order[: cell.attack.images_for(budget)]
     held = order[~torch.isin(order, asked)][-HELD:]
@@ -56,7 +56,7 @@ def held_out_agreement(cell: Cell, store: Store, device: torch.device) -> Agreem
         raise MadError("the attack asks about the whole pool, which leaves none to judge by: lower attack.budget")
     network = stolen.network
     if network is None:
-        assert stolen.transfer is not None  # Attack.spend sees to it
+        assert stolen.transfer is not None  # Attack.spend checks this
         network = adversary.train(stolen.transfer)
     theirs, ours = (logits_of(net, images, device, held).argmax(dim=1) for net in (network, victim.model))
     return Agreement((theirs == ours).float().mean().item(), len(held))

@@ -1,4 +1,4 @@
-"""Geometry of posteriors: pure functions on tensors of shape (B, K)."""
+"""Geometry of posteriors: pure functions on tensors (B, K)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-ROUNDING = 5e-6  # how far from 1 a row may sum, and a distance pass epsilon, before it is worth a pass to mend
-TOLERANCE = 1e-4  # how far from 1 a float32 softmax over a thousand classes may sum
+ROUNDING = 5e-6  # how far a row's sum may be from 1, and a distance above epsilon, without repair
+TOLERANCE = 1e-4  # how far the sum of a float32 softmax over a thousand classes may be from 1
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def entropy_in_bits(rows: Tensor) -> Tensor:
 
 
 def are_posteriors(rows: Tensor, tolerance: float = TOLERANCE) -> bool:
-    """Tell whether every row (B, K) is finite, non-negative and sums to one."""
+    """Return whether every row (B, K) is finite, non-negative and sums to one, within a tolerance."""
     if not len(rows):
         return True
     least, most = torch.aminmax(rows.sum(dim=1))
@@ -30,12 +30,14 @@ def are_posteriors(rows: Tensor, tolerance: float = TOLERANCE) -> bool:
 
 
 def repair(rows: Tensor, clean: Tensor) -> tuple[Tensor, int]:
-    """Bring every row onto the simplex: drop negative mass, rescale; rows that cannot be saved become ``clean``.
+    """Bring every row onto the simplex: set negative entries to 0 and rescale.
+
+    A row that is not finite or has no positive entry is replaced by the row of ``clean``.
 
     Returns:
-        The rows, and how many could not be saved.
+        The rows (B, K), and how many were replaced.
     """
-    if are_posteriors(rows, ROUNDING):  # the rule: nothing to do
+    if are_posteriors(rows, ROUNDING):  # the usual case
         return rows, 0
     mass = rows.clamp(min=0)
     total = mass.sum(dim=1, keepdim=True)
@@ -45,9 +47,9 @@ def repair(rows: Tensor, clean: Tensor) -> tuple[Tensor, int]:
 
 
 def shrink(rows: Tensor, clean: Tensor, epsilon: float) -> Tensor:
-    """Move each row straight back toward ``clean`` until it lies within ``epsilon`` of it in L1.
+    """Move each row along a straight line toward ``clean`` until their L1 distance is at most ``epsilon``.
 
-    The segment between two posteriors stays on the simplex, so both promises hold at once.
+    Points between two posteriors are posteriors, so the result also stays on the simplex.
     """
     distance = l1(rows, clean)
     if not len(rows) or distance.amax() <= epsilon + ROUNDING / 10:

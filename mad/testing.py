@@ -1,10 +1,10 @@
-"""Whether a plug-in keeps its contract, tried on toys in seconds: for the tests of whoever writes one.
+"""Checks that a plug-in keeps its contract, for the tests of its author; they run on toy data in seconds.
 
     from mad.testing import check_defense
     check_defense(MyDefense(epsilon=0.5))
 
-Each check raises ``MadError`` with what was expected and what came. What it cannot see is whether a plug-in does what
-its paper says: compare it with the definition, written out slowly.
+Each check raises ``MadError`` with the expected and the given value. A check cannot tell whether a plug-in does what its
+paper says; for that, compare it with a plain implementation of the definition.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mad.context import Context
 from mad.datasets import Split, checked
 from mad.defenses import Defense, Undefended
 from mad.deployment import deploy
+from mad.device import computing
 from mad.errors import MadError, check_choice, check_name
 from mad.knockoff import Knockoff
 from mad.knowledge import KNOWLEDGE
@@ -36,20 +37,20 @@ from mad.victim import Victim
 
 CPU = torch.device("cpu")
 ROWS, CLASSES = 12, (2, 10, 100)
-MOST = 0.7  # of rows: a solver may take another of two ways that are equally good but for a batch's rounding
-CLOSE = 1e-5  # what a batch's rounding may change in a probability
+MOST = 0.7  # share of rows: of two equally good solutions, rounding may select another
+CLOSE = 1e-5  # how much rounding may change a probability
 KINDS = ("dirichlet", "one_hot", "uniform", "tied")
 
 
 @dataclass(frozen=True)
 class Blobs:
-    """Noisy copies of one random image a class: a data set that a linear layer learns; as a pool, in other noise.
+    """A data set of noisy copies of one random image per class, which a linear layer can learn; also a pool.
 
     Args:
-        classes: K.
+        classes: number of classes K.
         shape: (C, H, W).
-        size: images of each split.
-        name: what it is called.
+        size: number of images in each split, and in the pool.
+        name: the name of the data set.
     """
 
     classes: int = 4
@@ -66,17 +67,17 @@ class Blobs:
         return self.split("test")
 
     def images(self, shape: tuple[int, int, int]) -> Tensor:
-        """Return the images of the pool."""
+        """Return the images of the pool, whose noise differs from that of the splits."""
         drawn = self.split("pool").images
         assert isinstance(drawn, Tensor)
         return drawn
 
     def labels(self) -> Tensor:
-        """Return the classes of the pool's images."""
+        """Return the labels of the pool's images."""
         return torch.arange(self.size) % self.classes
 
     def split(self, part: str) -> Split:
-        """Return images and labels in the noise of a part's name."""
+        """Return the images and labels of a part, whose name is the seed of the noise."""
         centers = torch.randint(0, 200, (self.classes, *self.shape), generator=generator(0, "centers"))
         noise = torch.randint(0, 56, (self.size, *self.shape), generator=generator(0, part))
         return Split((centers[self.labels()] + noise).to(torch.uint8), self.labels())
@@ -101,7 +102,7 @@ def trainer(epochs: int = 8) -> Trainer:
 
 def toy_victim(classes: int = 4) -> Victim:
     """Return the recipe of a victim that is trained in milliseconds."""
-    return Victim("toy", Blobs(classes), Linear, trainer())
+    return Victim("toy", Blobs(classes, size=max(200, 3 * classes)), Linear, trainer(), validation=0.2)
 
 
 def toy_adversary(recovery: Recovery | None = None, classes: int = 4, **given: Any) -> Adversary:
@@ -111,19 +112,21 @@ def toy_adversary(recovery: Recovery | None = None, classes: int = 4, **given: A
     return Adversary(knockoff=knockoff, recovery=recovery or AsAnswered(), **{**known, **given})
 
 
+@computing(1)
 def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
     """Check that a defense answers with posteriors within its budget: the same for an image, whatever is beside it.
 
-    A ``stateful`` one may go by order and batches; two sessions must then start alike.
+    A ``stateful`` defense may depend on order and batches; two new sessions must then answer alike.
 
     Raises:
-        MadError: if it does not.
+        MadError: if the check fails.
     """
     who = named("defense", defense)
     if not hasattr(type(defense), defense.strength_parameter) and not hasattr(defense, defense.strength_parameter):
         raise MadError(f"{who}: strength_parameter must name one of its fields, got {defense.strength_parameter!r}")
     for count in classes:
         victim = toy_victim(count)
+        defense.check(victim)
         with untouched(who, defense):
             context = Context(victim, victim.untrained(seed=0, purpose="victim"), 0, CPU)
             served = defense.serve(context)
@@ -143,12 +146,13 @@ def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
                 order = torch.randperm(ROWS, generator=generator(0, "order"))
                 moved = first(images[order], clean[order])
                 parts = torch.cat([first(*part) for part in zip(images.split(5), clean.split(5), strict=True)])
-                if kind == "uniform":  # whichever class is chosen, another is as good
+                if kind == "uniform":  # all classes are equally good targets
                     answers, moved, parts = (each.sort(dim=1).values for each in (answers, moved, parts))
                 same(f"{who}, in another order,", moved, answers[order], MOST)
                 same(f"{who}, in smaller batches,", parts, answers, MOST)
 
 
+@computing(1)
 def check_attack(attack: Attack, classes: int = 4) -> None:
     """Check that an attack spends its budget to the last query and brings home what its contract says, twice the same.
 
@@ -183,6 +187,7 @@ def check_independence(who: str, attack: Attack, pool: Any, budget: int, stolen:
         raise MadError(f"{who}: it asked another victim about other images, so depends_on_answers must be True")
 
 
+@computing(1)
 def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> None:
     """Check that a recovery makes posteriors of answers, twice the same, and says what it knows.
 
@@ -207,6 +212,7 @@ def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> No
         same(f"{who}, prepared twice,", second, first)
 
 
+@computing(1)
 def check_victim(victim: Victim) -> None:
     """Check a victim's data and network: splits, logits, and answers that depend on no other image of a batch.
 

@@ -28,31 +28,32 @@ EVALUATION_BATCH = 1000
 
 
 class DivergedError(MadError):
-    """A training has ended in weights or answers that are no finite numbers."""
+    """A training ended in weights or answers that are not finite."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """How a network is trained, from the first to the last epoch; there is no selection of a best one.
+    """A training recipe. The network of the last epoch is used; no best epoch is selected.
 
     Args:
         epochs: passes over the training images.
         batch_size: images per step.
         optimizer: ``sgd``, ``momentum`` (SGD with momentum), ``adam`` or ``adagrad``.
-        learning_rate: the highest of the schedule.
-        momentum: of the optimizer ``momentum`` only.
+        learning_rate: the highest rate of the schedule.
+        momentum: used by the optimizer ``momentum`` only.
         weight_decay: L2 penalty.
-        schedule: ``one_cycle`` (up, then down to zero); ``step`` (a tenth every ``step_epochs``, the paper's);
-            ``constant``; or ``cooldown`` (constant for three quarters of the steps, then straight down to zero).
-        step_epochs: see ``schedule``; more in proportion where ``min_steps`` makes more epochs.
-        min_steps: sets too small to fill these many batches in ``epochs`` get more epochs.
-        augment: ``none``; ``crop`` (random crops of the padded image); ``crop_flip`` (and mirrored half of the time);
-            or ``resized_crop_flip`` (random parts of it, enlarged, and mirrored half of the time: ImageNet's usual).
-        precision: ``float32``; ``bfloat16`` (weights stay float32); ``fast``: whichever of them is faster here, see
-            ``fast_bfloat16``, and called so from then on, in fingerprints, too; or ``auto``: the faster on GPUs, and
-            float32 on CPUs, whose numbers then do not depend on their units. A record says which it was.
-        knockoff: the fields that a stolen model's recipe has otherwise: posteriors take longer to learn than labels,
-            and poisoned ones longer still.
+        schedule: ``one_cycle`` (up, then down to zero); ``step`` (divided by ten every ``step_epochs`` epochs, as in
+            the paper); ``constant``; or ``cooldown`` (constant for three quarters of the steps, then linearly to zero).
+        step_epochs: see ``schedule``; grows in proportion if ``min_steps`` leads to more epochs.
+        min_steps: the least number of steps; small data sets get more epochs to reach it.
+        augment: ``none``; ``crop`` (random crops of the padded image); ``crop_flip`` (also mirrored half of the time);
+            or ``resized_crop_flip`` (a random part, enlarged, and mirrored half of the time; usual for ImageNet).
+        precision: precision of the forward pass. ``float32``; ``bfloat16`` (weights stay float32); ``fast``, the
+            faster of the two on this machine (see ``fast_bfloat16``), which the fingerprint then names; or ``auto``,
+            the faster of the two on GPUs and float32 on CPUs, so that results do not depend on the kind of CPU. A
+            record names the precision that was used.
+        knockoff: fields that differ in the recipe of a stolen model. Posteriors take longer to learn than labels, and
+            perturbed posteriors longer still.
     """
 
     epochs: int
@@ -66,8 +67,8 @@ class Trainer:
     min_steps: int = 0
     augment: str = "none"
     precision: str = "auto"
-    knockoff: dict[str, Any] = field(default_factory=dict, compare=False)  # a knockoff's recipe has them as its own
-    version: ClassVar[int] = 2  # 1 updated the weights in other roundings
+    knockoff: dict[str, Any] = field(default_factory=dict, compare=False)  # fields of the knockoff's own recipe
+    version: ClassVar[int] = 2  # version 1 rounded the weight updates differently
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, 1, whole=True)
@@ -84,7 +85,7 @@ class Trainer:
             ("precision", self.precision, PRECISIONS),
         ):
             check_choice(name, value, choices)
-        if self.precision == "fast":  # now, so that the fingerprint says what it is here
+        if self.precision == "fast":  # now, so that the fingerprint names the precision that is used
             found = "bfloat16" if fast_bfloat16(choose("auto")) else "float32"
             object.__setattr__(self, "precision", found)
         known = [each.name for each in fields(self) if each.name != "knockoff"]
@@ -92,13 +93,14 @@ class Trainer:
             check_choice("a key of trainer.knockoff", name, tuple(known))
         try:
             _ = self.knockoff and self.for_knockoffs()
-        except MadError as error:  # now, and not once the victim is trained
+        except MadError as error:  # now, not after the victim is trained
             raise MadError(f"trainer.knockoff: {error}") from error
 
     def but(self, **changes: Any) -> Trainer:
-        """Return this recipe, a knockoff's, too, with the changes that are not None; ``min_steps`` stays a floor.
+        """Return this recipe with the changes that are not None; they also hold for ``for_knockoffs``.
 
-        Another optimizer that comes without a learning rate takes its usual one.
+        ``min_steps`` still applies to changed ``epochs``. A changed optimizer without a learning rate takes its usual
+        rate (``USUAL_RATES``).
         """
         given = {name: value for name, value in changes.items() if value is not None}
         given["knockoff"] = {name: value for name, value in self.knockoff.items() if name not in given}
@@ -108,14 +110,14 @@ class Trainer:
         return replace(self, **given)
 
     def for_knockoffs(self) -> Trainer:
-        """Return the recipe for a transfer set; another optimizer without a rate of its own takes its usual one."""
+        """Return the recipe for a stolen model: this one with the changes in ``knockoff``."""
         return replace(self, knockoff={}).but(**self.knockoff)
 
     def fit(self, model: nn.Module, images: Images, targets: Tensor, **how: Any) -> None:
-        """Train ``model`` in place, as ``epochs_of`` does, and leave it in eval mode on its device.
+        """Train ``model`` in place and leave it in eval mode on its device; for ``how``, see ``epochs_of``.
 
         Raises:
-            DivergedError: if it ends in weights, or in answers to a batch of ``images``, that are not finite.
+            DivergedError: if the final weights, or the answers to a batch of ``images``, are not finite.
         """
         for _ in self.epochs_of(model, images, targets, **how):
             pass
@@ -139,17 +141,17 @@ class Trainer:
         task: str,
         rows: Tensor | None = None,
     ) -> Iterator[int]:
-        """Train ``model`` in place, in train mode on ``device``, and yield after each epoch how many are done.
+        """Train ``model`` in place, in train mode on ``device``; after each epoch, yield the number of epochs done.
 
         Args:
             model: images in [0, 1] to logits (B, K).
             images: uint8 or float in [0, 1], (N, C, H, W).
             targets: int64 labels (B,), or posteriors (B, K) for the soft-label cross-entropy
-                -sum_k y_k log p_k that the paper's adversaries minimise.
-            seed: fixes the order of the images, their augmentation, and what the network draws, such as dropout.
+                -sum_k y_k log p_k that the paper's adversaries minimize.
+            seed: determines the order of the images, their augmentation, and dropout.
             device: where to train.
-            task: what the progress bar calls this.
-            rows: int64 (B,), which images the targets are of; None for all of them.
+            task: the name in the progress bar; with the seed, it determines the random draws.
+            rows: int64 (B,), the image of each target; None for all images in order.
         """
         if self.arithmetic(device) == "bfloat16" and not fast_bfloat16(device):
             warn_of_emulation(device)
@@ -182,23 +184,23 @@ class Trainer:
         return "float32" if self.precision == "auto" else self.precision
 
     def _loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy of a batch, uint8 or float; the forward pass in the chosen precision."""
+        """Return the mean cross-entropy of a batch (B, C, H, W), uint8 or float in [0, 1]."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.arithmetic(images.device) == "bfloat16"):
             logits = model(to_unit_range(images).contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, targets)
 
     def _optimizer(self, model: nn.Module, device: torch.device) -> Optimizer:
         common: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
-        common["fused"] = device.type in ("cpu", "cuda")  # one pass over the weights instead of one an operation
+        common["fused"] = device.type in ("cpu", "cuda")  # one pass over the weights, not one per operation
         if self.optimizer == "adam":
             return Adam(model.parameters(), **common)
         if self.optimizer == "adagrad":
-            common["fused"] = device.type == "cpu"  # not all versions of torch have it on GPUs
+            common["fused"] = device.type == "cpu"  # not all versions of torch have a fused one on GPUs
             return Adagrad(model.parameters(), **common)
         return SGD(model.parameters(), **common, momentum=self.momentum if self.optimizer == "momentum" else 0.0)
 
     def _scheduler(self, optimizer: Optimizer, steps: int, epochs: int) -> lr_scheduler.LRScheduler:
-        """Return a scheduler that is stepped once a batch."""
+        """Return a scheduler that is stepped after each batch, over ``epochs`` epochs of ``steps`` batches."""
         total = epochs * steps
         if self.schedule == "step":
             return lr_scheduler.StepLR(optimizer, round(self.step_epochs * total / self.epochs))
@@ -210,7 +212,7 @@ class Trainer:
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a model to a device, channels last: small convolutions run two to three times as fast so on CPUs."""
+    """Move a model to a device in channels-last layout, which makes small convolutions 2 to 3 times as fast on CPUs."""
     if device.type == "cpu":
         keep_freed_memory()
     return model.to(device).to(memory_format=torch.channels_last)
@@ -223,7 +225,7 @@ def logits_of(model: nn.Module, images: Images, device: torch.device, rows: Tens
     Args:
         model: images in [0, 1] to logits.
         images: uint8 or float, (N, C, H, W).
-        device: where the model lies.
+        device: the device of the model.
         rows: int64 (B,), which images; None for all of them.
     """
     size = batch_limit(EVALUATION_BATCH, images.shape[1:])
@@ -231,5 +233,5 @@ def logits_of(model: nn.Module, images: Images, device: torch.device, rows: Tens
 
 
 def answering(logits: Tensor) -> bool:
-    """Whether all logits (B, K) make posteriors: one NaN or +inf makes none."""
+    """Return whether the softmax of all logits (B, K) is a posterior; a row with NaN or +inf has none."""
     return simplex.are_posteriors(torch.softmax(logits, dim=1))

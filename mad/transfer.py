@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mad.datasets import Images
 from mad.training import Trainer
+from mad.victim import Architecture
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,11 @@ class Stolen:
         transfer: the images and their answers; None if the attack does not store them.
         columns: columns that the attack adds to the record, under the names in its ``schema``.
         trainer: the recipe of ``network``, for the record; None if it is the knockoff's recipe.
+        architecture: of ``network``, for the record; None if it is the knockoff's architecture.
     """
 
     network: nn.Module | None = None
     transfer: TransferSet | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     trainer: Trainer | None = None
+    architecture: Architecture | None = None

@@ -1,4 +1,4 @@
-"""The victim: a recipe that names a trained classifier before it is trained."""
+"""The victim: the recipe of a classifier, which determines its weights before it is trained."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Architecture = Callable[..., nn.Module]  # called with (shape, classes)
 
 @dataclass(frozen=True)
 class Victim:
-    """What determines a victim's weights.
+    """The recipe of a victim: everything that determines its weights.
 
     Args:
-        name: names its folder and its rows in tables.
-        dataset: what it is trained and judged on.
-        architecture: makes an untrained network from ``shape`` and ``classes``.
-        trainer: how it is trained.
-        seed: of its initial weights and of the order of its training images.
-        epochs: replaces the trainer's, for data sets that need more or fewer.
-        validation: share of the training split, in [0, 0.9], that it does not learn from; see ``validation_split``.
+        name: the victim's name, in folders and tables.
+        dataset: the data set that it is trained and evaluated on.
+        architecture: makes an untrained network from ``shape`` (C, H, W) and ``classes`` K.
+        trainer: the training recipe.
+        seed: seed of the initial weights and of the order of the training images.
+        epochs: replaces the trainer's epochs, for data sets that need more or fewer.
+        validation: share of the training split, in [0, 0.9], that is held out of training; see ``validation_split``.
     """
 
     name: str
@@ -49,35 +49,42 @@ class Victim:
         object.__setattr__(self, "epochs", None)
 
     def untrained(self, architecture: Architecture | None = None, *, seed: int, purpose: str) -> nn.Module:
-        """Return a randomly initialised network for this victim's images and classes, in eval mode."""
+        """Return a randomly initialized network for this victim's images and classes, in eval mode.
+
+        Args:
+            architecture: replaces the victim's architecture.
+            seed: with ``purpose``, determines the random weights.
+            purpose: what the network is for, such as ``"victim"`` or ``"surrogate"``.
+        """
         make = architecture or self.architecture
         with seeded(seed, purpose):
             return make(shape=self.dataset.shape, classes=self.dataset.classes).eval()
 
     def train(self, device: torch.device) -> nn.Module:
-        """Return a network trained on the labelled training split, in eval mode on a device."""
+        """Return a network trained on the labeled training split, in eval mode on ``device``."""
         model = self.untrained(seed=self.seed, purpose="victim")
         self.fit(model, device)
         return model
 
     def fit(self, model: nn.Module, device: torch.device) -> None:
-        """Train an untrained network in place on the labelled training split, without what is held out of it."""
+        """Train a network in place on the labeled training split, without the images that are held out."""
         split = self.training_split()
         self.trainer.fit(model, split.images, split.labels, seed=self.seed, device=device, task=f"victim {self.name}")
 
     def training_split(self) -> Split:
-        """Return the images and labels that the victim learns from: all but those of ``validation_split``."""
+        """Return the images and labels that the victim is trained on: all but those of ``validation_split``."""
         if not self.validation:
             return checked.split(self.dataset, "train")
         return divided(self.dataset, self.validation)[0]
 
     def validation_split(self) -> Split:
-        """Return images and labels that no victim of this data set and share learns from, whatever its seed.
+        """Return the held-out images and labels, which victims of this data set and share are not trained on.
 
-        They are for calibrating and tuning a defense; the test split is read once, at the end.
+        Which images these are does not depend on the seed. Use them to calibrate and tune a defense; the test split is
+        only for the final evaluation.
 
         Raises:
-            MadError: if none are held out.
+            MadError: if no images are held out.
         """
         if not self.validation:
             raise MadError(f"victim {self.name} holds no image out to calibrate on: set victim.validation=0.1 or so")

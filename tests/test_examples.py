@@ -1,5 +1,6 @@
 """The examples keep their contracts, and run by the commands at their top."""
 
+import importlib
 import importlib.util
 import re
 import shutil
@@ -17,6 +18,26 @@ from mad.testing import toy_victim
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = ["attack.budget=60", "knockoff.min_steps=0", "knockoff.epochs=1", "architecture=mlp", "trainer.min_steps=0"]
+
+
+DOCUMENT = (EXAMPLES.parent / "docs" / "extending.md").read_text()
+HEAD = """from dataclasses import dataclass
+import torch
+from mad.attacks import Attack, Stolen, TransferSet, ask, drawn
+from mad.defenses import Defense
+from mad.recoveries import Recovery
+"""
+
+
+def test_the_plug_ins_of_the_document_keep_their_contracts(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.S)
+    (tmp_path / "of_the_document.py").write_text("\n\n".join([HEAD, *blocks]))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("of_the_document")
+    testing.check_defense(module.Flatten())
+    testing.check_attack(module.Half(40))
+    testing.check_recovery(module.Sharpen())
+    assert len(blocks) == 3
 
 
 @pytest.fixture

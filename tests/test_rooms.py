@@ -102,3 +102,18 @@ def test_every_public_name_is_there(name):
 def test_computing_needs_no_hydra():
     script = "import mad.pipeline, sys; assert not [each for each in ('hydra', 'omegaconf') if each in sys.modules]"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_package_hands_out_the_classes_of_its_modules():
+    from mad.attacks import KnockoffNets
+    from mad.defenses import Mad, Surrogate
+    from mad.recoveries import Argmax
+
+    assert [each.__module__ for each in (KnockoffNets, Mad, Surrogate, Argmax)] == [
+        "mad.attacks.knockoff_nets",
+        "mad.defenses.mad",
+        "mad.defenses.surrogates",
+        "mad.recoveries.argmax",
+    ]
+    with pytest.raises(ImportError):
+        from mad.defenses import Nope  # noqa: F401

@@ -23,23 +23,23 @@ from mad.simplex import entropy_in_bits
 from mad.training import DivergedError, place
 
 REWARDS = ("certainty", "diversity", "loss")
-WINDOW = 25  # rewards that the baseline is the mean of
+WINDOW = 25  # number of last rewards whose mean is the baseline
 MOMENTUM = 0.5
 
 
 @dataclass(frozen=True)
 class KnockoffAdaptive(Attack):
-    """Learn, while querying, which of the pool's own classes are worth asking about; each image is asked about once.
+    """Query images of the pool's classes with a policy that is learned from the answers; each image is queried once.
 
-    The classes of a request are drawn from the policy, images within a class at random. Answers then change the policy
-    one by one, as in the paper; the paper draws one image at a time, and trains between any two, which at 50,000
-    queries is mostly waiting. Classes that run out are left to the others.
+    For each request the classes are drawn from the policy, and images within a class at random. Then each answer in
+    turn updates the policy, as in the paper. The paper draws one image at a time and trains between any two; requests
+    of many images avoid that cost, which dominates at 50,000 queries. A class without images left is no longer drawn.
 
     Args:
         reward: ``certainty``, ``diversity``, ``loss`` or ``all``, their sum.
-        batch_size: images a request, and a step of the network that the loss is of. The knockoff is trained afterwards
-            on the whole transfer set, like any other.
-        learning_rate: of that network's SGD with momentum.
+        batch_size: images per request, and per training step of the network that gives the reward ``loss``. The
+            knockoff is trained afterwards on the whole transfer set, as for any attack.
+        learning_rate: learning rate of that network's SGD with momentum.
     """
 
     name = "adaptive"
@@ -107,12 +107,12 @@ def certainty(answers: Tensor) -> Tensor:
 
 
 def diversity(answers: Tensor, total: Tensor, count: int) -> Tensor:
-    """Return how far each answer's classes are above the mean of all answers before it, summed, (B,), in [0, 1].
+    """Return the sum, (B,) in [0, 1], of how far each answer's classes exceed the mean of all earlier answers.
 
     Args:
-        answers: (B, K), in the order in which they came.
-        total: the sum (K,) of those before them.
-        count: how many these were.
+        answers: (B, K), in the order of the queries.
+        total: the sum (K,) of all answers before these.
+        count: the number of answers before these.
     """
     asked = torch.arange(count, count + len(answers)).clamp(min=1).unsqueeze(1)
     before = (total + answers.cumsum(dim=0) - answers) / asked
@@ -120,13 +120,13 @@ def diversity(answers: Tensor, total: Tensor, count: int) -> Tensor:
 
 
 class Scale:
-    """Brings each reward to [0, 1] by the least and the greatest of it so far, so that all weigh alike."""
+    """Scales each reward to [0, 1] by its minimum and maximum so far, so that all rewards have equal weight."""
 
     def __init__(self) -> None:
         self._low, self._high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Return rewards (B, R), in the order in which they came, in [0, 1]; 0 while a reward has not varied."""
+        """Return rewards (B, R), in the order of the queries, scaled to [0, 1]; 0 while a reward has not varied."""
         low = torch.minimum(rewards.cummin(dim=0).values, self._low)
         high = torch.maximum(rewards.cummax(dim=0).values, self._high)
         self._low, self._high = low[-1], high[-1]
@@ -134,14 +134,14 @@ class Scale:
 
 
 class Bandit:
-    """A gradient bandit: preferences H of the classes, and the policy softmax(H) over those with images left.
+    """A gradient bandit: preferences H of the classes, and the policy softmax(H) over classes with images left.
 
-    H grows by at most (reward - baseline) / N in the N-th draw of a class, and so with the logarithm of the number of
-    queries; softmax subtracts the largest. Nothing overflows.
+    H cannot overflow: it changes by at most (reward - baseline) / N in the N-th draw of a class, and so grows with the
+    logarithm of the number of queries.
 
     Args:
-        labels: the class of each image of the pool, (N,).
-        seed: draws classes, and images within them.
+        labels: the label of each image of the pool, (N,).
+        seed: seed of the draws of classes, and of images within them.
     """
 
     def __init__(self, labels: Tensor, seed: int) -> None:
@@ -156,11 +156,11 @@ class Bandit:
         self.learned = 0
 
     def policy(self, possible: Tensor) -> Tensor:
-        """Return the probability of each class, (Z,), of those in a mask (Z,)."""
+        """Return the probability of each class, (Z,); 0 for classes outside the mask ``possible``, bool (Z,)."""
         return torch.softmax(self.preferences.masked_fill(~possible, -torch.inf), dim=0)
 
     def draw(self, count: int) -> Tensor:
-        """Return the rows (count,) of images not drawn before."""
+        """Draw classes from the policy; return the rows (count,) of images that were not drawn before."""
         self._possible, self._drawn, rows = self._left > 0, [], []
         for _ in range(count):
             z = int(torch.multinomial(self.policy(self._left > 0), 1, generator=self._draw))
@@ -170,7 +170,7 @@ class Bandit:
         return torch.tensor(rows)
 
     def learn(self, rewards: Tensor) -> None:
-        """Follow the gradient of the expected reward, given the rewards (B,) of what was drawn last, one by one."""
+        """Update the policy, by gradient ascent, with the rewards (B,) of the last draw, one by one."""
         for z, reward in zip(self._drawn, rewards.tolist(), strict=True):
             self.counts[z] += 1
             better = reward - sum(self._baseline) / len(self._baseline) if self._baseline else 0.0
@@ -181,6 +181,6 @@ class Bandit:
         self.learned += len(rewards)
 
     def columns(self) -> dict[str, Any]:
-        """Return the entropy, in bits, of the classes asked about, and how often each was, in their order."""
+        """Return the record's columns: the entropy, in bits, of the drawn classes, and how often each was drawn."""
         share = self.counts / self.counts.sum()
         return {"action_entropy": entropy_in_bits(share).item(), "actions": self.counts.tolist()}

@@ -14,7 +14,7 @@ from mad import plugins, schema
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.datasets import Images, batch_limit, batches, to_unit_range
-from mad.errors import MadError, check_number
+from mad.errors import BudgetExceededError, MadError, check_number
 from mad.progress import bar
 from mad.schema import Column
 from mad.seeds import generator
@@ -87,7 +87,11 @@ class Attack(ABC):
                 API's images and classes, if the columns do not match ``schema``, or if ``run`` did not spend exactly
                 ``api.budget`` queries.
         """
-        who, found = f"attack {self.name}: run", self.run(api, pool, adversary)
+        who = f"attack {self.name}: run"
+        try:
+            found = self.run(api, pool, adversary)
+        except BudgetExceededError as error:
+            raise MadError(f"{who} must spend api.budget={api.budget} queries and no more: {error}") from error
         if not isinstance(found, Stolen) or (found.network is None and found.transfer is None):
             got = "neither network nor transfer set" if isinstance(found, Stolen) else plugins.kind(found)
             raise MadError(f"{who} must return Stolen with a network, a transfer set or both, got {got}")

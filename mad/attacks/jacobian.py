@@ -1,4 +1,4 @@
-"""What the Jacobian-based attacks share: a transfer set that grows from a few seeds (Papernot et al., AsiaCCS 2017)."""
+"""Base class of the Jacobian-based attacks: a transfer set grows from a few seeds (Papernot et al., AsiaCCS 2017)."""
 
 from __future__ import annotations
 
@@ -19,32 +19,35 @@ from mad.schema import Column
 from mad.seeds import generator
 from mad.training import DivergedError, Trainer
 
-BATCH = 256  # images whose gradients are computed at once
+BATCH = 256  # images per gradient computation
 
 
 @dataclass(frozen=True)
 class Jacobian(Attack):
-    """Start from random images of the pool; round by round, train a substitute and query what it moves images to.
+    """Start from random images of the pool; in rounds, train a substitute on the answers and query moved images.
 
-    Every round trains a fresh network of the knockoff's architecture on all that is held, and moves each held image,
-    or a random ``reservoir`` of them, along the sign of a gradient of it. The last round moves the images that were
-    held first, as many as the budget leaves. What is stored lies in [0, 1], beside the API's answer to just that,
-    unless the published code's errors are asked for. Above a gigabyte the images lie in a file in TMPDIR: 30 GB for
-    50,000 of 224 pixels.
+    Each round trains a new substitute, a network of the knockoff's architecture, on the transfer set so far. It then
+    moves each image of the set, or a random ``reservoir`` of them, along the sign of a gradient of the substitute, and
+    queries the moved images. The last round moves the oldest images, as many as the budget allows.
 
-    The published recipe of a substitute is 20 epochs in batches of 64, momentum 0.9, weight decay 5e-4 and a rate of
-    0.1, at which LeNet's weights overflow. Where a set grows to many thousands those epochs are most of an attack's
-    cost, so a round is bounded.
+    Stored images lie in [0, 1], and each answer is that to the stored image, unless the published code's errors are
+    asked for (``as_published``). Images of more than a gigabyte are kept in a file in TMPDIR: 30 GB for 50,000 images
+    of 224 pixels.
+
+    The published recipe of a substitute is 20 epochs in batches of 64, momentum 0.9, weight decay 5e-4 and a learning
+    rate of 0.1, at which LeNet's weights overflow. For sets of many thousands these epochs would be most of the cost
+    of an attack; ``round_images`` bounds them.
 
     Args:
-        seeds: images of the pool to begin with; a budget below it takes that many.
-        epochs: passes of a substitute over what is held.
-        round_images: the most images that a round trains on, counted once an epoch: larger sets get fewer epochs, down
-            to one. The published code has no such bound.
-        learning_rate: of a substitute; halved, for this and all later rounds, when one diverges, as its adversary sees.
-        reservoir: held images that are moved in one round (kappa); None, as published, for all: a set then grows
+        seeds: images of the pool to begin with; at most the budget.
+        epochs: passes of a substitute over the transfer set.
+        round_images: the most images that a round trains on, counted once per epoch: larger sets get fewer epochs, at
+            least one. The published code has no such bound.
+        learning_rate: learning rate of a substitute. When a substitute diverges, which the adversary can see, the rate
+            is halved for this and all later rounds.
+        reservoir: images that are moved in one round (kappa); None, as published, for all, so that the set grows
             geometrically.
-        reservoir_after: rounds before the reservoir is in force (sigma).
+        reservoir_after: rounds before the reservoir takes effect (sigma).
     """
 
     schema = (
@@ -68,39 +71,39 @@ class Jacobian(Attack):
 
     @property
     def children(self) -> int:
-        """How many queries one moved image makes."""
+        """Number of queries per moved image."""
         return 1
 
     @property
     def divisor(self) -> int:
-        """A round moves no more images than the queries that are left over this: ``children``, or more by an error."""
+        """``children``, or more in the published code; a round moves at most ceil(queries left / ``divisor``) images."""
         return self.children
 
     @property
     def overwrites(self) -> bool:
-        """Whether an image's child, of which it has one, also takes its row: an error of the published code."""
+        """Whether a child replaces its parent in the transfer set, an error of the published code; for one child."""
         return False
 
     @abstractmethod
     def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
-        """Return what to ask about, and what to store for it: the same, but where the published code errs.
+        """Return the images to query, and the images to store: the same, except for an error of the published code.
 
         Args:
-            substitute: in eval mode.
+            substitute: the substitute, in eval mode.
             images: (B, C, H, W) in [0, 1], on the substitute's device; the results are (B * children, C, H, W).
             labels: int64 (B,), the top class of the API's answer to each.
-            turn: which round this is, from 0.
+            turn: number of the round, from 0.
         """
 
     def images_for(self, budget: int) -> int:
-        """Return how many images of the pool a budget takes: the seeds."""
+        """Return how many images of the pool a budget needs: the seeds."""
         return min(self.seeds, budget)
 
     def run(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
         """Spend the API's whole budget; the images are float32 in [0, 1].
 
         Raises:
-            MadError: if a substitute diverges at a hundredth of the rate, too: no image would be moved.
+            MadError: if a substitute diverges even at a hundredth of the learning rate.
         """
         assert pool is not None
         budget = api.budget or 0
@@ -130,7 +133,7 @@ class Jacobian(Attack):
         return Stolen(transfer=transfer, columns={"substitute_learning_rate": rate})
 
     def _substitute(self, adversary: Adversary, known: TransferSet, turn: int, rate: float) -> tuple[nn.Module, float]:
-        """Return a substitute and the rate, ``rate`` or less, at which its training did not diverge."""
+        """Return a trained substitute, and the learning rate, at most ``rate``, at which it did not diverge."""
         while True:
             try:
                 return adversary.train(known, f"substitute {turn}", self.trainer(len(known.rows), rate)), rate
@@ -142,7 +145,7 @@ class Jacobian(Attack):
                 rate /= 2
 
     def trainer(self, held: int, rate: float) -> Trainer:
-        """Return the recipe of a substitute that learns ``held`` images at a rate."""
+        """Return the training recipe of a substitute for a transfer set of ``held`` images."""
         epochs = min(self.epochs, max(1, self.round_images // held))
         return Trainer(
             epochs=epochs,
@@ -156,7 +159,7 @@ class Jacobian(Attack):
         )
 
     def parents(self, held: int, turn: int, seed: int) -> Tensor:
-        """Return which of the held images are moved in a round, int64 (M,)."""
+        """Return the rows, int64 (M,), of the images that are moved in a round."""
         if not self._reserved(turn):
             return torch.arange(held)
         return torch.randperm(held, generator=generator(seed, f"reservoir {turn}"))[: self.reservoir]
@@ -173,7 +176,7 @@ class Jacobian(Attack):
         device: torch.device,
         stored: Tensor,
     ) -> Tensor:
-        """Move the parents, a batch at a time; fill ``stored``, and return what to ask about, also on the CPU."""
+        """Move the parents batch by batch; write the images to store into ``stored``, return those to query (CPU)."""
         asked, labels = stored, known.answers.argmax(dim=1).to(device)
         size = batch_limit(BATCH, known.images.shape[1:])
         for place, rows, some in zip(
@@ -192,11 +195,11 @@ class Jacobian(Attack):
 
 
 def ascent(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Return the sign, in {-1, 0, 1}, of a score's gradient in each of the images (B, C, H, W).
+    """Return the sign, in {-1, 0, 1}, of a score's gradient with respect to images, (B, C, H, W).
 
     Args:
-        score: of images, one number each (B,), an image's own depending on no other.
-        images: where.
+        score: maps images (B, C, H, W) to scores (B,); the score of an image must not depend on other images.
+        images: the images at which the gradient is taken.
     """
     at = images.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     (gradient,) = torch.autograd.grad(score(at).sum(), at)

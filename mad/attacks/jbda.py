@@ -1,4 +1,4 @@
-"""Jacobian-based data augmentation: one fast gradient step an image and round."""
+"""Jacobian-based data augmentation: one FGSM step (fast gradient sign method) per image and round."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from mad.victim import Victim
 class Jbda(Jacobian):
     """Query x + s step sign(grad_x CE(substitute(x), label)), clipped to [0, 1] (Papernot et al., AsiaCCS 2017).
 
-    The label is the top class of the API's answer to x, and s = (-1)^floor(round / period). A pixel is a number in
-    [0, 1], as it is to Papernot, whose step is 0.1. The published MAD code steps 0.1 in normalised inputs: on MNIST,
-    whose deviation is 0.3081, that is ``step=0.031``.
+    This is one step of the fast gradient sign method (FGSM) on the substitute. The label is the top class of the API's
+    answer to x, and s = (-1)^floor(round / period). Pixels are in [0, 1], as in Papernot et al., whose step is 0.1. The
+    published MAD code steps 0.1 in normalized inputs; on MNIST, with standard deviation 0.3081, that is ``step=0.031``.
 
     Args:
         step: how far each pixel is moved (lambda).
         period: rounds after which the step changes its sign (tau); None for never.
-        as_published: make the published MAD code's errors. Normalised inputs, not pixels, are clipped to [0, 1]:
-            pixels to [mean, mean + std]. Where no reservoir is in force, children overwrite their parents, the seeds
-            too. ``jbself`` stores x + delta beside the answer to x - delta. The sign changes by round(round / period).
-        mean: of the normalisation that ``as_published`` clips in: a number in [0, 1], or one a channel.
-        std: of the same, above 0.
+        as_published: reproduce the errors of the published MAD code. Normalized inputs, not pixels, are clipped to
+            [0, 1], so pixels are clipped to [mean, mean + std]. While no reservoir is in effect, children overwrite
+            their parents, including the seeds. ``jbself`` stores x + delta with the answer to x - delta. The sign is
+            (-1)^round(round / period).
+        mean: mean of the normalization in which ``as_published`` clips: a number in [0, 1], or one per channel.
+        std: standard deviation of that normalization, above 0.
     """
 
     name = "jbda"
-    toward: ClassVar[int] = 1  # with the loss, or against it
+    toward: ClassVar[int] = 1  # 1: ascend the loss; -1: descend it
     step: float = 0.1
     period: int | None = 5
     as_published: bool = False
@@ -53,7 +54,7 @@ class Jbda(Jacobian):
                 check_number(f"attack.{name}", one, low, 1)
 
     def check(self, victim: Victim) -> None:
-        """Refuse victims of more or fewer channels than ``mean`` and ``std`` are given for."""
+        """Raise MadError if the number of channels is not that of ``mean`` and ``std``."""
         channels = victim.dataset.shape[0]
         for name in ("mean", "std"):
             value = getattr(self, name)
@@ -64,11 +65,11 @@ class Jbda(Jacobian):
 
     @property
     def overwrites(self) -> bool:
-        """Whether an image's child also takes its row."""
+        """Whether a child replaces its parent in the transfer set."""
         return self.as_published
 
     def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
-        """Return what to ask about, and what to store for it."""
+        """Return the images to query and the images to store, (B, C, H, W) each."""
         uphill = ascent(lambda at: F.cross_entropy(substitute(at), labels, reduction="none"), images)
         delta = self.signed_step(turn) * uphill
         if not self.as_published:
@@ -79,7 +80,7 @@ class Jbda(Jacobian):
         return images + self.toward * (stored - images), stored
 
     def signed_step(self, turn: int) -> float:
-        """Return the step of a round."""
+        """Return the step of a round, with its sign."""
         if self.period is None:
             return self.step
         turns = round(turn / self.period) if self.as_published else turn // self.period
@@ -88,7 +89,7 @@ class Jbda(Jacobian):
 
 @dataclass(frozen=True)
 class Jbself(Jbda):
-    """The same step against the gradient: deeper into the class that was answered (as in the MAD paper)."""
+    """As ``Jbda``, but against the gradient: toward the class that the API answered with (as in the MAD paper)."""
 
     name = "jbself"
     toward = -1

@@ -1,4 +1,4 @@
-"""Jacobian-based augmentation toward other classes (after Juuti et al., PRADA, Euro S&P 2019)."""
+"""Jacobian-based augmentation toward other classes, by PGD (after Juuti et al., PRADA, Euro S&P 2019)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from mad.victim import Victim
 
 @dataclass(frozen=True)
 class JbTopK(Jacobian):
-    """Move each image toward each of the ``k`` classes that the substitute ranks highest, but for the API's own.
+    """Move each image toward each of the ``k`` classes that the substitute ranks highest, except the API's own answer.
 
-    A target's logit is climbed in ``steps`` signed steps, within ``ball`` of the image in every pixel and within
-    [0, 1]. One image makes ``k`` queries. Lengths are in pixels in [0, 1]; the published MAD code takes the same
-    numbers in normalised inputs (MNIST: ``step=0.0031 ball=0.031``).
+    This is projected gradient descent (PGD) on the substitute, with the target's logit as the objective: ``steps``
+    signed gradient steps, projected onto the L-infinity ball of radius ``ball`` around the image and clipped to [0, 1].
+    Each image makes ``k`` queries. ``step`` and ``ball`` are for pixels in [0, 1]; the published MAD code uses the same
+    numbers for normalized inputs (on MNIST: ``step=0.0031 ball=0.031``).
 
     Args:
-        k: targets an image.
-        steps: gradients a target.
-        step: how far one of them moves each pixel (alpha).
-        ball: how far all of them may.
-        as_published: make the published MAD code's errors. Images are clipped to nothing but the ball, so that they
-            leave [0, 1]. What is left of the budget is divided by 3, whatever ``k`` is: below 3, the last images are
-            moved in more rounds than it takes, fewer and fewer a round; above, so many are moved that the published
-            code overspends, and here, where the budget is kept, nothing changes. One error has no counterpart: where
-            the sign of its step has turned (round(round / 5) odd, from the fourth round on), so has that of the ball,
-            whose bounds are then the wrong way round: what they leave of a step depends on the version of torch.
-        name: names its folder and its rows in tables.
+        k: number of targets per image.
+        steps: gradient steps per target.
+        step: how far one step moves each pixel (alpha).
+        ball: how far all steps together may move each pixel.
+        as_published: reproduce the errors of the published MAD code. Images are clipped only to the ball, and so leave
+            [0, 1]. The rest of the budget is divided by 3 for every ``k``: below 3, the last images are moved in more
+            rounds than needed, fewer in each; above 3, the published code overspends its budget, while here the budget
+            holds and nothing changes. One error is not reproduced: when the sign of the published step is negative
+            (round(round / 5) odd, from the fourth round on), the bounds of its ball are exchanged, and the result
+            depends on the version of torch.
+        name: the attack's name, in folders and tables.
     """
 
     k: int = 3
@@ -53,26 +54,29 @@ class JbTopK(Jacobian):
 
     @property
     def version(self) -> int:  # type: ignore[override]
-        """2 with the published errors, of which children that overwrite their parents were wrongly one."""
+        """2 with ``as_published``; its version 1 wrongly let children overwrite their parents, too."""
         return 2 if self.as_published else 1
 
     @property
     def children(self) -> int:
-        """How many queries one moved image makes."""
+        """Number of queries per moved image: ``k``."""
         return self.k
 
     @property
     def divisor(self) -> int:
-        """What the queries that are left are divided by."""
+        """Divisor of the queries left, which gives the images to move: ``k``, or max(3, k) with ``as_published``."""
         return max(3, self.k) if self.as_published else self.k
 
     def check(self, victim: Victim) -> None:
-        """Refuse victims without ``k`` classes beside an image's own."""
+        """Raise MadError if the victim has fewer than ``k`` classes besides an image's own."""
         if self.k >= victim.dataset.classes:
             raise MadError(f"attack.k must be below the victim's {victim.dataset.classes} classes, got {self.k}")
 
     def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
-        """Return what to ask about, twice: an image's ``k`` children side by side, the likeliest target first."""
+        """Return the moved images (B * k, C, H, W), twice: to query and to store.
+
+        The ``k`` children of an image are adjacent, the likeliest target first.
+        """
         with torch.no_grad():
             others = substitute(images).scatter(1, labels.unsqueeze(1), -torch.inf)
         targets = others.topk(self.k, dim=1).indices.flatten().unsqueeze(1)

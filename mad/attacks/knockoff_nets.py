@@ -21,13 +21,13 @@ from mad.training import AUGMENTATIONS
 class KnockoffNets(Attack):
     """Query images drawn from the pool at random, without replacement.
 
-    A smaller budget's queries are the first ones of a larger budget's with the same seed.
+    With the same seed, the queries of a smaller budget are the first queries of a larger one.
 
     Args:
-        queries_per_image: how often each image is asked about; the answers are averaged (paper, fig. 9, "nquery").
-            The last image gets what is left of the budget.
-        augment: what is done to an image each time it is asked about ("nquery+aug"): ``none``, ``crop`` or
-            ``crop_flip``, ``resized_crop_flip``. The knockoff is trained on the image as it lies in the pool.
+        queries_per_image: queries per image, whose answers are averaged (paper, fig. 9, "nquery"). The last image gets
+            the rest of the budget.
+        augment: random change of an image before each query ("nquery+aug"): ``none``, ``crop``, ``crop_flip`` or
+            ``resized_crop_flip``. The knockoff is trained on the unchanged image.
     """
 
     name = "knockoff"
@@ -42,7 +42,7 @@ class KnockoffNets(Attack):
         check_choice("attack.augment", self.augment, AUGMENTATIONS)
 
     def images_for(self, budget: int) -> int:
-        """Return how many images a budget takes."""
+        """Return how many images of the pool a budget needs: budget / ``queries_per_image``, rounded up."""
         return -(-budget // self.queries_per_image)
 
     def run(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
@@ -55,7 +55,7 @@ class KnockoffNets(Attack):
         return Stolen(transfer=TransferSet(pool, rows, self._averages(api, pool, rows, budget, adversary.seed)))
 
     def _averages(self, api: BlackBox, pool: Images, rows: Tensor, budget: int, seed: int) -> Tensor:
-        """Return the mean answer (M, K) about each of the rows (M,), asked about one after another."""
+        """Return the mean answer, (M, K), to the queries about each of the rows (M,)."""
         times = torch.full((len(rows),), self.queries_per_image)
         times[-1] -= len(rows) * self.queries_per_image - budget
         place, draw = torch.arange(len(rows)).repeat_interleave(times), generator(seed, "augmentation of queries")

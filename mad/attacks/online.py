@@ -20,15 +20,16 @@ from mad.training import DivergedError, Trainer
 class Online(Attack):
     """Query random images of the pool, each once, and take one step of plain SGD on the answers to each request.
 
-    The images are those of ``knockoff``, and the network starts from its initial weights; it is what is stolen. With
-    ``defense/surrogate=adversary`` the defense reads that network. It stays in eval mode throughout: a batch of one
-    image has no statistics of its own, and adversary and defense mean the same gradient.
+    The images are those of the attack ``knockoff``. The network starts from the knockoff's initial weights and is the
+    stolen model. With ``defense/surrogate=adversary`` the defense reads that network. The network stays in eval mode:
+    batch norm has no statistics for a batch of one image, and adversary and defense must compute the same gradient.
 
-    ``probe=true`` measures how far each answer turns the gradient, see ``mad.gradient_probe``; that counts as querying.
+    ``probe=true`` measures how far each answer turns the gradient (see ``mad.gradient_probe``). The time that this
+    takes is part of ``seconds_queries``.
 
     Args:
-        batch_size: images a request and a step.
-        learning_rate: of SGD.
+        batch_size: images per request and per step.
+        learning_rate: learning rate of SGD.
     """
 
     name = "online"
@@ -65,7 +66,7 @@ class Online(Attack):
 
     @property
     def trainer(self) -> Trainer:
-        """How the stolen network was trained, for the record."""
+        """The recipe of the stolen network, for the record: one pass of SGD at a constant rate."""
         return Trainer(
             epochs=1,
             batch_size=self.batch_size,

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import traceback
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
@@ -38,10 +39,8 @@ def one_line(error: BaseException) -> str:
         return unreadable(error.override)
     if isinstance(error, InstantiationException) and error.__cause__:
         if missing := re.match(r"Error loading '([^']*)'", str(error.__cause__)):
-            return (
-                f"{missing[1]} cannot be imported: a plug-in's file lies where the command is started, or is installed"
-            )
-        return one_line(error.__cause__)
+            return unimported(missing[1], causes(error)[-1])
+        return mistaken(str(error.__cause__)) or one_line(error.__cause__)
     if "Unknown plugin class" in str(error) or "IS THE PLUGIN INSTALLED" in str(error):
         extra = next((extra for package, extra in EXTRAS.items() if package in str(error)), "mad")
         return f"this launcher is not installed: pip install '{extra}'"
@@ -59,6 +58,26 @@ def one_line(error: BaseException) -> str:
     return composition(str(error)) or plain(error)
 
 
+def unimported(target: str, error: BaseException) -> str:
+    """Say why a class that a config names cannot be imported: its module is not found, or fails."""
+    module = target.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name == module:
+        return f"{target} cannot be imported: a plug-in's file lies where the command is started, or is installed"
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f", {Path(last[0].filename).name} line {last[0].lineno}" if last else ""
+    return f"{target} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]}{where})"
+
+
+def mistaken(text: str) -> str | None:
+    """Return a constructor's complaint about its arguments in the words of a config; None for anything else."""
+    found = re.match(r"(?:.*\.)?(\w+)\.__init__\(\) (.*)", text)
+    if found and (missing := re.match(r"missing \d+ required \S+ argument\S*: (.*)", found[2])):
+        return f"{found[1]} needs {missing[1]}: set it in the YAML, or give the field a default"
+    if found and (extra := re.match(r"got an unexpected keyword argument ('\w+')", found[2])):
+        return f"{found[1]} takes no {extra[1]}: correct the key in the YAML, or make it a field of the class"
+    return None
+
+
 def causes(error: BaseException | None) -> list[BaseException]:
     """Return an error and what caused it, the last first."""
     found: list[BaseException] = []
@@ -74,7 +93,8 @@ def unknown_choice(asked: str, text: str, options: list[str]) -> str:
     group = above[1] if above else asked.rpartition("/")[0]
     name = asked[len(group) :].lstrip("/")
     options = configs.experiments() if group == "experiment" else options
-    return f"unknown {group or 'config'} {name!r}: {choose(name, options)}"
+    own = "" if configs.FURTHER or group == "experiment" else "; --config-dir FOLDER adds choices of your own"
+    return f"unknown {group or 'config'} {name!r}: {choose(name, options)}{own}"
 
 
 def choose(name: str, known: list[str]) -> str:
@@ -92,7 +112,8 @@ def unknown_key(full_key: str, parent: Any) -> str | None:
     group = f"{above.replace('.', '/')}/{key}"
     if group in configs.groups():
         return f"unknown key {key!r}{where}: a part is chosen with {group}="
-    return f"unknown key {key!r}{where}: {choose(key, known)}"
+    add = f"; or add a line {key}: to the YAML of {above}" if above else ""
+    return f"unknown key {key!r}{where}: {choose(key, known)}{add}"
 
 
 def unreadable(word: str) -> str:

@@ -96,7 +96,7 @@ def composed(overrides: list[str], arguments: argparse.Namespace) -> tuple[Path,
     """
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
     place, overrides = configs.further(arguments.config_dir), configs.quoted(overrides)
-    with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
+    with configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
         if place:
             overrides = [f"hydra.searchpath=['{place}']", *overrides]
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -131,7 +131,10 @@ def show(outputs: Path, cells: list[Planned]) -> None:
         text = f"{state:<8} {cell.label}{why(state, detail)}"
         out.print("".join(c if c.isprintable() else "?" for c in text), soft_wrap=True, markup=False)
     total = ", ".join(f"{counts[state]} {state}" for state in STATES)
-    out.print(f"{len(cells)} cells: {total}; {left(seconds, running, counts['missing'])}", markup=False)
+    out.print(
+        f"{len(cells)} cell{'' if len(cells) == 1 else 's'}: {total}; {left(seconds, running, counts['missing'])}",
+        markup=False,
+    )
 
 
 def state_of(outputs: Path, cell: Planned) -> tuple[str, Record]:

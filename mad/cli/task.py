@@ -111,7 +111,7 @@ def run_cell(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool]
             err.print(
                 f"{record['victim']} {record['defense']}{strength}: "
                 f"defended {record['defended_accuracy']:.1%}, stolen {record['stolen_accuracy']:.1%} "
-                f"({how}){of}{'' if record.get('learned', True) else NOTHING_LEARNED}",
+                f"({how}){of}{NOTHING_LEARNED if record.get('learned') is False else ''}",
                 soft_wrap=True,
             )
     return cell.path, made

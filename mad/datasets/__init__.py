@@ -1,4 +1,4 @@
-"""Images and labels: what victims learn from, and what adversaries query with."""
+"""Images and labels: the data sets of victims and the pools of adversaries."""
 
 from mad.datasets.base import (
     Dataset,
@@ -12,6 +12,7 @@ from mad.datasets.base import (
     to_device,
     to_unit_range,
 )
+from mad.plugin_exports import exports
 
 __all__ = [
     "Dataset",
@@ -25,3 +26,4 @@ __all__ = [
     "to_device",
     "to_unit_range",
 ]
+__getattr__, __dir__ = exports(__name__, __path__)

@@ -1,4 +1,4 @@
-"""The contracts of image data, and the one way to go through images."""
+"""The contracts of data sets and pools, and the functions that iterate over images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils import data
 
 from mad.errors import MadError
 
-WHOLE = 1_000_000_000  # bytes of images that are kept in memory, and moved to a device at once
+WHOLE = 1_000_000_000  # the most bytes of images that are kept in memory or moved to a device at once
 WORKERS = min(8, os.cpu_count() or 1)
-VALUES = 10_000_000  # in a batch: 66 images of 224 x 224; what a network makes of 1000 is tens of GB
+VALUES = 10_000_000  # numbers in a batch: 66 images of 224 x 224; activations of 1000 of them would take tens of GB
 
 
 class Stream(Protocol):
-    """Images too large to be kept in memory, decoded where they are needed: in worker processes."""
+    """Images that do not fit in memory; worker processes decode each one when it is needed."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -48,61 +48,65 @@ class Split(NamedTuple):
 
 
 class Dataset(Protocol):
-    """What a victim is trained and judged on.
+    """Contract of a data set, on which a victim is trained and evaluated.
 
-    What is in it belongs to the fingerprint: every image and label is read for it (of a stream, a sample of
-    the images), unless there is a method ``contents`` (see ``mad.datasets.checked``). So it is with a pool.
+    Its data are part of the fingerprint. By default every image and label is hashed; of a stream, all labels and a
+    sample of the images. A method ``contents`` replaces the hash (see ``mad.datasets.checked``). The same holds for a
+    pool.
     """
 
     @property
     def name(self) -> str:
-        """What it is called; names folders."""
+        """The name of the data set; also names folders."""
 
     @property
     def classes(self) -> int:
-        """K."""
+        """Number of classes K."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """(C, H, W) of one image."""
 
     def train(self) -> Split:
         """Return the training split."""
 
     def test(self) -> Split:
-        """Return the test split; nothing is ever tuned on it."""
+        """Return the test split, which must not be used for tuning."""
 
 
 class Pool(Protocol):
-    """The adversary's own images."""
+    """Contract of a pool: the images that an adversary has."""
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the pool."""
 
     def images(self, shape: tuple[int, int, int]) -> Images:
-        """Return the images, uint8 (N, C, H, W); ``shape`` is (C, H, W) of what the victim takes."""
+        """Return the images, uint8 (N, C, H, W); ``shape`` is the victim's (C, H, W)."""
 
 
 @runtime_checkable
 class Labelled(Pool, Protocol):
-    """A pool whose images are sorted into classes of their own."""
+    """A pool whose images have labels; their classes need not be the victim's."""
 
     def labels(self) -> Tensor:
-        """Return the class of each image, int64 (N,), in the order of ``images``.
+        """Return the label of each image, int64 (N,), in the order of ``images``.
 
         Raises:
-            MadError: if this one's are not.
+            MadError: if this pool has no labels.
         """
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Return images as floats in [0, 1]: what models and the API take."""
+    """Return images as floats in [0, 1], the input of models and of the API; uint8 is divided by 255."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def unlike(images: Tensor, shape: Sequence[int]) -> str | None:
-    """Return in what images differ from uint8 or float32 in [0, 1] of (N, C, H, W), and what to do; None in nothing."""
+    """Return what is wrong with images, and how to fix it; None if they are valid.
+
+    Valid images are (N, C, H, W), uint8 or float32 in [0, 1], with ``shape`` (C, H, W).
+    """
     if tuple(images.shape[1:]) != tuple(shape):
         return f"expected images of {tuple(shape)}, got {tuple(images.shape[1:])}"
     if images.dtype == torch.uint8:
@@ -124,29 +128,29 @@ def unlike(images: Tensor, shape: Sequence[int]) -> str | None:
 
 
 def batch_limit(size: int, shape: Sequence[int]) -> int:
-    """Return ``size``, or how many images (C, H, W) of that shape a batch can hold where that is fewer; at least 1."""
+    """Return the batch size for images of a shape (C, H, W): ``size``, or fewer for large images, at least 1."""
     return max(1, min(size, VALUES // math.prod(shape)))
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Return images on a device; above ``WHOLE`` bytes, where they are: ``batches`` moves those batch by batch."""
+    """Return images on a device. Above ``WHOLE`` bytes they stay where they are, and ``batches`` moves each batch."""
     return images if images.nbytes > WHOLE else images.to(device)
 
 
 def allocate(*shape: int) -> Tensor:
-    """Return room for images, float32 of that shape on the CPU; above ``WHOLE`` bytes, in an unnamed file in TMPDIR.
+    """Return an uninitialized float32 tensor for images, on the CPU; above ``WHOLE`` bytes, in a file in TMPDIR.
 
-    The file's disk space is free again when the tensor is, or the process ends, however it does.
+    The file has no name. Its disk space is freed with the tensor, or when the process ends in any way.
 
     Raises:
-        MadError: if the disk has no such room.
+        MadError: if the disk has too little free space.
     """
     size = math.prod(shape)
     if 4 * size <= WHOLE:
         return torch.empty(shape)
     try:
         with tempfile.NamedTemporaryFile(prefix="mad-") as file:
-            if hasattr(os, "posix_fallocate"):  # a disk that is full only later would kill the process
+            if hasattr(os, "posix_fallocate"):  # if the disk filled up later, the process would be killed
                 os.posix_fallocate(file.fileno(), 0, 4 * size)
             return torch.from_file(file.name, shared=True, size=size).view(shape)
     except OSError as error:
@@ -157,14 +161,14 @@ def allocate(*shape: int) -> Tensor:
 
 
 def batches(images: Images, rows: Tensor | None, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield batches (size, C, H, W) on a device, of the type the images have: pass each through ``to_unit_range``.
+    """Yield batches (size, C, H, W) on a device, in the dtype of the images; ``to_unit_range`` makes them floats.
 
     Args:
-        images: a tensor of no more than ``WHOLE`` bytes is moved to the device at once, so move it there first (with
-            ``to_device``) where there are many passes.
-        rows: int64 (B,), which images and in which order; None for all of them as they lie.
-        size: images a batch; the last may be smaller.
-        device: where the batches are needed.
+        images: uint8 or float, (N, C, H, W). A tensor of no more than ``WHOLE`` bytes is moved to the device as a
+            whole; for several passes, move it there first with ``to_device``.
+        rows: int64 (B,), which images and in which order; None for all of them in order.
+        size: images per batch; the last batch may be smaller.
+        device: the device of the batches.
 
     Raises:
         MadError: if an image of a stream cannot be read.
@@ -181,7 +185,7 @@ def batches(images: Images, rows: Tensor | None, size: int, device: torch.device
         sampler=[some.tolist() for some in chosen.split(size)],
         num_workers=WORKERS,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the default would draw from the global one
+        generator=torch.Generator(),  # the default draws from the global generator
     )
     for batch in loader:
         if isinstance(batch, MadError):
@@ -190,13 +194,16 @@ def batches(images: Images, rows: Tensor | None, size: int, device: torch.device
 
 
 class Decoded(data.Dataset[Tensor | MadError]):
-    """A stream by whole batches, as a worker reads it. An error is handed over, since a raised one grows many lines."""
+    """A stream that a worker reads batch by batch.
+
+    It returns errors instead of raising them, because an error raised in a worker gets a traceback of many lines.
+    """
 
     def __init__(self, images: Stream) -> None:
         self.images = images
 
     def __getitem__(self, rows: list[int]) -> Tensor | MadError:
-        """Return images (B, C, H, W), or what is wrong with one of them."""
+        """Return images (B, C, H, W), or the error of the first image that cannot be read."""
         try:
             return torch.stack([self._image(row) for row in rows])
         except MadError as error:

@@ -14,9 +14,10 @@ TEST_IMAGES = 25  # of each class
 
 @dataclass(frozen=True)
 class Caltech256(Photographs):
-    """Caltech-256 without its clutter: 25 images of each class are the test split, the rest the training split.
+    """Caltech-256 without its clutter class: 25 images of each class are the test split, the rest the training split.
 
-    The split is drawn from the published code's seed, 123, by another generator: the sizes are its, the images not.
+    The split is drawn with the seed of the published code, 123, but with another generator. So the splits have the
+    published sizes, but not the published images.
     """
 
     name: str = "caltech256"
@@ -25,7 +26,7 @@ class Caltech256(Photographs):
     folder = "caltech256/256_ObjectCategories"
 
     def listed(self, train: bool) -> list[tuple[str, int]]:
-        """Draw each class's test images."""
+        """Return the files and labels of a split; the test images of each class are drawn at random."""
         draw, pairs = generator(123, "caltech256 split"), []
         for label, files in enumerate(classes_below(self.place, without="257.clutter")):
             turn = torch.randperm(len(files), generator=draw).tolist()

@@ -1,4 +1,4 @@
-"""The one place where data enter: every split and every pool is checked, a user's own as well as ours."""
+"""Checks of every split and every pool, built-in or the user's own, when it is loaded; and hashes of their data."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from mad.errors import MadError, check_name, check_number
 from mad.progress import err
 
 T = TypeVar("T")
-SAMPLE = 32  # images of a stream that stand for all of them
-ENTRIES = 1000  # of a folder, that are looked at for changes while a process runs
+SAMPLE = 32  # images of a stream that are hashed in place of all
+ENTRIES = 1000  # files of a folder that are checked for changes while a process runs
 KEPT = Cache()
 
 
 def declared(dataset: Dataset) -> None:
-    """Check what a data set says of itself; nothing is loaded.
+    """Check the name, classes and shape of a data set; nothing is loaded.
 
     Raises:
-        MadError: if its name, classes or shape cannot be.
+        MadError: if one of them is missing or not valid.
     """
     for name in ("name", "classes", "shape"):
         if not hasattr(dataset, name):
@@ -47,14 +47,14 @@ def split(dataset: Dataset, part: str) -> Split:
     """Return a data set's ``train`` or ``test`` split.
 
     Raises:
-        MadError: if it cannot be loaded, or is not what ``Split`` says; says which, what came and what to do.
+        MadError: if it cannot be loaded, or does not fit ``Split`` and the data set's shape and classes.
     """
     declared(dataset)
     return kept(dataset, part, lambda: checked_split(dataset, part))
 
 
 def checked_split(dataset: Dataset, part: str) -> Split:
-    """Load a split, and check it."""
+    """Return a split, loaded and checked; see ``split``, which also caches it."""
     what = f"dataset {dataset.name}, {part}()"
     made = loaded(what, getattr(dataset, part))
     if not isinstance(made, tuple) or len(made) != 2:
@@ -66,21 +66,21 @@ def checked_split(dataset: Dataset, part: str) -> Split:
 
 
 def pool(given: Pool, shape: tuple[int, int, int], taker: str) -> Images:
-    """Return a pool's images for a victim that takes ``shape``, (C, H, W).
+    """Return a pool's images, uint8 or float32 in [0, 1], (N, C, H, W).
 
     Args:
         given: the pool.
-        shape: what it is asked for.
+        shape: (C, H, W) of the images that the victim takes.
         taker: the victim's name, for errors.
 
     Raises:
-        MadError: if they cannot be loaded, are of another shape, or are not what ``Pool`` says.
+        MadError: if they cannot be loaded, have another shape, or do not fit ``Pool``.
     """
     return kept(given, f"images {tuple(shape)}", lambda: checked_pool(given, shape, taker))
 
 
 def checked_pool(given: Pool, shape: tuple[int, int, int], taker: str) -> Images:
-    """Load a pool's images, and check them."""
+    """Return a pool's images, loaded and checked; see ``pool``, which also caches them."""
     what, expected = f"pool {given.name}", tuple(shape)
     images: Images = loaded(f"{what}, images()", lambda: given.images(shape))
     given_shape = tuple(getattr(images, "shape", ()))
@@ -91,14 +91,14 @@ def checked_pool(given: Pool, shape: tuple[int, int, int], taker: str) -> Images
 
 
 def pool_labels(given: Any, count: int | None = None) -> Tensor:
-    """Return the classes of a pool's images, int64 (N,), any whole numbers.
+    """Return the labels of a pool's images, int64 (N,); they may be any whole numbers.
 
     Args:
         given: a ``Labelled`` pool.
-        count: N, where it is known.
+        count: the number of images N, if it is known.
 
     Raises:
-        MadError: if they are something else.
+        MadError: if the labels cannot be loaded, or are not int64 (N,).
     """
     what = f"pool {given.name}"
     labels: Tensor = loaded(f"{what}, labels()", given.labels)
@@ -107,7 +107,7 @@ def pool_labels(given: Any, count: int | None = None) -> Tensor:
 
 
 def loaded(what: str, load: Any) -> Any:
-    """Call what loads data; an error of its own becomes one line that says where."""
+    """Call a function that loads data; any error becomes a ``MadError`` of one line, which ``what`` begins."""
     try:
         return load()
     except MadError:
@@ -117,10 +117,15 @@ def loaded(what: str, load: Any) -> Any:
 
 
 def check_images(what: str, images: Any, shape: tuple[int, ...]) -> None:
-    """Check images of a shape (C, H, W): of a tensor every one, of a stream the first; ``batches`` checks the others.
+    """Check images: all images of a tensor, the first of a stream (``batches`` checks the others).
+
+    Args:
+        what: names the images, for errors.
+        images: the images, uint8 or float32 in [0, 1], (N, C, H, W).
+        shape: the expected (C, H, W).
 
     Raises:
-        MadError: if they are not uint8 or float32 in [0, 1] of (N, C, H, W), or there are none.
+        MadError: if they are of another type, range or shape, if there are none, or if all are nearly black.
     """
     if not isinstance(images, Tensor) and not streams(images):
         hint = "; take torch.from_numpy of it" if hasattr(images, "dtype") else ""
@@ -145,7 +150,7 @@ def check_images(what: str, images: Any, shape: tuple[int, ...]) -> None:
 
 
 def streams(images: Any) -> bool:
-    """Whether an object is a stream, as far as can be seen from outside; an array is none."""
+    """Return whether an object has the attributes of a stream; an array is not a stream."""
     return all(hasattr(images, name) for name in ("shape", "__len__", "__getitem__")) and not hasattr(images, "dtype")
 
 
@@ -158,7 +163,7 @@ def first(what: str, images: Any) -> Tensor:
 
 
 def hint_of_layout(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
-    """Return what to do about images of a shape (N, ...) that is not (N, *shape)."""
+    """Return how to fix images of a shape (N, ...) that is not (N, *shape), for an error; empty if that is unknown."""
     rest, (channels, height, width) = found[1:], shape
     if rest == (height, width, channels):
         return "; channels come first: take images.permute(0, 3, 1, 2)"
@@ -170,10 +175,16 @@ def hint_of_layout(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
 
 
 def check_labels(what: str, labels: Any, count: int, classes: int | None) -> None:
-    """Check labels of ``count`` images; ``classes`` is K, None for any whole numbers.
+    """Check labels; a line on stderr names classes without an image.
+
+    Args:
+        what: names the labels, for errors.
+        labels: the labels, int64 (N,).
+        count: number of images N.
+        classes: number of classes K; None if labels may be any whole numbers.
 
     Raises:
-        MadError: if they are not int64 (N,) from 0 to K - 1.
+        MadError: if they are not int64 (N,), or not from 0 to K - 1.
     """
     expected = f"{what}: expected labels int64 ({count},)"
     if not isinstance(labels, Tensor):
@@ -199,7 +210,7 @@ def check_labels(what: str, labels: Any, count: int, classes: int | None) -> Non
 
 
 def kind(thing: Any) -> str:
-    """Return what a thing is, for errors."""
+    """Return the type, dtype and shape of a value, for errors."""
     shape = getattr(thing, "shape", None)
     dtype = f" {thing.dtype}" if hasattr(thing, "dtype") else ""
     return f"{type(thing).__name__}{dtype}{'' if shape is None else f' {tuple(shape)}'}"
@@ -207,19 +218,19 @@ def kind(thing: Any) -> str:
 
 @lru_cache
 def say(line: str) -> None:
-    """Print a line, once in a process."""
+    """Print a line on stderr, once per process."""
     err.print(line, soft_wrap=True, markup=False)
 
 
 def contents(part: Any) -> Any:
-    """Return what stands, in a fingerprint, for the data that a part holds; None where nothing needs to.
+    """Return the value that identifies a part's data in a fingerprint; None if the part's fields determine its data.
 
-    A part that knows says it by a method ``contents``: None where its fields determine its data, else any plain value,
-    such as the checksum of a file. A data set without that method is loaded, and every image and label counts; of a
-    stream, a sample of the images: there the method is better.
+    A part may have a method ``contents``. It returns None if the fields determine the data, else any plain value, such
+    as the checksum of a file. A data set without that method is loaded, and every image and label is hashed. Of a
+    stream only a sample of the images is hashed, so streams should have the method.
 
     Raises:
-        MadError: if the data are not there or not right.
+        MadError: if the data are missing or not valid.
     """
     if callable(getattr(part, "contents", None)):
         return part.contents()
@@ -229,7 +240,14 @@ def contents(part: Any) -> Any:
 
 
 def pool_contents(given: Any, shape: tuple[int, int, int], taker: str, labelled: bool) -> Any:
-    """Return the same for a pool as a cell uses it: its images, and its labels where the attack goes by them."""
+    """Return the value that identifies a pool's data in a fingerprint; see ``contents``.
+
+    Args:
+        given: the pool.
+        shape: the victim's (C, H, W).
+        taker: the victim's name, for errors.
+        labelled: whether the attack uses the pool's labels; they are then part of the value.
+    """
     if hasattr(given, "contents"):
         return given.label_contents() if labelled and hasattr(given, "label_contents") else None
 
@@ -241,7 +259,7 @@ def pool_contents(given: Any, shape: tuple[int, int, int], taker: str, labelled:
 
 
 def hashed(images: Images, labels: Tensor | None) -> str:
-    """Return a checksum of images and labels; of a stream, of its shape, ``SAMPLE`` images and its labels."""
+    """Return the SHA-256 of images and labels; of a stream, that of its shape, ``SAMPLE`` images and the labels."""
     checksum = sha256(f"{tuple(images.shape)}".encode())
     if isinstance(images, Tensor):
         parts = [images]
@@ -255,9 +273,10 @@ def hashed(images: Images, labels: Tensor | None) -> str:
 
 
 def kept(part: Any, what: str, make: Callable[[], T]) -> T:
-    """Return what was made before of a part's data, or make it; what knows its ``contents`` keeps its data itself.
+    """Return the result of ``make`` for a part and the key ``what``; it is cached in this process.
 
-    Equal parts share it, as long as the files that their fields name are as they were.
+    Equal parts share results while the files that their fields name do not change. Results of a part with a method
+    ``contents`` are not cached here.
     """
     if hasattr(part, "contents"):
         return make()
@@ -265,19 +284,19 @@ def kept(part: Any, what: str, make: Callable[[], T]) -> T:
     if dataclasses.is_dataclass(part):
         fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
     if not plain(list(fields.values())):
-        return KEPT.get((id(part), what), lambda: (part, make()))[1]  # with the part, so that no other gets its id
+        return KEPT.get((id(part), what), lambda: (part, make()))[1]  # holds the part, to keep its id unique
     return KEPT.get((type(part), repr(fields), str(list(stamps(list(fields.values())))), what), make)
 
 
 def plain(value: Any) -> bool:
-    """Whether a value's text is all of it."""
+    """Return whether a value is made of numbers, strings, paths and containers only, so that its repr identifies it."""
     if isinstance(value, (list, tuple, dict)):
         return all(map(plain, value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, (bool, int, float, str, Path))
 
 
 def stamps(value: Any) -> Iterator[tuple[int, ...]]:
-    """Yield size, time and inode of the files, and of what is right below the folders, that a value names."""
+    """Yield size, modification time and inode of the files and folders that a value names, and of folders' entries."""
     if isinstance(value, (list, tuple, dict)):
         for one in value.values() if isinstance(value, dict) else value:
             yield from stamps(one)

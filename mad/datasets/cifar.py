@@ -1,4 +1,4 @@
-"""CIFAR-100's test split alone, as a pool: it may be there where the training split is not."""
+"""The test split of CIFAR-100 as a pool; it does not need the files of the training split."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mad.errors import MadError
 class Cifar100Test:
     """The 10,000 test images of CIFAR-100, uint8 (10000, 3, 32, 32), of 100 classes.
 
-    torchvision's own loader opens no split unless both are whole.
+    torchvision's own loader requires the files of both splits.
 
     Args:
         root: the torchvision root that holds ``cifar-100-python/test``.
         name: what the pool is called.
-        md5: of that file. A pickle runs whatever code stands in it, so no other is opened.
+        md5: checksum of that file. Loading a pickle can run any code, so a file with another checksum is refused.
     """
 
     root: str = field(compare=False)
@@ -33,15 +33,15 @@ class Cifar100Test:
     md5: str = "f0ef6b0ae62326f3e7ffdfab6717acfc"
 
     def images(self, shape: tuple[int, int, int]) -> Images:
-        """Return the images; the victim's ``shape`` is for the caller to compare."""
+        """Return the images, uint8 (10000, 3, 32, 32); ``shape`` is ignored."""
         return torch.as_tensor(np.asarray(self._content()["data"], dtype=np.uint8)).view(-1, 3, 32, 32)
 
     def labels(self) -> Tensor:
-        """Return the fine label of each image."""
+        """Return the fine label of each image, int64 (10000,), from 0 to 99."""
         return torch.tensor(self._content()["fine_labels"], dtype=torch.int64)
 
     def contents(self) -> None:
-        """Return nothing: ``md5`` is what they are."""
+        """Return None, because ``md5`` determines the data."""
 
     def _content(self) -> dict[str, Any]:
         file = place(self.root) / "cifar-100-python" / "test"

@@ -1,4 +1,4 @@
-"""Where files lie, and what is in them: the names of data are the reader's, their content decides the numbers."""
+"""Paths and checksums of data files. Checksums enter fingerprints; paths do not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def place(path: str | Path) -> Path:
     """Return a path that a user gave, with ``~`` for the home folder.
 
     Raises:
-        MadError: if there is no such user.
+        MadError: if ``~NAME`` names no user.
     """
     try:
         return Path(path).expanduser()
@@ -24,7 +24,7 @@ def place(path: str | Path) -> Path:
 
 
 def checksum_of(file: Path, kind: str = "sha256") -> str:
-    """Return the checksum of a file, computed once in a process, and again where its size, time or inode changed.
+    """Return the checksum of a file; it is cached until the file's size, times or inode change.
 
     Raises:
         OSError: if it cannot be read.

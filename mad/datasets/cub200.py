@@ -9,7 +9,7 @@ from mad.datasets.photographs import Photographs
 
 @dataclass(frozen=True)
 class Cub200(Photographs):
-    """CUB-200-2011: 200 birds, in the official split."""
+    """CUB-200-2011: 200 species of birds, in the official split."""
 
     name: str = "cub200"
     classes: int = 200
@@ -17,7 +17,7 @@ class Cub200(Photographs):
     folder = "CUB_200_2011"
 
     def listed(self, train: bool) -> list[tuple[str, int]]:
-        """Join the archive's three lists by their image numbers."""
+        """Return the files and labels of a split, from the three lists of the archive."""
         files, labels, training = (
             dict(line.split() for line in (self.place / f"{index}.txt").read_text().splitlines())
             for index in ("images", "image_class_labels", "train_test_split")

@@ -1,4 +1,4 @@
-"""The embedded default, real and offline: scikit-learn's handwritten digits, and letters from matplotlib's fonts."""
+"""The default data, which need no download: scikit-learn's handwritten digits, and letters from matplotlib's fonts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mad.errors import check_number
 from mad.seeds import generator
 
 TEST_IMAGES = 500
-GRID = 8  # both sets pass through the digits' own resolution, so that neither is sharper than the other
+GRID = 8  # the digits' resolution; the letters are reduced to it, so that they are not sharper
 FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmr10*", "cmss10*", "cmtt10*", "cmb10*", "cmmi10*")
 CANVAS = 32
 
 
 def enlarge(grid: Tensor) -> Tensor:
-    """Bring (N, 1, 8, 8) images in [0, 1] to LeNet's 28 x 28 as uint8."""
+    """Return images (N, 1, 8, 8) in [0, 1] as uint8 (N, 1, 28, 28), the size that LeNet takes."""
     large = F.interpolate(grid, size=(28, 28), mode="bilinear", align_corners=False)
     return large.clamp(0, 1).mul(255).round().to(torch.uint8)
 
@@ -52,13 +52,13 @@ class Digits:
         return self.train().labels
 
     def contents(self) -> None:
-        """Return nothing: they come with scikit-learn."""
+        """Return None: the images are part of scikit-learn."""
 
     def _split(self, part: slice) -> Split:
         from sklearn.datasets import load_digits  # a slow import
 
         raw = load_digits()
-        # The split never moves with an experiment's seed.
+        # The split does not depend on an experiment's seed.
         chosen = torch.randperm(len(raw.target), generator=generator(0, "digits split"))[part]
         images = torch.from_numpy(raw.images).float().unsqueeze(1) / 16
         return Split(enlarge(images[chosen]), torch.from_numpy(raw.target).long()[chosen])
@@ -70,7 +70,7 @@ class Letters:
 
     Args:
         size: number of images.
-        seed: draws font, letter and distortion; the same seed gives the same images.
+        seed: seed of the fonts, letters and distortions.
     """
 
     name: str = "letters"
@@ -97,16 +97,16 @@ class Letters:
         return enlarge(small / peak)
 
     def contents(self) -> None:
-        """Return nothing: they are drawn from the seed."""
+        """Return None: the seed determines the images."""
 
     def labels(self) -> Tensor:
-        """Return which letter each image is, 0 to 51 for a-z and A-Z."""
+        """Return the letter of each image, int64 (size,): 0 to 25 for a-z, 26 to 51 for A-Z."""
         chosen = torch.randint(len(render_glyphs()), (self.size,), generator=generator(self.seed, "letters"))
         return chosen % len(string.ascii_letters)
 
 
 def render_glyphs() -> Tensor:
-    """Draw every letter in every font, tightly cropped and centred: float (G, 1, CANVAS, CANVAS) in [0, 1]."""
+    """Return every letter in every font, cropped and centered: float (G, 1, CANVAS, CANVAS) in [0, 1]."""
     import matplotlib
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont

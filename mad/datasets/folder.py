@@ -1,4 +1,4 @@
-"""A directory of images, as an adversary would gather them."""
+"""A folder of images as a pool, such as images that an adversary collected."""
 
 from __future__ import annotations
 
@@ -25,35 +25,36 @@ ENDINGS = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".tga"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 }
-SYSTEMS = {"thumbs.db", "desktop.ini"}  # what file managers leave, beside hidden files
+SYSTEMS = {"thumbs.db", "desktop.ini"}  # files that file managers leave; ignored, like hidden files
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Every image below ``path``, as ``pictures.pixels`` reads it, resized and centre-cropped to the victim's size.
+    """All images below a folder, read by ``pictures.pixels``, resized and center-cropped to the victim's size.
 
-    Links are followed. Hidden files and folders are passed over; files whose endings name no image are, too, and a line
-    says so. Of a file with several frames the first is taken, and a line says so. The names and the bytes of all
-    images are part of the fingerprint: they are read once in a process, a gigabyte in some seconds.
+    Links are followed. Hidden files and folders are ignored. Files without an image's extension are ignored too, and
+    a line on stderr counts them. Of a file with several frames the first is used, which another line says. The names
+    and bytes of all images are part of the fingerprint: they are read once per process, a gigabyte in some seconds.
 
     Args:
         path: the folder.
-        name: what the pool is called.
+        name: the name of the pool.
+        content: computed, and not to be given: the checksum of the images' names and bytes.
     """
 
     path: str | None = field(default=None, compare=False)
     name: str = "image_folder"
     content: str = ""
-    version: ClassVar[int] = 2  # 1 clipped 16 bits, and dropped transparency and orientation
+    version: ClassVar[int] = 2  # version 1 clipped 16-bit images and ignored transparency and orientation
 
     def __post_init__(self) -> None:
         if not self.files:
             raise MadError(f"no image below pool.path={self.path}; looked for {' '.join(sorted(ENDINGS))}")
-        # The folder may lie anywhere: what is in it decides the numbers.
+        # The fingerprint holds the folder's content, not its path.
         object.__setattr__(self, "content", self._content())
 
     def _content(self) -> str:
-        """Return the checksum of the images' names and bytes; what did not change since is not read again."""
+        """Return the checksum of the images' names and bytes; files that have not changed are not read again."""
         checksum = sha256()
         for file in self.files:
             try:
@@ -64,10 +65,10 @@ class ImageFolder:
 
     @property
     def place(self) -> Path:
-        """The folder.
+        """The folder, with ``~`` expanded.
 
         Raises:
-            MadError: if it is none.
+            MadError: if ``path`` is not a folder.
         """
         try:
             found = place(self.path) if self.path and isinstance(self.path, (str, Path)) else None
@@ -79,7 +80,7 @@ class ImageFolder:
 
     @cached_property
     def files(self) -> list[Path]:
-        """The image files in a fixed order."""
+        """The image files, sorted by path."""
         every = list(walked(self.place))
         images = sorted(file for file in every if file.suffix.lower() in ENDINGS)
         others = Counter(file.suffix.lower() or file.name for file in every if file.suffix.lower() not in ENDINGS)
@@ -89,10 +90,11 @@ class ImageFolder:
         return images
 
     def images(self, shape: tuple[int, int, int]) -> Images:
-        """Return the images as uint8 of (N, *shape): in memory, or as a stream where they are above ``WHOLE`` bytes.
+        """Return the images, uint8 (N, C, H, W): in memory, or as a stream if they are above ``WHOLE`` bytes.
 
         Raises:
-            MadError: if one is none, as far as its header tells where they are a stream.
+            MadError: if the shape does not have 1 or 3 channels, if a file is not a valid image (of a stream only the
+                headers are checked here), or if the files have changed since this pool was created.
         """
         if shape[0] not in (1, 3):
             raise MadError(f"an image folder gives 1 or 3 channels, the victim takes {shape[0]}")
@@ -102,22 +104,22 @@ class ImageFolder:
                 f"pool {self.name}: took only the first frame of {len(several)} files with several ({several[0]}); "
                 "save further frames as files of their own"
             )
-        if self._content() != self.content:  # the cell's name stands for other images
+        if self._content() != self.content:  # the fingerprint is that of the former images
             raise MadError(f"images below pool.path={self.path} changed after the start: start again")
         return loaded(Files(self.files, shape))
 
     def labels(self) -> Tensor:
-        """Return which of the folders right below ``path`` each image lies in; those in none are a class too."""
+        """Return labels, int64 (N,): one class per folder directly below ``path``, and one for images outside them."""
         tops = [file.relative_to(self.place).parts[:-1][:1] for file in self.files]
         places = {top: number for number, top in enumerate(sorted(set(tops)))}
         return torch.tensor([places[top] for top in tops])
 
     def contents(self) -> None:
-        """Return nothing more: ``content`` is what they are."""
+        """Return None, because the field ``content`` determines the data."""
 
 
 def visible(name: str) -> bool:
-    """Whether a file or folder is neither hidden nor what a file manager left."""
+    """Return whether the name of a file or folder is neither hidden nor in ``SYSTEMS``."""
     return not name.startswith(".") and name.lower() not in SYSTEMS
 
 
@@ -125,7 +127,8 @@ def walked(top: Path) -> Iterator[Path]:
     """Yield the visible files below a folder; links are followed.
 
     Raises:
-        MadError: if a folder cannot be read, a link leads nowhere or back up, or what is named an image is no file.
+        MadError: if a folder cannot be read, if a link is broken or leads to a folder above itself, or if an entry with
+            an image's extension is not a regular file.
     """
 
     def stop(error: OSError) -> NoReturn:
@@ -145,20 +148,20 @@ def walked(top: Path) -> Iterator[Path]:
 
 
 def above(folder: Path) -> set[Path]:
-    """Return a folder and all above it, on the way taken and without links: a walk into one of them would not end."""
+    """Return a folder and its parents, with and without links resolved: a link to one of them makes an endless walk."""
     real = folder.resolve()
     return {real, *real.parents, *(parent.resolve() for parent in folder.absolute().parents)}
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, each decoded when it is asked for: converted, resized and centre-cropped.
+    """A stream of image files, each decoded, resized and center-cropped when it is needed.
 
     Args:
-        files: where they lie.
-        size: (C, H, W) to convert to.
-        border: the share of an image, in [0, 0.5), that is cut off on each side first; 1/16 before resizing to 224
-            pixels is the same as resizing to 256 and cutting out the centre.
+        files: paths of the files.
+        size: (C, H, W) of the decoded images.
+        border: share of the image, in [0, 0.5), that is first cut off on each side. 1/16 and a size of 224 pixels give
+            the same as resizing to 256 pixels and cropping the center.
     """
 
     files: Sequence[Path | str]
@@ -185,5 +188,5 @@ class Files:
 
 
 def loaded(stream: Files) -> Images:
-    """Return a stream, or its images in memory where they are no more than ``WHOLE`` bytes."""
+    """Return the images of a stream in memory, (N, C, H, W), or the stream itself if they are above ``WHOLE`` bytes."""
     return stream if math.prod(stream.shape) > base.WHOLE else torch.stack([stream[row] for row in range(len(stream))])

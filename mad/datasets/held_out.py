@@ -1,4 +1,4 @@
-"""A part of the training split that no victim learns from, to calibrate and tune on."""
+"""Held-out parts of a training split, for calibration and tuning."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mad.seeds import generator
 
 @dataclass(frozen=True)
 class Part:
-    """Some images of a stream.
+    """A stream of some images of another stream.
 
     Args:
-        images: the stream.
-        rows: which of its images, in order.
+        images: the other stream.
+        rows: the rows of its images, in order.
     """
 
     images: Stream
@@ -41,21 +41,21 @@ class Part:
 
 
 def chosen(images: Images, rows: Tensor) -> Images:
-    """Return some images, in the order of ``rows``, int64 (B,)."""
+    """Return the images of ``rows``, int64 (B,), in that order: (B, C, H, W), a tensor or a stream."""
     return images[rows] if isinstance(images, Tensor) else Part(images, rows.tolist())
 
 
 def divided(dataset: Dataset, share: float) -> tuple[Split, Split]:
-    """Return a data set's training split without a share of it, and that share.
+    """Return two parts of a data set's training split: the training images, and the held-out images.
 
-    Which images these are depends on the data set's name and the share only: victims of all seeds agree on it.
+    The division depends only on the data set's name and the share, so victims of all seeds hold out the same images.
 
     Args:
         dataset: the data set.
-        share: in (0, 1).
+        share: share of the images that are held out, in (0, 1).
 
     Raises:
-        MadError: if either part would be empty; or as ``checked.split`` does.
+        MadError: if either part would be empty, or if the split is not valid (see ``checked.split``).
     """
     whole = split(dataset, "train")
     size = len(whole.labels)

@@ -25,7 +25,7 @@ class IdxImages:
 
     Args:
         path: a file such as ``t10k-images-idx3-ubyte``, or several.
-        name: what the pool is called.
+        name: the name of the pool.
     """
 
     path: str | list[str] | None = field(default=None, compare=False)
@@ -33,12 +33,12 @@ class IdxImages:
     content: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # The files may lie anywhere: what is in them decides the numbers.
+        # The fingerprint holds the files' content, not their paths.
         object.__setattr__(self, "content", [sha256(bytes_of(file)).hexdigest() for file in self.files])
 
     @property
     def files(self) -> list[str]:
-        """The files."""
+        """The paths of the files."""
         given = [self.path] if isinstance(self.path, str) else self.path
         if not given or not isinstance(given, (list, tuple)) or not all(isinstance(file, str) for file in given):
             raise MadError(
@@ -47,7 +47,7 @@ class IdxImages:
         return list(given)
 
     def images(self, shape: tuple[int, int, int]) -> Tensor:
-        """Return the images, uint8 (N, 1, H, W); the victim's ``shape`` is for the caller to compare.
+        """Return the images, uint8 (N, 1, H, W); ``shape`` is ignored.
 
         Raises:
             MadError: if a file holds no gray images, or the files hold different sizes.
@@ -55,7 +55,7 @@ class IdxImages:
         found = []
         for file, named in zip(self.files, self.content, strict=True):
             content = bytes_of(file)
-            if sha256(content).hexdigest() != named:  # the cell's name stands for other images
+            if sha256(content).hexdigest() != named:  # the fingerprint is that of the former images
                 raise MadError(f"pool.path={file} changed after the start: start again")
             found.append(parsed(content, file))
         sizes = sorted({tuple(images.shape[1:]) for images in found})
@@ -64,7 +64,7 @@ class IdxImages:
         return torch.cat(found)
 
     def labels(self) -> Tensor:
-        """Return what is in the files of labels beside those of images, ``labels-idx1`` for ``images-idx3``.
+        """Return the labels, int64 (N,), of the files in the same folders, ``labels-idx1`` in place of ``images-idx3``.
 
         Raises:
             MadError: if there are no such files.
@@ -78,22 +78,22 @@ class IdxImages:
         return torch.cat(found)
 
     def contents(self) -> None:
-        """Return nothing more: ``content`` is what the images are."""
+        """Return None, because the field ``content`` determines the images."""
 
     def label_contents(self) -> list[str]:
-        """Return checksums of the labels, for attacks that go by them."""
+        """Return checksums of the files of labels, for the fingerprint of an attack that uses labels."""
         return [checksum_of(beside) for beside in map(labels_beside, self.files) if beside]
 
 
 def labels_beside(file: str) -> Path | None:
-    """Return the file of labels beside one of images, if there is one."""
+    """Return the path of the labels that belong to a file of images; None if there is none."""
     images = place(file)
     beside = images.with_name(images.name.replace("images-idx3", "labels-idx1"))
     return beside if beside != images and beside.is_file() else None
 
 
 def bytes_of(file: str) -> bytes:
-    """Return what is in a file."""
+    """Return the content of a file; MadError if it cannot be read."""
     try:
         return place(file).read_bytes()
     except (OSError, ValueError) as error:  # a NUL in a path is a ValueError

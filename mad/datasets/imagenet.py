@@ -1,4 +1,4 @@
-"""ImageNet, and its small relative."""
+"""ImageNet and Tiny ImageNet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ImageNet(Photographs):
     folder = "imagenet"
 
     def listed(self, train: bool) -> list[tuple[str, int]]:
-        """List the folders."""
+        """Return the files of a split with their classes, from its folders."""
         part = "train" if train else "val"
         found = enumerate(classes_below(self.place / part))
         return [(f"{part}/{file}", label) for label, files in found for file in files]
@@ -37,7 +37,7 @@ class TinyImageNet(Photographs):
     border = 0.0
 
     def listed(self, train: bool) -> list[tuple[str, int]]:
-        """List the folders for training, and what ``val_annotations.txt`` says for testing."""
+        """Return the files of a split with their classes, from the folders of ``train`` or ``val_annotations.txt``."""
         if train:
             found = enumerate(classes_below(self.place / "train", inner="images"))
             return [(f"train/{file}", label) for label, files in found for file in files]

@@ -1,4 +1,4 @@
-"""The paper's photographs: too many to keep in memory, so decoded from their files where they are needed."""
+"""The paper's data sets of photographs, which do not fit in memory and are decoded from files when needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BORDER = 1 / 16  # what a centre crop of 224 pixels leaves on each side of 256
 
 
 class Listed(NamedTuple):
-    """Image files, and the class of each, int64 (N,)."""
+    """Paths of image files, and their classes, int64 (N,)."""
 
     files: list[str]
     labels: Tensor
@@ -29,14 +29,16 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True)
 class Photographs(ABC):
-    """Labelled image files below ``root``, as their authors' archive unpacks there; an author writes ``listed``.
+    """Base class of data sets of image files below ``root``, in the folders of the published archive.
+
+    A subclass implements ``listed``.
 
     Args:
         root: a torchvision root.
         name: its name in this project.
         classes: number of classes.
-        shape: (C, H, W) of its images as a victim takes them.
-        sizes: number of training images and of test images; with ``classes``, what tells a whole set from a part.
+        shape: (C, H, W) to which images are resized for a victim.
+        sizes: number of training images and of test images; another number raises an error.
     """
 
     root: str = field(compare=False)
@@ -44,7 +46,7 @@ class Photographs(ABC):
     classes: int
     sizes: tuple[int, int]
     shape: tuple[int, int, int] = (3, 224, 224)
-    version: ClassVar[int] = 2  # 1 left orientation and transparency aside
+    version: ClassVar[int] = 2  # version 1 ignored orientation and transparency
     folder: ClassVar[str]  # below root
     border: ClassVar[float] = BORDER  # the share of the image that is cut off on each side before it is resized
 
@@ -76,14 +78,14 @@ class Photographs(ABC):
         return self._training.labels
 
     def contents(self) -> None:  # noqa: B027
-        """Return nothing: that they are whole is told by their number, and more would take reading them all."""
+        """Return None: the number of files is checked instead, since a checksum would need to read them all."""
 
     @abstractmethod
     def listed(self, train: bool) -> list[tuple[str, int]]:
-        """Return the files of a split below ``place``, each with its class from 0, in an order that never changes.
+        """Return the files of a split, relative to ``place``, each with its class from 0, in a fixed order.
 
         Raises:
-            OSError: if the archive is not there.
+            OSError: if the unpacked archive is missing.
         """
 
     def _decoded(self, files: list[str], shape: tuple[int, int, int]) -> Images:
@@ -98,10 +100,10 @@ class Photographs(ABC):
         return self._whole(train=False)
 
     def _whole(self, train: bool) -> Listed:
-        """Return what is in a split.
+        """Return the files and labels of a split.
 
         Raises:
-            MadError: if it is not whole: half an archive would give a record that says it was all of it.
+            MadError: if images are missing; a record of part of the images would claim to be of all of them.
         """
         part, size = ("training", self.sizes[0]) if train else ("test", self.sizes[1])
         remedy = f"run mad-data {self.name} --root {self.root}"
@@ -121,12 +123,18 @@ class Photographs(ABC):
 
 
 def folders(place: Path) -> list[str]:
-    """Return the names of the folders right below a place, sorted."""
+    """Return the names of the folders directly below a folder, sorted."""
     return sorted(entry.name for entry in os.scandir(place) if visible(entry.name) and entry.is_dir())
 
 
 def classes_below(place: Path, without: str = "", inner: str = "") -> list[list[str]]:
-    """Return the image files, relative to a place, of each folder right below it, or of ``inner`` in each."""
+    """Return the image files, relative to ``place``, of each folder directly below it: one list per class.
+
+    Args:
+        place: the folder of the classes' folders.
+        without: a folder to leave out.
+        inner: a folder in each class's folder that holds the images.
+    """
     parts = [str(Path(name, inner)) for name in folders(place) if name != without]
     return [
         sorted(

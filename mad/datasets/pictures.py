@@ -1,4 +1,4 @@
-"""One image file to pixels of 8 bits: what a person would see, or a refusal that names the file."""
+"""Reading image files as 8-bit pixels, as a viewer would show them."""
 
 from __future__ import annotations
 
@@ -13,40 +13,42 @@ from mad.errors import MadError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIXTEEN = 257  # what 0 to 65535 is divided by to be 0 to 255
+SIXTEEN = 257  # divides 0..65535 to give 0..255
 MIDDLE = 127.5
-RANGELESS = {"I": "32-bit integers", "F": "floats"}  # nothing in the file says which value is white
+RANGELESS = {"I": "32-bit integers", "F": "floats"}  # the file does not say which value is white
 ADVICE = "remove it from the pool, or save it as an 8-bit PNG"
 
 
 @contextmanager
 def opened(file: Path | str) -> Iterator[Image]:
-    """Open an image file, at its first frame.
+    """Open an image file at its first frame, as a context manager.
 
     Raises:
-        MadError: naming the file, for whatever goes wrong with it inside the block.
+        MadError: for any error inside the block; it names the file.
     """
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of what is refused: a large camera's
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # an error only at twice the size
             with Image.open(file) as image:
                 yield image
     except MadError:
         raise
     except Image.UnidentifiedImageError as error:
         raise MadError(f"{file} cannot be read as an image (of no format that is known); {ADVICE}") from error
-    except Exception as error:  # what a damaged or hostile file makes decoders raise is no short list
+    except Exception as error:  # damaged or hostile files make decoders raise many kinds of errors
         why = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())[:150]
         raise MadError(f"{file} cannot be read as an image ({why}); {ADVICE}") from error
 
 
 def check(file: Path | str) -> int:
-    """Read only a file's header; return how many frames it has.
+    """Return the number of frames in an image file; only its header is read.
 
     Raises:
-        MadError: if ``pixels`` could make no image of it, as far as the header tells.
+        MadError: if the header shows that ``pixels`` cannot read the file.
     """
     with opened(file) as image:
         refuse_rangeless(image, file)
@@ -54,14 +56,14 @@ def check(file: Path | str) -> int:
 
 
 def pixels(file: Path | str, channels: int) -> Image:
-    """Return a file's first frame as a person sees it, of mode ``L`` (1 channel) or ``RGB``.
+    """Return the first frame of a file as a Pillow image, of mode ``L`` for 1 channel or ``RGB`` for 3.
 
-    Turned upright as its EXIF orientation says. 16 bits are scaled to 8. What is transparent is laid over white, or
-    over black where what is visible is light (on average, above mid gray), so that a shape that only the transparency
-    draws is seen, whatever its color. Color becomes gray by its luma.
+    The image is rotated by its EXIF orientation, and 16 bits are scaled to 8. Transparent images are put on a white
+    background, or on a black one if their visible part is light (above mid gray on average), so that shapes drawn by
+    transparency stay visible in any color. Color becomes gray by its luma.
 
     Raises:
-        MadError: if it cannot be read, or holds numbers of no known range (32-bit integers or floats).
+        MadError: if the file cannot be read, or holds 32-bit integers or floats, whose range is unknown.
     """
     from PIL import ImageOps
 
@@ -77,18 +79,18 @@ def pixels(file: Path | str, channels: int) -> Image:
 
 
 def refuse_rangeless(image: Image, file: Path | str) -> None:
-    """Refuse numbers that may mean anything."""
+    """Raise MadError for 32-bit integers and floats, whose range is unknown."""
     if image.mode in RANGELESS and not sixteen(image):
         raise MadError(f"{file} holds {RANGELESS[image.mode]}, and nothing says which of them is white; {ADVICE}")
 
 
 def sixteen(image: Image) -> bool:
-    """Whether an image's values go from 0 to 65535; Pillow has some of those, in these formats, as 32-bit integers."""
+    """Return whether an image has 16 bits; Pillow opens some 16-bit PNG and PPM files as 32-bit integers."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def eight_bits(image: Image) -> Image:
-    """Return an image whose values go from 0 to 255; of 16 bits, the nearest."""
+    """Return an image with values from 0 to 255; 16-bit values are scaled and rounded."""
     import numpy as np
     from PIL import Image
 
@@ -103,7 +105,7 @@ def eight_bits(image: Image) -> Image:
 
 
 def laid_over(image: Image) -> Image:
-    """Return an RGBA image without its transparency: over white, or over black if what is visible of it is light."""
+    """Return an RGBA image as RGB on a white background, or on a black one if its visible part is light."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""MNIST's family in the IDX files that torchvision unpacks, checked against what was published."""
+"""MNIST and its relatives in the IDX files that torchvision unpacks, with checks of their published checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mad.datasets.idx import parsed, parsed_labels
 from mad.errors import MadError
 
 PARTS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-MD5S = {  # of the unpacked files, in that order
+MD5S = {  # of the unpacked files, in the order of PARTS
     "MNIST": (
         "6bbc9ace898e44ae57da46a324031adb",
         "a25bea736e30d166cdddb491f175f624",
@@ -39,17 +39,17 @@ MD5S = {  # of the unpacked files, in that order
     ),
 }
 LOADERS = (*MD5S, "EMNIST")
-EMNIST_ZIP = ("gzip.zip", 561_753_746)  # all that is published of EMNIST, and its bytes; torchvision leaves it there
+EMNIST_ZIP = ("gzip.zip", 561_753_746)  # EMNIST's only published file, and its bytes; torchvision keeps it
 
 
 @dataclass(frozen=True)
 class IdxFiles:
-    """The IDX files of a set, images and labels of two splits.
+    """The four IDX files of a data set: images and labels of the training and the test split.
 
     Args:
         loader: its class in ``torchvision.datasets``, one of ``LOADERS``.
         root: the torchvision root.
-        split: EMNIST's.
+        split: the name of EMNIST's variant, such as ``letters``; empty for other data sets.
     """
 
     loader: str
@@ -65,15 +65,15 @@ class IdxFiles:
         return [self.root / self.loader / "raw" / part for part in parts]
 
     def pair(self, train: bool) -> list[Path]:
-        """Return the files of a split."""
+        """Return the file of images and the file of labels of a split."""
         return self.files[:2] if train else self.files[2:]
 
     def there(self, train: bool) -> bool:
-        """Whether the files of a split are there."""
+        """Return whether both files of a split exist."""
         return all(file.is_file() for file in self.pair(train))
 
     def published(self, file: Path) -> str | None:
-        """Return the MD5 that a file should have; None where nothing tells: for EMNIST without its archive beside."""
+        """Return the MD5 that a file should have; None if it is unknown, as for EMNIST without its archive."""
         if self.loader in MD5S:
             return MD5S[self.loader][self.files.index(file)]
         archive = file.with_name(EMNIST_ZIP[0])
@@ -85,7 +85,8 @@ class IdxFiles:
         """Return a split's images, uint8 (N, 1, H, W), and its labels, int64 (N,).
 
         Raises:
-            MadError: if they are not as published.
+            MadError: if a file is missing, does not have its published checksum, or is not a valid IDX file; the text
+                ends with ``remedy``.
         """
         images, labels = self.pair(train)
         contents = []
@@ -104,12 +105,12 @@ class IdxFiles:
         return both
 
     def unproven(self) -> list[str] | None:
-        """Return checksums of files of which nothing tells whether they are those that were published; else None."""
+        """Return the checksums of existing files whose published checksum is unknown; None if there are none."""
         there = [file for file in self.files if self.loader not in MD5S and file.is_file()]
         return [checksum_of(file) for file in there if self.published(file) is None] or None
 
     def wrong(self) -> Iterator[tuple[Path, str]]:
-        """Yield the files that are there and are not as published, each with what is wrong with it."""
+        """Yield the existing files that differ from the published ones, each with the reason."""
         for number, file in enumerate(self.files):
             if file.is_file():
                 right, found = self.published(file), checksum_of(file, "md5")
@@ -122,7 +123,7 @@ class IdxFiles:
                         yield file, "it is no whole IDX file"
 
     def unpack(self) -> None:
-        """Unpack what is missing from archives beside that hold what was published."""
+        """Unpack missing files from ``.gz`` archives in the same folder, if the content has the published checksum."""
         for file in self.files:
             packed = file.with_name(f"{file.name}.gz")
             if file.exists() or self.loader not in MD5S or not packed.is_file():
@@ -139,7 +140,10 @@ class IdxFiles:
 
 @lru_cache
 def inside(archive: str, member: str, stamp: int) -> str | None:
-    """Return the MD5 of what a gzipped member of a zip holds, or None if it holds none; ``stamp`` is the zip's time."""
+    """Return the MD5 of an unpacked gzip member of a zip file; None if it cannot be read.
+
+    ``stamp`` is the zip file's modification time, so that a changed file is read again.
+    """
     try:
         with zipfile.ZipFile(archive) as outer:
             return hashlib.md5(gzip.decompress(outer.read(member)), usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""torchvision's data sets, whole in memory."""
+"""torchvision's data sets that fit in memory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mad.storage.files import held
 
 @dataclass(frozen=True)
 class Vision:
-    """A data set of ``torchvision.datasets`` that is small enough to keep in memory.
+    """A data set of ``torchvision.datasets`` that fits in memory; its training images also serve as a pool.
 
-    Files whose checksums are published have to have them; ``mad-data`` mends what it can.
+    Files must have their published checksums, if there are any; ``mad-data`` replaces files that do not.
 
     Args:
         name: its name in this project.
         loader: its class in ``torchvision.datasets``.
-        root: the torchvision root; what is missing there is downloaded.
+        root: the torchvision root; files that are missing there are downloaded.
         shape: (C, H, W) of its images.
         classes: number of classes.
         options: further arguments of the loader (EMNIST's ``split``).
@@ -64,7 +64,7 @@ class Vision:
         return self.train().labels
 
     def contents(self) -> list[str] | None:
-        """Return nothing where the files are as published, and checked; else their checksums (see ``unproven``)."""
+        """Return None if the files have their published checksums, else checksums of the files or of the data."""
         if self._idx:
             return self._idx.unproven()
         if hasattr(self._loader, "train_list"):  # CIFAR's files are checked by torchvision
@@ -73,16 +73,16 @@ class Vision:
 
     @property
     def place(self) -> Path:
-        """The root."""
+        """The root, with ``~`` expanded."""
         return place(self.root)
 
     @property
     def remedy(self) -> str:
-        """What to do where files are not as published."""
+        """The advice in errors about files that differ from the published ones."""
         return f"run mad-data {self.name} --root {self.place}"
 
     def mend(self) -> None:
-        """Set aside what is there and not as published, saying so, and unpack what archives beside it hold."""
+        """Rename files that differ from the published ones to ``*.wrong``, and unpack archives in their folder."""
         for file, why in self._wrong():
             aside = file.with_name(f"{file.name}.wrong")
             err.print(f"{file} is not {self.loader}'s ({why}): renamed to {aside.name}", soft_wrap=True, markup=False)
@@ -113,23 +113,23 @@ class Vision:
             images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
             labels = torch.as_tensor(np.asarray(raw.targets)).long()
         if self.loader == "EMNIST":
-            images = images.transpose(2, 3)  # EMNIST is stored with rows and columns exchanged
-            labels = labels - int(self.options.get("split") == "letters")  # those are counted from 1
+            images = images.transpose(2, 3)  # EMNIST stores images transposed
+            labels = labels - int(self.options.get("split") == "letters")  # the letters' labels begin at 1
         if tuple(images.shape[1:]) != self.shape:
             raise MadError(f"{self.name} holds images of {tuple(images.shape[1:])}, its config says {self.shape}")
         return Split(images.contiguous(), labels)
 
     def _download(self, files: IdxFiles, train: bool) -> None:
-        """Get a split's files."""
+        """Unpack or download the files of a split; MadError if that fails."""
         with self._downloading():
             files.unpack()
             if not files.there(train):
                 try:
                     self._load(train=train, download=True)
-                except Exception:  # it also reads what it downloads, and any file that is not as published
+                except Exception:  # torchvision also reads all files, of which some may be damaged
                     if not files.there(train):
                         raise
-        if not files.there(train):  # torchvision takes what its old versions left for the whole set
+        if not files.there(train):  # torchvision takes the processed files of its old versions for the whole set
             left = self.place / self.loader / "processed"
             raise MadError(f"{self.loader} is not whole under {self.place}/; remove {left} and {self.remedy}")
 
@@ -145,7 +145,7 @@ class Vision:
         return self._loader(str(self.place), **how, **self.options)
 
     def _wrong(self) -> Iterator[tuple[Path, str]]:
-        """Yield the files that are there and not as published, each with what is wrong with it."""
+        """Yield the existing files that differ from the published ones, each with the reason."""
         if self._idx:
             yield from self._idx.wrong()
         elif hasattr(self._loader, "train_list"):
@@ -155,7 +155,7 @@ class Vision:
                     yield file, f"its MD5 should be {right}, is {found}"
 
     def _packed(self) -> tuple[Path, str]:
-        """Return where an archive that is still needed may be put by hand, and its MD5."""
+        """Return the path at which a user can put a missing archive, and the archive's MD5."""
         if self._idx is None:
             return self.place / self._loader.filename, self._loader.tgz_md5
         if self.loader == "EMNIST":
@@ -166,7 +166,7 @@ class Vision:
 
     @contextlib.contextmanager
     def _downloading(self) -> Iterator[None]:
-        """Let one process at a time download."""
+        """Hold a lock so that one process downloads at a time; turn any error into a MadError with advice."""
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             with held(self.place / f".{self.loader}.lock"):

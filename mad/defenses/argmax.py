@@ -1,4 +1,4 @@
-"""The API as labels only."""
+"""A defense that answers with labels only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mad.defenses.base import Defense
 
 @dataclass
 class Argmax(Defense):
-    """Answer with the top class, one-hot: ``top_k`` with k = 1, the most that truncation can do.
+    """Answer with the top class, one-hot. The same as ``top_k`` with k = 1, the strongest truncation.
 
     Args:
-        epsilon: L1 budget in [0, 2]: how far to go toward the label; None for all the way.
+        epsilon: L1 budget in [0, 2], which limits how far answers move toward the label; None for no limit.
     """
 
     name = "argmax"

@@ -1,4 +1,4 @@
-"""DP-SGD (Abadi et al., 2016): a victim that was trained with differential privacy, the paper's baseline."""
+"""DP-SGD (Abadi et al., 2016), a baseline of the paper: a victim that is trained with differential privacy."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ LARGE_ORDERS = (80, 100, 150, 250, 500, 1000)  # of the Renyi divergence, for mu
 
 @dataclass(frozen=True)
 class PrivateTrainer(Trainer):
-    """Training in which each image's gradient is clipped, and their sum blurred by Gaussian noise, in float32.
+    """A recipe that clips the gradient of each image and adds Gaussian noise to their sum, in float32.
 
-    A step takes every image with the same chance (Poisson sampling, which the accountant presumes), ``batch_size`` of
-    them on average. Opacus clips; in its ghost form, which holds no gradients of single images for linear layers, those
-    of one layer at a time for others, and is as exact: of convolutions they fill the memory of a large ``batch_size``.
-    The noise comes from the seed, so that a victim can be made again: whoever knows the seed is promised no privacy.
+    Each step samples every image with the same probability (Poisson sampling, which the privacy accountant assumes), on
+    average ``batch_size`` images. Opacus clips the gradients by ghost clipping, which is exact. It stores no per-image
+    gradients for linear layers, and for other layers those of one layer at a time; with a large ``batch_size``, those
+    of a convolution can fill the memory. The noise is drawn from the seed, so that the same victim can be trained
+    again. There is no privacy against someone who knows the seed.
 
     Args:
         noise_multiplier: standard deviation of the noise, in units of ``max_grad_norm``.
@@ -47,7 +48,7 @@ class PrivateTrainer(Trainer):
     max_grad_norm: float = 1.0
 
     def chance(self, size: int) -> float:
-        """Return how likely a step takes one of ``size`` images."""
+        """Return the probability with which a step samples each of ``size`` images."""
         return min(1.0, self.batch_size / size)
 
     def steps(self, size: int) -> tuple[int, int]:
@@ -56,14 +57,14 @@ class PrivateTrainer(Trainer):
         return max(self.epochs, -(-self.min_steps // steps)), steps
 
     def spent(self, size: int, delta: float) -> float:
-        """Return the epsilon of the (epsilon, delta)-privacy of each of ``size`` images: an upper bound (Renyi)."""
+        """Return the epsilon of (epsilon, delta)-differential privacy on ``size`` images, an upper bound (Renyi)."""
         from opacus.accountants import RDPAccountant
 
         accountant, (epochs, steps) = RDPAccountant(), self.steps(size)
         accountant.history = [(self.noise_multiplier, self.chance(size), epochs * steps)]
         orders = [*accountant.DEFAULT_ALPHAS, *LARGE_ORDERS]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that another order might give a smaller bound
+            warnings.simplefilter("ignore", UserWarning)  # it says that another order might give a smaller bound
             return float(accountant.get_epsilon(delta=delta, alphas=orders))
 
     def epochs_of(
@@ -77,7 +78,7 @@ class PrivateTrainer(Trainer):
         task: str,
         rows: Tensor | None = None,
     ) -> Iterator[int]:
-        """Train ``model`` in place as ``Trainer.epochs_of`` does; an epoch is the steps that see each image once."""
+        """Train ``model`` in place as ``Trainer.epochs_of`` does; an epoch samples each image once on average."""
         from opacus.optimizers import DPOptimizerFastGradientClipping
         from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
@@ -118,9 +119,10 @@ class PrivateTrainer(Trainer):
 
 
 def watched(model: nn.Module, max_grad_norm: float = 1.0) -> Any:
-    """Return a copy in train mode, as ``_module`` of Opacus' wrapper, which takes the norm of each image's gradient.
+    """Return a copy of the model, in train mode, in Opacus's wrapper, which computes each image's gradient norm.
 
-    Opacus leaves hooks and attributes behind, and cannot do with activations that overwrite what a layer gave.
+    The copy is ``_module`` of the wrapper. It is a copy because Opacus adds hooks and attributes to a model, and needs
+    activations that are not in place.
     """
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
@@ -132,9 +134,9 @@ def watched(model: nn.Module, max_grad_norm: float = 1.0) -> Any:
 
 
 def group_normed(architecture: Architecture, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Return an architecture's network, its batch norms replaced as Opacus does: by group norms that are as if new.
+    """Return an architecture's network with newly initialized group norms in place of batch norms, as Opacus does it.
 
-    Of C channels gcd(32, C) groups; all other weights are the architecture's, ImageNet's among them.
+    A norm of C channels gets gcd(32, C) groups. All other weights stay the architecture's, such as ImageNet's.
     """
     from opacus.validators import ModuleValidator
 
@@ -143,7 +145,7 @@ def group_normed(architecture: Architecture, *, shape: tuple[int, int, int], cla
 
 
 def mixing(network: nn.Module) -> bool:
-    """Say whether a network has a batch norm, through which an image's answer depends on those beside it."""
+    """Return whether a network has a batch norm, which makes answers in train mode depend on the whole batch."""
     return any(isinstance(part, _BatchNorm) for part in network.modules())
 
 
@@ -151,21 +153,21 @@ def mixing(network: nn.Module) -> bool:
 class DpSgd(Defense):
     """Serve a model of the victim's architecture that was trained with DP-SGD; its answers are left as they are.
 
-    Batch norm mixes images: an architecture that has it is served with group norms in its place. ImageNet's weights
-    are kept in all other layers; the norms begin anew.
+    Batch norm mixes the images of a batch, which DP-SGD does not allow; group norms, newly initialized, replace it.
+    All other layers keep their initial weights, such as ImageNet's.
 
-    It is trained once for each of its settings, and kept as victims are. The privacy that was spent lands in the
-    record: ``dp_epsilon``, at ``dp_delta``.
+    The model is trained once for each setting and stored like a victim. The privacy that was spent is in the record:
+    ``dp_epsilon``, at ``dp_delta``.
 
     Args:
         epsilon: None: there is no L1 budget, and the privacy's epsilon follows from the other settings.
-        noise_multiplier: standard deviation of the noise in units of ``max_grad_norm``; more is more private.
+        noise_multiplier: standard deviation of the noise in units of ``max_grad_norm``; larger is more private.
         max_grad_norm: L2 norm to which the gradient of one image is clipped.
-        batch_size: images of a step, on average.
+        batch_size: images per step, on average.
         epochs: passes over the training images.
-        min_steps: sets too small for these many steps in ``epochs`` get more epochs.
-        learning_rate: the peak of one cycle.
-        delta: the chance, in (0, 1), that the privacy's epsilon does not hold.
+        min_steps: the least number of steps; small data sets get more epochs to reach it.
+        learning_rate: the highest rate of the one-cycle schedule.
+        delta: the delta, in (0, 1), at which the privacy's epsilon is computed.
     """
 
     name = "dp_sgd"
@@ -192,7 +194,7 @@ class DpSgd(Defense):
         check_number("defense.noise_multiplier", self.noise_multiplier, 0.01)
         check_number("defense.max_grad_norm", self.max_grad_norm, 1e-9)
         check_number("defense.delta", self.delta, 1e-300, 1)
-        self.trainer()  # refuses the rest
+        self.trainer()  # checks the other settings
 
     def trainer(self) -> PrivateTrainer:
         """Return how the served model is trained."""
@@ -211,7 +213,7 @@ class DpSgd(Defense):
         )
 
     def check(self, victim: Victim) -> None:
-        """Refuse machines without Opacus, and networks that it cannot train: it is tried on two images."""
+        """Raise MadError if Opacus is not installed, or cannot train the network (it is tried on two images)."""
         if importlib.util.find_spec("opacus") is None:
             raise MadError("defense=dp_sgd needs Opacus: pip install 'mad[dp]'")
         try:
@@ -234,7 +236,7 @@ class DpSgd(Defense):
             ) from error
 
     def recipe(self, victim: Victim) -> Victim:
-        """Return the recipe of the model that is served in a victim's place."""
+        """Return the recipe of the model that is served in place of the victim."""
         with imagenet.left_out():
             mixes = mixing(victim.untrained(seed=0, purpose="check"))
         own = victim.architecture
@@ -242,14 +244,14 @@ class DpSgd(Defense):
         return replace(victim, name=f"{victim.name}-{self.name}", architecture=architecture, trainer=self.trainer())
 
     def serve(self, context: Context) -> nn.Module:
-        """Train the private model, or load it."""
+        """Return the private model, trained or loaded."""
         return context.trained(self.recipe(context.victim))
 
     def columns(self, context: Context) -> dict[str, Any]:
-        """Return the privacy that was spent: computed, not measured."""
+        """Return the columns of the privacy that was spent, as the accountant computes it."""
         size = len(context.victim.training_split().labels)
         return {"dp_epsilon": self.trainer().spent(size, self.delta), "dp_delta": self.delta}
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return the posteriors of the private model."""
+        """Return the posteriors of the private model unchanged."""
         return clean

@@ -21,18 +21,20 @@ SOLVERS = ("vertex", "exact")
 
 @dataclass
 class Mad(Defense):
-    """Turn the gradient that an adversary would take from each answer as far as the budget allows (eqs. 4-7).
+    """Perturb each answer so that it turns the adversary's gradient by the largest angle in the budget (eqs. 4-7).
+
+    The adversary's network is unknown, so the gradient of a surrogate stands in for it.
 
     Args:
         epsilon: L1 budget in [0, 2]. From 1 on, the top class of every answer changes.
-        surrogate: makes the network whose gradient stands for the adversary's.
-        gradient: with respect to which of its weights: ``last_layer``, as in the published code, which needs no
-            backward pass (``solvers.metric`` shows why), or ``all``, as the paper's equation has it.
+        surrogate: makes the network whose gradient stands in for the adversary's.
+        gradient: the weights that the gradient is taken with respect to: ``last_layer``, as in the published code,
+            which needs no backward pass (see ``solvers.metric``), or ``all``, as in the paper's equation.
         solver: ``vertex``, as published, or ``exact``, the global maximum.
-        as_published: run the surrogate as the published code does, in train mode: its batch norms take the mean and
-            variance of each single image. Networks without batch norm, LeNet among them, answer the same. What has no
-            counterpart: dropout stays off, where an answer of the published code depends on a draw. A surrogate that
-            is the victim itself, or the adversary's, stays in eval mode.
+        as_published: run the surrogate in train mode, as the published code does: its batch norms take the mean and
+            variance of each single image. Networks without batch norm, such as LeNet, answer the same either way.
+            Dropout stays off, while it makes answers of the published code random. A surrogate that is the victim
+            itself, or the adversary's network, stays in eval mode.
     """
 
     name = "mad"
@@ -54,7 +56,7 @@ class Mad(Defense):
             )
 
     def check(self, victim: Victim) -> None:
-        """Refuse a surrogate that does not fit the victim."""
+        """Raise MadError if the surrogate does not fit the victim."""
         self.surrogate.check(victim)
 
     def prepare(self, context: Context) -> None:
@@ -66,7 +68,7 @@ class Mad(Defense):
         self._surrogate = context.cached(network, about)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return the posteriors of the largest angular deviation that the solver finds."""
+        """Return the posteriors (B, K) with the largest angular deviation that the solver finds."""
         classes, found = clean.shape[1], self._surrogate(images)
         p = torch.softmax(found[:, :classes], dim=1)
         inner = found[:, classes:].unflatten(1, (classes, classes)) if self.gradient == "all" else None

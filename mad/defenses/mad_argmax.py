@@ -1,4 +1,4 @@
-"""MAD-argmax: MAD among the answers that leave the top class where it is (paper, section 4)."""
+"""MAD-argmax: MAD restricted to answers that keep the top class (paper, section 4)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from mad.defenses.mad import Mad
 
 @dataclass
 class MadArgmax(Mad):
-    """MAD that costs honest users no accuracy; an adversary who keeps only the top class undoes it (fig. 5).
+    """MAD that keeps the top class of every answer, and so the accuracy for honest users.
 
-    ``solver=vertex`` is the published search (``solvers.argmax``), ``exact`` the global maximum under the constraint.
-    Above ten classes ``as_published`` searches exactly as the published code, which skips a candidate.
+    An adversary who trains on the top class only undoes it (fig. 5). ``solver=vertex`` is the published search
+    (``solvers.argmax``), ``exact`` the global maximum under the constraint. For more than ten classes,
+    ``as_published`` searches exactly as the published code, which skips a candidate.
     """
 
     name = "mad_argmax"

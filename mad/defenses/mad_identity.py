@@ -1,4 +1,4 @@
-"""MAD's ablation G = I: the posteriors themselves are turned, whatever gradient they cause (paper, fig. 8)."""
+"""MAD's ablation G = I: it turns the posteriors themselves, not the gradients (paper, fig. 8)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mad.solvers.vertex import mix
 
 @dataclass
 class MadIdentity(Defense):
-    """Turn each answer away from the posterior y, as far as the budget allows: no surrogate, no gradient.
+    """Turn each answer away from the posterior y, as far as the budget allows, without a surrogate or gradients.
 
     With G = I the objective of eq. 4 is 2 - 2 cos(answer, y). At the corner e_k it is 2 - 2 y_k / ||y||, so the
     published search over corners always ends at the least likely class (of equal ones, the first).

@@ -1,4 +1,4 @@
-"""MAD's ablation y* = random: a corner of the simplex that nothing chose (paper, fig. 8)."""
+"""MAD's ablation y* = random: the target is a random corner of the simplex (paper, fig. 8)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mad.solvers.vertex import mix
 class MadRandom(Defense):
     """Mix each answer with the one-hot posterior of a random class, as far as the budget allows.
 
-    The class is a function of a secret key and of the image, so that averaging repeated queries removes nothing; the
-    published code draws it afresh.
+    The class is a function of a secret key and of the image, so that an adversary gains nothing by averaging repeated
+    queries. The published code draws a new class for each query.
 
     Args:
         epsilon: L1 budget in [0, 2].
@@ -31,6 +31,6 @@ class MadRandom(Defense):
         self._key = derive(context.seed, "random corner")
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return posteriors mixed with one-hot ones."""
+        """Return posteriors (B, K), each mixed with the one-hot posterior of its image's random class."""
         drawn = keyed_uniform(images, 1, self._key).squeeze(1)
         return mix(clean, (drawn * clean.shape[1]).long(), self.epsilon or 0.0)

@@ -1,4 +1,4 @@
-"""Random noise on the posterior's logits, the paper's baseline."""
+"""Random noise on the posterior's logits, a baseline of the paper."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from mad.defenses.base import Context, Defense
 from mad.errors import check_choice, check_number
 from mad.seeds import derive
 
-EDGE = 1e-6  # where a budget's logits are clipped: noise of +-scale would move no answer that is surer
+EDGE = 1e-6  # with a budget, probabilities are clipped here: noise of +-scale moves no surer answer
 NORMS = {"l1": 1, "l2": 2}
 
 
 @dataclass
 class RandomNoise(Defense):
-    """Add uniform noise to z = log(y / (1 - y)), map back and rescale.
+    """Add uniform noise to the logits z = log(y / (1 - y)), map them back to probabilities and rescale.
 
     With an L1 budget the noise is symmetric, logits are clipped to those of 1e-6 and 1 - 1e-6, and the answer is
-    shrunk to the budget. Without one it is the published form: non-negative noise in [0, 2 scale / K^(1/p)], projected
-    onto the L_p ball of radius ``scale``, on logits that nothing clips. So an exact 0 or 1 stays what it is.
+    shrunk to the budget. Without a budget it is the published form: non-negative noise in [0, 2 scale / K^(1/p)],
+    projected onto the L_p ball of radius ``scale``, on unclipped logits. There a probability of exactly 0 or 1 does not
+    change.
 
-    The noise is a function of a secret key and of the image: asking twice brings the same answer, so averaging
-    repeated queries removes nothing, and no answer depends on its batch. The published code draws afresh: one query an
-    image cannot tell the two apart, several can.
+    The noise is a function of a secret key and of the image. The same image always gets the same answer, so averaging
+    repeated queries removes no noise, and no answer depends on its batch. The published code draws new noise for each
+    query; an adversary sees the difference only if it queries an image more than once.
 
     Args:
         epsilon: L1 budget in [0, 2]; None for the published form, whose strength is ``scale``.
-        scale: in logits. With a budget, noise is uniform in [-scale, scale]: a sure answer's top logit is near 14,
-            so 50 lets the budget decide how much changes; at 10 most test answers would hardly move. Without one,
-            the radius of the ball.
-        norm: of the ball, ``l1`` or ``l2``; of no use with a budget.
+        scale: size of the noise in logits. With a budget, noise is uniform in [-scale, scale]. The top logit of a sure
+            answer is near 14, so with 50 the budget decides how much answers change; with 10 most test answers would
+            hardly change. Without a budget, the radius of the ball.
+        norm: norm of the ball, ``l1`` or ``l2``; not used with a budget.
     """
 
     name = "random_noise"
@@ -47,12 +48,12 @@ class RandomNoise(Defense):
 
     @property
     def version(self) -> int:  # type: ignore[override]
-        """2 for the published form, whose logits were clipped before; answers within a budget are what they were."""
+        """2 for the published form, whose version 1 clipped logits; 1 with a budget, whose answers have not changed."""
         return 2 if self.epsilon is None else 1
 
     @property
     def strength_parameter(self) -> str:  # type: ignore[override]
-        """The budget where there is one, else the radius."""
+        """``epsilon`` with a budget, else ``scale``."""
         return "scale" if self.epsilon is None else "epsilon"
 
     def prepare(self, context: Context) -> None:
@@ -60,7 +61,7 @@ class RandomNoise(Defense):
         self._key = derive(context.seed, "noise")
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return what the noisy logits stand for, not yet rescaled."""
+        """Return the probabilities (B, K) of the noisy logits, not yet rescaled."""
         classes, z = clean.shape[1], torch.logit(clean, eps=EDGE)
         noise = keyed_uniform(images, classes, self._key)
         if self.epsilon is None:
@@ -72,7 +73,7 @@ class RandomNoise(Defense):
 
 
 def projected(noise: Tensor, radius: float, norm: str) -> Tensor:
-    """Return the nearest points, in Euclidean distance, of an L_p ball to non-negative noise (B, K)."""
+    """Return the Euclidean projection of non-negative noise (B, K) onto the L_p ball of a radius."""
     if norm == "l2":
         return noise * (radius / noise.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
     # All entries fall by the same amount, not below zero, until they sum to the radius (Duchi et al., 2008).
@@ -83,7 +84,7 @@ def projected(noise: Tensor, radius: float, norm: str) -> Tensor:
 
 
 def keyed_uniform(images: Tensor, width: int, key: int) -> Tensor:
-    """Return numbers in [0, 1), float64 (B, width), that depend on nothing but each image's pixels and the key."""
+    """Return pseudorandom numbers in [0, 1), float64 (B, width), a function of each image's pixels and the key."""
     bits = images.flatten(1).float().contiguous().view(torch.int32).long()
     place = torch.arange(bits.shape[1], device=bits.device)
     row = (mix(bits + mix(place + key)) * (2 * place + 1)).sum(dim=1, keepdim=True)
@@ -92,7 +93,7 @@ def keyed_uniform(images: Tensor, width: int, key: int) -> Tensor:
 
 
 def mix(words: Tensor) -> Tensor:
-    """Scramble int64 words (the finaliser of SplitMix64; products wrap)."""
+    """Hash int64 words with the finalizer of SplitMix64; products wrap around."""
     words = words + -7046029254386353131
     words = (words ^ (words >> 30 & (2**34 - 1))) * -4658895280553007687
     words = (words ^ (words >> 27 & (2**37 - 1))) * -7723592293110705685

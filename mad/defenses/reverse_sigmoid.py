@@ -1,4 +1,4 @@
-"""Reverse sigmoid (Lee et al., 2018); here it keeps every top class."""
+"""Reverse sigmoid (Lee et al., 2018), a baseline of the paper; by default it keeps every top class."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mad.errors import check_flag, check_number
 from mad.storage.fingerprint import ADDED
 
 GAMMAS = {"mnist": 0.2, "fashion_mnist": 0.4, "cifar10": 0.1}  # the paper's, by data set
-GAMMA = 0.2  # the paper's for all others
-BELOW = 0.99  # of the beta at which two classes would tie
+GAMMA = 0.2  # the paper's value for other data sets
+BELOW = 0.99  # share of the beta at which two classes would tie
 
 
 @dataclass
 class ReverseSigmoid(Defense):
-    """Answer y - r(y), rescaled, with r(y) = beta (sigmoid(gamma logit(y)) - 1/2): sure classes fall, others rise.
+    """Answer with y - r(y), rescaled, where r(y) = beta (sigmoid(gamma logit(y)) - 1/2).
 
-    A row whose largest probability is at least 1/2 keeps its top class for every beta up to 1. In a flatter row a
-    class near zero could overtake it; there beta is lowered to just below where that happens, unless the published
-    formula is asked for.
+    Probabilities above 1/2 fall, and those below rise. A row whose largest probability is at least 1/2 keeps its top
+    class for every beta up to 1. In a flatter row another class could overtake it; there beta is lowered to just below
+    the value at which that happens, unless ``as_published`` is set.
 
     Args:
-        epsilon: L1 budget in [0, 2]; None, as published, for none: only beta decides how far answers move.
-        beta: how strong, in [0, 1]; 0 changes nothing.
-        gamma: how soon it saturates, above 0; None for the paper's value for the victim's data set.
-        as_published: lower beta nowhere, as the published code: top classes of flat rows change from a beta on.
+        epsilon: L1 budget in [0, 2]; None, as published, for no budget, so that only beta decides how far answers move.
+        beta: strength, in [0, 1]; 0 changes nothing.
+        gamma: steepness of the sigmoid, above 0; None for the paper's value for the victim's data set.
+        as_published: never lower beta, as in the published code; for a large beta the top class of flat rows changes.
     """
 
     name = "reverse_sigmoid"
@@ -67,6 +67,6 @@ class ReverseSigmoid(Defense):
 
 
 def rescaled(mass: Tensor) -> Tensor:
-    """Return rows (B, K) that sum to one; up to a beta of 1 none is negative but by rounding."""
+    """Return rows (B, K) rescaled to sum to one; negative entries, which only rounding causes, are set to 0."""
     mass = mass.clamp(min=0)
     return mass / mass.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Rounded probabilities."""
+"""A defense that rounds probabilities."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mad.errors import check_number
 class Rounding(Defense):
     """Round every probability to some decimals and rescale to sum to one.
 
-    The published code does not rescale. Classes may tie once they are rounded. A row too flat to keep anything is all
-    zeros there; here it is the uniform posterior, which says as little.
+    The published code does not rescale. Rounding may make classes tie. A row in which every probability rounds to zero
+    becomes the uniform posterior, where the published code answers with zeros.
 
     Args:
-        epsilon: L1 budget in [0, 2]; None, as published, for none.
-        decimals: how many are kept, 1 to 7; fewer is stronger (``argmax`` is the defense for none).
+        epsilon: L1 budget in [0, 2]; None, as published, for no budget.
+        decimals: number of decimals, 1 to 7; fewer is stronger (for no decimals, use the defense ``argmax``).
     """
 
     name = "rounding"
@@ -33,7 +33,7 @@ class Rounding(Defense):
         check_number("defense.decimals", self.decimals, 1, 7, whole=True)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return posteriors in few different values."""
+        """Return rounded posteriors (B, K), rescaled to sum to one."""
         rounded = clean.round(decimals=self.decimals)
         total = rounded.sum(dim=1, keepdim=True)
         return torch.where(total > 0, rounded / total, 1 / clean.shape[1])

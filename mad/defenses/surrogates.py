@@ -1,4 +1,4 @@
-"""The network that stands for the adversary's inside the defense."""
+"""Surrogates: the network inside the defense that stands in for the adversary's."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from mad.victim import Architecture, Victim
 
 @dataclass(frozen=True)
 class Surrogate(ABC):
-    """Makes the surrogate once the victim is trained. An author writes ``build``; ``ready`` keeps the promises."""
+    """Base class of surrogates. A new surrogate implements ``build``; ``ready`` calls it and checks the network."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    white_box: ClassVar[bool] = False  # whether it takes an attack that trains while it queries
+    white_box: ClassVar[bool] = False  # whether it needs an attack that trains while it queries
     train_mode: ClassVar[bool] = True  # whether the published code leaves such a surrogate in train mode
 
     def check(self, victim: Victim) -> None:  # noqa: B027
-        """Raise MadError for a victim this surrogate does not fit, before anything is trained; by default never."""
+        """Raise MadError if this surrogate does not fit the victim; called before anything is trained."""
 
     @abstractmethod
     def build(self, context: Context) -> nn.Module:
@@ -38,14 +38,16 @@ class Surrogate(ABC):
 
     @final
     def ready(self, context: Context, as_published: bool = False) -> nn.Module:
-        """Return the surrogate, frozen: in eval mode and without gradients.
+        """Return the surrogate in eval mode, with ``requires_grad`` off for its weights.
 
         Args:
-            context: what it is built for.
-            as_published: let its batch norms see one image at a time, where the published code's do.
+            context: the victim and device that it is built for.
+            as_published: let batch norms normalize each image by itself, if the published code does so for this
+                surrogate (``train_mode``).
 
         Raises:
-            MadError: if a part of it is in train mode, if its logits are not (B, K), or if ``as_published`` cannot be.
+            MadError: if a module of it is in train mode, if its logits are not (B, K), or if its batch norms cannot
+                take one image at a time.
         """
         network = self.build(context).requires_grad_(False)
         if any(part.training for part in network.modules()):
@@ -68,11 +70,11 @@ class Surrogate(ABC):
 
 @dataclass(frozen=True)
 class RandomSurrogate(Surrogate):
-    """Random weights, never trained: the paper's choice ("far from convergence").
+    """An untrained network with random weights, the paper's choice ("far from convergence").
 
-    An architecture with ImageNet weights keeps them in all layers but the last, as the published code's surrogates of
-    CUB-200 and Caltech-256 do. It runs in eval mode; ``defense.as_published=true`` for what the published code's
-    train mode comes to.
+    An architecture with ImageNet weights keeps them in all layers but the last, as in the published code for CUB-200
+    and Caltech-256. The network runs in eval mode; ``defense.as_published=true`` imitates the published code's train
+    mode.
 
     Args:
         architecture: None for the victim's.
@@ -82,19 +84,19 @@ class RandomSurrogate(Surrogate):
     architecture: Architecture | None = None
 
     def build(self, context: Context) -> nn.Module:
-        """Draw the weights from the cell's seed."""
+        """Return the network, with weights drawn from the cell's seed."""
         network = context.victim.untrained(self.architecture, seed=context.seed, purpose="surrogate")
         return place(network, context.device)
 
 
 @dataclass(frozen=True)
 class TrainedSurrogate(Surrogate):
-    """Trained on labelled images: a defender who guesses what the adversary will learn.
+    """A network trained on labeled images: the defender's guess at what the adversary will learn.
 
     Args:
-        trainer: how it is trained.
-        epochs: replaces the trainer's.
-        dataset: what it is trained on, with images and as many classes as the victim's; None for the victim's own.
+        trainer: the training recipe.
+        epochs: replaces the trainer's epochs.
+        dataset: the data set to train on, with the shape and number of classes of the victim's; None for the victim's.
         architecture: None for the victim's.
     """
 
@@ -105,10 +107,10 @@ class TrainedSurrogate(Surrogate):
     architecture: Architecture | None = None
 
     def __post_init__(self) -> None:
-        self.trainer.but(epochs=self.epochs)  # refuses a wrong number now
+        self.trainer.but(epochs=self.epochs)  # checks the number now
 
     def check(self, victim: Victim) -> None:
-        """Refuse a data set of another number of classes or shape than the victim's."""
+        """Raise MadError if the data set's shape or number of classes is not the victim's."""
         given, own = self.dataset or victim.dataset, victim.dataset
         if (given.classes, tuple(given.shape)) != (own.classes, tuple(own.shape)):
             raise MadError(
@@ -117,7 +119,7 @@ class TrainedSurrogate(Surrogate):
             )
 
     def build(self, context: Context) -> nn.Module:
-        """Train it, or load it where it was trained before."""
+        """Return the network, trained or loaded."""
         self.check(context.victim)
         recipe = Victim(
             name="surrogate",
@@ -125,7 +127,7 @@ class TrainedSurrogate(Surrogate):
             architecture=self.architecture or context.victim.architecture,
             trainer=self.trainer,
             epochs=self.epochs,
-            seed=derive(context.seed, "surrogate") >> 1,  # never the victim's weights
+            seed=derive(context.seed, "surrogate") >> 1,  # never the victim's seed
             validation=context.victim.validation,
         )
         return context.trained(recipe)
@@ -133,7 +135,7 @@ class TrainedSurrogate(Surrogate):
 
 @dataclass(frozen=True)
 class VictimSurrogate(Surrogate):
-    """The served model itself: a defender who takes the adversary's network for a copy of its own."""
+    """The served model itself: the defender assumes that the adversary's network resembles it."""
 
     name = "victim"
     train_mode = False
@@ -145,15 +147,15 @@ class VictimSurrogate(Surrogate):
 
 @dataclass(frozen=True)
 class AdversarySurrogate(Surrogate):
-    """The adversary's own network as it is at every query: the white box of the paper's figs. 6 and 7.
+    """The adversary's own network at the time of each query: the white-box defense of the paper's figs. 6 and 7.
 
-    ``ready`` freezes it, and an attack that trains it turns its gradients on again; ``CachedNetwork`` notices weights
-    that a step has changed in place, and runs the network.
+    ``ready`` turns its gradients off, and the attack that trains it turns them on again. ``CachedNetwork`` notices
+    weights that were changed in place, and then does not use its cache.
     """
 
     name = "adversary"
     white_box = True
-    train_mode = False  # in the published code it is until it is first judged, and then no more
+    train_mode = False  # the published code leaves it in train mode only until its first evaluation
 
     def build(self, context: Context) -> nn.Module:
         """Return the network that the adversary is going to train."""
@@ -163,10 +165,10 @@ class AdversarySurrogate(Surrogate):
 
 
 class OneByOne(nn.Module):
-    """A network whose batch norms take the mean and variance of each image by itself: train mode at batch size one.
+    """A network whose batch norms normalize each image by its own mean and variance, as in train mode at batch size 1.
 
-    That mode also updates running statistics, which it never reads, and turns dropout on; neither is done here, so
-    that no answer depends on its batch or on what was asked before.
+    Unlike train mode, it updates no running statistics and applies no dropout, so that no answer depends on its batch
+    or on earlier queries.
 
     Args:
         network: images (B, C, H, W) to logits (B, K), in eval mode; a copy is taken.
@@ -183,7 +185,12 @@ class OneByOne(nn.Module):
 
     @torch.no_grad()
     def attempt(self, images: Tensor, whose: str) -> None:
-        """Raise MadError if the network cannot do it: after a linear layer one image has one value a channel."""
+        """Raise MadError if the network cannot take one image: a batch norm after a linear layer gets one value only.
+
+        Args:
+            images: images (B, C, H, W) to try.
+            whose: names the network in the error.
+        """
         try:
             self(images)
         except (RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Truncation to the most likely classes."""
+"""A defense that truncates answers to the most likely classes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mad.errors import check_number
 class TopK(Defense):
     """Keep the k largest probabilities and rescale them to sum to one.
 
-    The published code leaves the sum below one; honest users take answers for posteriors, so these are.
+    The published code does not rescale. Here answers stay posteriors, as honest users expect.
 
     Args:
-        epsilon: L1 budget in [0, 2]; None, as published, for none.
-        k: how many classes are shown, at least 1; fewer is stronger, and all of them changes nothing.
+        epsilon: L1 budget in [0, 2]; None, as published, for no budget.
+        k: number of classes that are kept, at least 1; fewer is stronger, and K or more changes nothing.
     """
 
     name = "top_k"
@@ -32,7 +32,7 @@ class TopK(Defense):
         check_number("defense.k", self.k, 1, whole=True)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return posteriors with at most k classes; of equal ones, those that come first stay."""
+        """Return posteriors (B, K) with at most k classes; of equal probabilities, the first classes are kept."""
         kept = clean.argsort(dim=1, descending=True, stable=True)[:, : self.k]
         answer = torch.zeros_like(clean).scatter(1, kept, clean.gather(1, kept))
         return answer / answer.sum(dim=1, keepdim=True)

@@ -141,7 +141,7 @@ def columns(rows: pd.DataFrame, every: list[pd.DataFrame]) -> list[Column]:
 def strength(cell: pd.DataFrame, parameters: list[str]) -> str:
     """Say how strong a defense was; by which strength parameter, too, where there are several."""
     value, parameter = cell.strength.iloc[0], cell.strength_parameter.iloc[0]
-    if pd.isna(value) or (len(parameters) > 1 and cell.defense.iloc[0] == "none"):
+    if pd.isna(value) or (parameters != ["epsilon"] and cell.defense.iloc[0] == "none"):
         return ""
     return f"{value:g}" if len(parameters) == 1 else f"{parameter}={value:g}"
 

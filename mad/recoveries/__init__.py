@@ -1,5 +1,7 @@
-"""What an adversary does to the answers before it trains on them. One file and one YAML a recovery."""
+"""Recoveries: how an adversary turns answers into training targets. Each has one file here and one YAML in conf."""
 
+from mad.plugin_exports import exports
 from mad.recoveries.base import AsAnswered, Recovery
 
 __all__ = ["AsAnswered", "Recovery"]
+__getattr__, __dir__ = exports(__name__, __path__)

@@ -12,7 +12,7 @@ from mad.recoveries.base import Recovery
 
 @dataclass
 class Argmax(Recovery):
-    """Keep the top class of each answer and forget the rest; undoes every defense that leaves the top class."""
+    """Keep only the top class of each answer, one-hot. It undoes every defense that does not change the top class."""
 
     name = "argmax"
 

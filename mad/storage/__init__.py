@@ -1,1 +1,1 @@
-"""What is kept on disk, and by which name it is found again."""
+"""The outputs folder: files, locks, fingerprints, records and trained networks on disk."""

@@ -1,4 +1,4 @@
-"""How far an attack of hours has come, so that one that was stopped goes on where it was."""
+"""Checkpoints of a long attack, so that one that was interrupted can resume."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SUM = 32  # bytes of the checksum that a checkpoint begins with
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One file in the folder of the record that is being made; it is removed once the record is there.
+    """A checkpoint file in the folder of a record; it is removed once the record is written.
 
     Args:
         outputs: the outputs folder.
-        folder: of the record, relative to it.
+        folder: the folder of the record, relative to ``outputs``.
     """
 
     outputs: Path
@@ -32,17 +32,17 @@ class Checkpoint:
 
     @property
     def file(self) -> Path:
-        """Where it lies."""
+        """The path of the checkpoint file; MadError if it leads out of the outputs folder."""
         return below(self.outputs, self.folder / NAME)
 
     def save(self, **state: Any) -> None:
-        """Keep tensors, state dicts, numbers and texts under names, in place of what was kept before."""
+        """Save named tensors, state dicts, numbers and strings; replaces the last checkpoint."""
         content = io.BytesIO()
         torch.save(state, content)
         write(self.file, sha256(content.getvalue()).digest() + content.getvalue())
 
     def load(self) -> dict[str, Any] | None:
-        """Return what was kept last, on the CPU; None if nothing was, or the file is damaged."""
+        """Return the last checkpoint, with tensors on the CPU; None if there is none or its file is damaged."""
         if not self.file.is_file():
             return None
         try:
@@ -56,6 +56,6 @@ class Checkpoint:
         return found if isinstance(found, dict) else None
 
     def clear(self) -> None:
-        """Remove it."""
+        """Remove the checkpoint, if there is one."""
         with contextlib.suppress(OSError):
             self.file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, checked when they are read, and written by one process at a time."""
+"""Atomic writes, checksummed JSON files, and locks between processes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mad.progress import err
 from mad.schema import SEAL, Record
 
 LOCKS = ".locks"
-LONGEST = 200  # bytes of a file's name: systems take 255, and what is written beside it has a longer one
+LONGEST = 200  # bytes of a file's name: systems take 255, and temporary files have longer names
 
 
 class DamagedError(MadError):
-    """A file is not what was written; ``path`` names it."""
+    """A file's content is not what was written; ``path`` is the file, ``why`` the reason."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path} is damaged ({why})")
@@ -31,16 +31,20 @@ class DamagedError(MadError):
 
 
 def unwritable(path: Path, error: OSError) -> MadError:
-    """Return the one line for what cannot be written."""
+    """Return the one-line error for a path that cannot be written."""
     return MadError(f"cannot write {path} ({error.strerror}); set outputs= to a folder you may write")
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or absent: beside its place, then renamed into it."""
+    """Write a file atomically: to a temporary file in the same folder, which is then renamed.
+
+    Raises:
+        MadError: if it cannot be written.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("xb") as file:  # x: never through a link that lies there
+        with beside.open("xb") as file:  # x: does not follow a link of that name
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -54,7 +58,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Make a rename last through a power cut."""
+    """Flush a folder to disk, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -63,27 +67,31 @@ def sync(folder: Path) -> None:
 
 
 def clear(folder: Path, name: str = "*") -> None:
-    """Remove what dead processes left half-written of a folder's files of a name; the caller holds their lock."""
+    """Remove the temporary files that killed processes left in a folder, of files that match ``name``.
+
+    The caller must hold the lock of these files.
+    """
     for left in folder.glob(f".{name}.*.tmp"):
         with contextlib.suppress(OSError):
             left.unlink()
 
 
 def seal(content: Record) -> bytes:
-    """Return an object as JSON that ends with the checksum of all else in it.
+    """Return an object as JSON whose last key is the checksum of all others.
 
     Raises:
-        ValueError: if a number is NaN or infinite, which JSON has not, or of thousands of digits.
+        ValueError: if a number is NaN or infinite, which JSON cannot hold, or has thousands of digits.
     """
     text = json.dumps(content, indent=2, allow_nan=False)
     return json.dumps({**content, SEAL: hashlib.sha256(text.encode()).hexdigest()}, indent=2).encode()
 
 
 def unseal(path: Path) -> Record | None:
-    """Return a sealed object, or None if there is none.
+    """Return the object that ``seal`` wrote to a file, without its checksum; None if there is no file.
 
     Raises:
-        DamagedError: if a bit of it is not as it was written, or it was written for another folder.
+        DamagedError: if the checksum does not match, or if the fingerprint is not the name of the file's folder.
+        MadError: if the file cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -103,7 +111,7 @@ def unseal(path: Path) -> Record | None:
 
 
 def set_aside(damage: DamagedError) -> None:
-    """Rename a damaged file, so that it can be looked at and is never read again; the caller holds its lock."""
+    """Rename a damaged file to ``*.damaged``, so that it is not read again; the caller must hold its lock."""
     aside = damage.path.with_name(damage.path.name + ".damaged")
     err.print(f"{damage}: set aside as {aside.name} and made again", soft_wrap=True, markup=False)
     try:
@@ -113,10 +121,10 @@ def set_aside(damage: DamagedError) -> None:
 
 
 def below(outputs: Path, path: Path) -> Path:
-    """Return the place of a path that is relative to the outputs folder.
+    """Return the full path of a path that is relative to the outputs folder.
 
     Raises:
-        MadError: if a link or a ``..`` on the way leads elsewhere.
+        MadError: if a link or a ``..`` in it leads out of the outputs folder.
     """
     full = outputs / path
     try:
@@ -133,19 +141,19 @@ def below(outputs: Path, path: Path) -> Path:
 
 
 def folders(outputs: Path, pattern: str) -> Iterator[Path]:
-    """Yield the folders of a pattern, but none that a link takes out of the outputs folder."""
+    """Yield the folders that match a glob pattern; skip those that a link leads out of the outputs folder."""
     for folder in [outputs] if pattern == "." else sorted(outputs.glob(pattern)):
         with contextlib.suppress(MadError):
             yield below(outputs, folder.relative_to(outputs))
 
 
 def lock_file(path: Path) -> Path:
-    """Return the file, below the outputs folder, whose lock guards a path that is relative to it."""
+    """Return the lock file of a path; both are relative to the outputs folder."""
     return Path(LOCKS, file_name(*path.parts) + ".lock")
 
 
 def file_name(*parts: str) -> str:
-    """Return parts as the name of a file, still without an ending; one too long for a disk ends in a hash instead."""
+    """Return parts joined to a file name without an extension; a name that is too long is cut and ends in a hash."""
     whole = "-".join(parts)
     content = whole.encode(errors="surrogateescape")
     if len(content) <= LONGEST:
@@ -155,7 +163,9 @@ def file_name(*parts: str) -> str:
 
 @contextlib.contextmanager
 def locked(outputs: Path, path: Path) -> Iterator[None]:
-    """Hold the lock of a path that is relative to the outputs folder. It says who holds it; a dead process holds none.
+    """Hold the lock of a path that is relative to the outputs folder.
+
+    The lock file names its holder (see ``whoami``). The lock of a process that dies is released.
 
     Raises:
         MadError: if the lock cannot be made.
@@ -171,18 +181,18 @@ def locked(outputs: Path, path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(file: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is there only as long as it is held or waited for."""
+    """Hold the lock of a file; the file exists only while the lock is held or waited for."""
     descriptor = acquire(file)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            file.unlink()  # before it is released: who waited for it sees that it is gone and takes a new one
+            file.unlink()  # before it is released: a waiting process sees that it is gone and makes a new one
         os.close(descriptor)
 
 
 def acquire(file: Path) -> int:
-    """Wait for the lock of a file; return the descriptor that holds it."""
+    """Wait for the lock of a file; return the open file descriptor that holds it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -190,7 +200,7 @@ def acquire(file: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), file.stat()):
-                    with contextlib.suppress(OSError):  # on a full disk the lock holds, nameless
+                    with contextlib.suppress(OSError):  # on a full disk the lock works, but does not name its holder
                         os.ftruncate(descriptor, 0)
                         os.write(descriptor, json.dumps(whoami()).encode())
                     return descriptor
@@ -201,7 +211,14 @@ def acquire(file: Path) -> int:
 
 
 def write_alone(outputs: Path, area: Path, path: Path, content: bytes) -> Path:
-    """Write a file below the outputs folder under the lock of its area, and clear its folder; return its place."""
+    """Write a file while holding a lock; return its full path. Also removes temporary files in its folder.
+
+    Args:
+        outputs: the outputs folder.
+        area: the path whose lock is held, relative to ``outputs``.
+        path: the file, relative to ``outputs``.
+        content: its bytes.
+    """
     full = below(outputs, path)
     with locked(outputs, area):
         clear(full.parent)
@@ -210,12 +227,15 @@ def write_alone(outputs: Path, area: Path, path: Path, content: bytes) -> Path:
 
 
 def whoami() -> Record:
-    """Return this host, this process and the time."""
+    """Return the names ``host``, ``pid`` and ``since`` (Unix time in seconds) of this process."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
 
 
 def holder(file: Path) -> Record | None:
-    """Return who holds a lock file's lock, or None if nobody does."""
+    """Return the holder of a lock, as ``whoami`` describes it; None if it is free.
+
+    A holder that did not write its name has host ``?`` and pid 0.
+    """
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -1,10 +1,14 @@
-"""What a thing is made of, and the name that follows from it.
+"""Descriptions of the parts of an experiment, and the fingerprints (hashes) that name their results.
 
-A part of an experiment is a dataclass: its fields are its whole description. Fields with ``compare=False`` (paths,
-devices) change no number and stay out, as does one whose metadata is ``ADDED`` while it has its default: it came to
-the class later, and what was described before keeps its name. A class, also one that is named only as a factory, may
-bump ``version`` when its algorithm changes its numbers. A class or function of this package that is moved or renamed
-says in ``kind`` where it was when it was first described. Code outside this package is named by its source, too.
+A part of an experiment is a dataclass, and its fields are its whole description. Two kinds of fields are left out:
+
+- fields with ``compare=False``, such as paths and devices, which change no number;
+- fields with the metadata ``ADDED``, while they have their default. They were added to the class later, and older
+  fingerprints must stay valid.
+
+A class, or a factory function, bumps its ``version`` when a change of its algorithm changes its numbers. A class or
+function of this package that was moved or renamed gives its first path in ``kind``. The description of code outside
+this package includes a hash of its source.
 """
 
 from __future__ import annotations
@@ -24,16 +28,16 @@ from typing import Any
 from mad.errors import MadError
 from mad.storage.source import source
 
-ADDED = {"added": True}  # field(default=X, metadata=ADDED), where X does what was done before there was the field
+ADDED = {"added": True}  # field(default=X, metadata=ADDED), where X gives the behavior before the field
 PLAIN = (bool, int, float, str, tuple, list, dict)
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def describe(thing: Any) -> Any:
-    """Return the JSON-able description of a dataclass, a partial, a callable or a plain value.
+    """Return a description, which JSON can hold, of a dataclass, a partial, a callable, a tensor or a plain value.
 
     Raises:
-        MadError: for anything else, whose identity could not be told from its text.
+        MadError: for anything else, because its text need not identify it.
     """
     if thing is None or isinstance(thing, (bool, int, str)):
         return thing
@@ -44,7 +48,7 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, (list, tuple)):
         return [describe(value) for value in thing]
     if isinstance(thing, functools.partial):
-        ours = source(thing.func) is None  # here None is as if not given; elsewhere it may mean something
+        ours = source(thing.func) is None  # here None means not given; elsewhere it may be a value
         given = {name: value for name, value in thing.keywords.items() if value is not None or not ours}
         return {"call": describe(thing.func), "args": describe(thing.args), **describe(given)}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
@@ -57,7 +61,11 @@ def describe(thing: Any) -> Any:
 
 
 def described(thing: Any) -> dict[str, Any]:
-    """Return the description of a dataclass: its class, with the version, and its fields."""
+    """Return the description of a dataclass: its class, version, fields, and a checksum of its data if needed.
+
+    Raises:
+        MadError: if code outside this package takes an argument that is not a field.
+    """
     fields = {field.name: field for field in dataclasses.fields(thing)}
     if source(type(thing)) is not None:
         taken = inspect.signature(type(thing)).parameters.values()
@@ -79,7 +87,7 @@ def described(thing: Any) -> dict[str, Any]:
 
 
 def read_by(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the checksums of the files that a part's fields name, by their field."""
+    """Return the checksum of each file that a field of a part names, by field name and position."""
     from mad.datasets.content import checksum_of, place
 
     found = {}
@@ -92,8 +100,12 @@ def read_by(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def named(thing: Any) -> Any:
-    """Return the name of a class or function; outside this package with its source, and with what that leaves open."""
-    version = None if dataclasses.is_dataclass(thing) else getattr(thing, "version", None)  # dataclasses say it apart
+    """Return the description of a class or function: its path, and its version if it has one.
+
+    For code outside this package it also holds the hash of the source, and the values that a class or function defined
+    inside a function captures.
+    """
+    version = None if dataclasses.is_dataclass(thing) else getattr(thing, "version", None)  # see described()
     module = "__main__" if thing.__module__ == "__mp_main__" else thing.__module__
     written, owner = source(thing), getattr(thing, "__self__", None)
     text = f"{module}.{thing.__qualname__}"
@@ -110,7 +122,7 @@ def numbers(values: Any) -> dict[str, Any]:
     """Return the type, shape and checksum of a tensor or an array.
 
     Raises:
-        MadError: if it holds what no tensor does.
+        MadError: if an array holds values that no tensor can, such as objects.
     """
     import torch
 
@@ -123,7 +135,7 @@ def numbers(values: Any) -> dict[str, Any]:
 
 
 def taken_along(thing: Any) -> list[Any]:
-    """Return the values that a class or function made inside a function has from there."""
+    """Return the values that a class or function defined inside a function captures: attributes, defaults, closures."""
     if "<" not in thing.__qualname__:
         return []
     parts = vars(thing) if isinstance(thing, type) else {"it": thing}
@@ -134,42 +146,42 @@ def taken_along(thing: Any) -> list[Any]:
         if inspect.isfunction(each):
             values += [*(each.__defaults__ or ()), *(each.__kwdefaults__ or {}).values()]
             for cell in each.__closure__ or ():
-                with contextlib.suppress(ValueError):  # nothing is in it yet
+                with contextlib.suppress(ValueError):  # an empty closure cell
                     values.append(cell.cell_contents)
     return [value for value in values if value is not thing]
 
 
 def beside(function: FunctionType, thing: Any) -> bool:
-    """Whether a function was written in the file of a class or function: those that dataclasses make were not."""
+    """Return whether a function was written in the file of ``thing``; methods generated by dataclasses were not."""
     return function.__code__.co_filename == inspect.getfile(thing)
 
 
 def contents(thing: Any) -> Any:
-    """Return what stands for the data that a part holds, where its fields do not determine them; else None."""
+    """Return what identifies the data of a part, such as a checksum; None if its fields do."""
     from mad.datasets.checked import contents  # imports torch
 
     return contents(thing)
 
 
 def digest(description: Any) -> str:
-    """Return the 16 hexadecimal digits that name a description."""
+    """Return the fingerprint of a description: 16 hexadecimal digits of its SHA-256."""
     text = json.dumps(description, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def identity(part: Any) -> str:
-    """Return the name of a part of an experiment and of where it lies: paths matter to what can be loaded."""
+    """Return a hash of a part that includes its fields with ``compare=False``, such as paths: a key for loaded data."""
     fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
     places = {field.name: repr(getattr(part, field.name)) for field in fields if not field.compare}
     return digest([describe(part), places])
 
 
 def settings(thing: Any) -> str:
-    """Return the fields of a dataclass that differ from their defaults, as ``name=value``.
+    """Return the fields of a dataclass that differ from their defaults, as ``name=value``, joined by spaces.
 
-    Fields without a default, a defense's strength and an attack's budget are not shown; a nested dataclass shows its
-    ``name`` and its own such fields. Code outside this package shows which it is: what it was before an edit must not
-    look like a further seed of what it is now.
+    Fields without a default, a defense's strength parameter and an attack's budget are left out. A nested dataclass is
+    shown by its ``name`` and its own changed fields. Code outside this package also shows a hash of its source, so that
+    results from before and after an edit are not taken for two seeds of the same part.
     """
     written = source(type(thing))
     changed, apart = (
@@ -191,6 +203,6 @@ def settings(thing: Any) -> str:
 
 
 def name_of(factory: Any) -> str:
-    """Return the lower-case name of an architecture's factory, and that of the model it makes, where it has many."""
+    """Return the name of an architecture in lower case; for a library such as timm, also the name of the model."""
     model = getattr(factory, "keywords", {}).get("name")
     return " ".join([getattr(factory, "func", factory).__name__.lower(), *([str(model)] if model else [])])

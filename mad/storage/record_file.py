@@ -1,4 +1,4 @@
-"""Reading one record: ``record.json``, and ``series.json`` beside it where it has curves or histograms."""
+"""Reading one record: ``record.json``, and ``series.json`` in the same folder if it has curves or histograms."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SERIES = "series.json"
 
 
 def read_record(path: Path) -> Record | None:
-    """Return the record at ``runs/victim/defense/attack/fingerprint/record.json`` with its series; None if none is.
+    """Return the record at ``runs/VICTIM/DEFENSE/ATTACK/FINGERPRINT/record.json``, with its series; None if absent.
 
     Raises:
-        DamagedError: if it is not as it was written, lies in another's folder, or holds more than plain values.
+        DamagedError: if the file was changed, belongs in another folder, or holds values that no record can.
     """
     record = unseal(path)
     if record is None:
@@ -34,7 +34,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def misplaced(record: Record, path: Path) -> str | None:
-    """Say what keeps a record from being read as that of the place it lies in."""
+    """Return why a record does not belong at its path, or lacks needed columns; None if nothing is wrong."""
     belongs = dict(zip(("victim", "defense", "attack", "fingerprint"), path.parts[-5:-1], strict=True))
     if any(record.get(key) != part for key, part in belongs.items()):
         return "it is another's"
@@ -42,7 +42,7 @@ def misplaced(record: Record, path: Path) -> str | None:
     if wrong:
         return f"no record of this version: {wrong[0]} is {record.get(wrong[0])!r}"
     try:
-        for key in ("pool", "comparison_group", "recovery"):  # the other names are those of its folders
+        for key in ("pool", "comparison_group", "recovery"):  # the other names are names of its folders
             check_name(key, record[key])
     except MadError as error:
         return str(error)

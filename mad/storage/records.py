@@ -1,4 +1,4 @@
-"""Every ``record.json`` to one data frame."""
+"""Reading all records into one data frame, and writing it as ``records.csv``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from mad.storage.record_file import read_record
 
 ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "strength", "seed"]
 
-EXACT = 2**53  # above it a float leaves out whole numbers
+EXACT = 2**53  # above it floats cannot hold every whole number
 
 
 def read(outputs: Path) -> pd.DataFrame:
-    """Return one row a record below ``outputs/runs``, sorted by what it is of; what is damaged is left out."""
+    """Return the records below ``outputs/runs``, one row each, sorted by ``ORDER``.
+
+    Damaged records are left out, and a line on stderr names each.
+    """
     rows = []
     for path in sorted((outputs / "runs").glob("*/*/*/*/record.json")):
         try:
@@ -35,7 +38,11 @@ def read(outputs: Path) -> pd.DataFrame:
 
 
 def frame(rows: Iterable[Record]) -> pd.DataFrame:
-    """Return records as a data frame, one row each, with the undefended theft's accuracy beside them."""
+    """Return records as a sorted data frame, one row each.
+
+    The column ``stolen_accuracy_undefended`` is added: the stolen accuracy without a defense, from the record of the
+    same comparison group and seed.
+    """
     every = list(rows)
     names = dict.fromkeys(name for row in every for name in row)
     table = pd.DataFrame({name: column([row.get(name) for row in every]) for name in names})
@@ -48,16 +55,16 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
 
 
 def column(values: list[Any]) -> pd.Series[Any]:
-    """Return a column of the type that pandas finds for it; of no type, where that could not hold a whole number."""
+    """Return values as a column, of dtype ``object`` if a whole number is above ``EXACT``, else as pandas infers."""
     large = any(isinstance(value, int) and abs(value) > EXACT for value in values)
     return pd.Series(values, dtype=object if large else None)
 
 
 def write_csv(table: pd.DataFrame, outputs: Path) -> Path:
-    """Write ``records.csv``, without series; what is no text in UTF-8 is shown by its escapes."""
+    """Write ``records.csv`` and return its path. Series are left out; characters that UTF-8 cannot hold are escaped."""
     series = [name for name in table if table[name].map(lambda value: isinstance(value, list)).any()]
     path, table = Path("records.csv"), table.drop(columns=series)
     text = table.to_csv(index=False)
-    if "\r" in text:  # which ends a line for who reads, and is not quoted by itself
+    if "\r" in text:  # readers take it for the end of a line, and to_csv does not quote it by default
         text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
     return write_alone(outputs, path, path, text.encode(errors="backslashreplace"))

@@ -1,9 +1,13 @@
-"""The code of plug-ins: what their authors wrote belongs to the name of all that it makes.
+"""Hashes of the source of plug-ins, so that an edit to a plug-in changes the fingerprints of its results.
 
-Of this package a class bumps its ``version`` instead; torch, torchvision, timm and Python are named, whatever their
-version (a record's column ``torch`` says one). Of anything else the source counts, with the source of each module of
-the author's own that it imports, directly or through others; of further installed libraries it imports nothing does.
-Whatever is read in another way (a file of numbers, a module imported by a computed name) is unknown here.
+The hash covers the module that defines the plug-in and all of the author's own modules that it imports, directly or
+through others. Two kinds of code are left out:
+
+- this package, whose classes bump their ``version`` instead, and torch, torchvision, timm and Python (the column
+  ``torch`` of a record holds the version of torch);
+- other installed libraries that a plug-in imports.
+
+The hash does not notice other inputs, such as a data file or a module imported by a computed name.
 """
 
 from __future__ import annotations
@@ -24,15 +28,15 @@ from mad.errors import MadError
 
 PROVIDED = ("mad", "torch", "torchvision", "timm")
 INSTALLED = {"site-packages", "dist-packages"}
-MAIN = ("__main__", "__mp_main__")  # the script that was started, here and in a process that multiprocessing began
-READ: dict[str, tuple[ModuleSpec, bytes]] = {}  # as it was when a loaded module's name was first asked for
+MAIN = ("__main__", "__mp_main__")  # the script that was started, also in a multiprocessing child
+READ: dict[str, tuple[ModuleSpec, bytes]] = {}  # source of loaded modules, as first read
 
 
 def source(thing: Any) -> str | None:
-    """Return the 16 hexadecimal digits that name the source of a class or function; None for what is provided.
+    """Return a hash, 16 hexadecimal digits, of the source of a class or function; None if it is ``provided``.
 
     Raises:
-        MadError: if it was not written in a file: in a notebook's cell, at a prompt.
+        MadError: if it was not written in a file but in a notebook cell or at a prompt, or if its file cannot be read.
     """
     if provided(thing.__module__ or "builtins"):
         return None
@@ -48,32 +52,32 @@ def source(thing: Any) -> str | None:
 
 
 def top(module: str) -> str:
-    """Return the package that a module belongs to."""
+    """Return the top-level package of a module."""
     return module.partition(".")[0]
 
 
 @functools.cache
 def provided(module: str) -> bool:
-    """Tell whether a module is of this package, a library that it is made with, or Python's own."""
+    """Return whether a module belongs to ``PROVIDED`` or to Python's standard library; its source is not hashed."""
     name = top(module)
     if name in PROVIDED or name not in sys.stdlib_module_names:
         return name in PROVIDED
-    spec = spec_of(name)  # a user's queue.py may stand before Python's
+    spec = spec_of(name)  # a user's queue.py may hide Python's
     return not located(spec) or Path(str(spec and spec.origin)).is_relative_to(sysconfig.get_path("stdlib"))
 
 
 def located(spec: ModuleSpec | None) -> bool:
-    """Tell whether a module lies in a file."""
+    """Return whether a module is a file, not built in or frozen."""
     return spec is not None and spec.has_location and spec.origin is not None
 
 
 def installed(spec: ModuleSpec) -> bool:
-    """Tell whether a module was put where pip puts libraries."""
+    """Return whether a module lies in a folder in which pip installs libraries."""
     return not INSTALLED.isdisjoint(Path(str(spec.origin)).parts)
 
 
 def spec_of(module: str) -> ModuleSpec | None:
-    """Return where a module is, or None if there is none of that name; it is not imported."""
+    """Return the import spec of a module without importing it; None if there is no such module."""
     spec = getattr(sys.modules.get(module), "__spec__", None)
     if spec is not None:
         return spec
@@ -89,12 +93,12 @@ def spec_of(module: str) -> ModuleSpec | None:
 
 
 def follow(module: str, home: str, found: dict[str, bytes]) -> None:
-    """Add the source of a module, of the packages it is in and of what it imports.
+    """Add to ``found`` the source of a module, of its parent packages and of the modules that it imports.
 
     Args:
         module: its name.
-        home: the package that is asked about: of installed packages only this one is followed.
-        found: source by module.
+        home: the package of the plug-in; other installed packages are not followed.
+        found: source by module name, extended in place.
     """
     if module in found or not module or provided(module):
         return
@@ -112,14 +116,19 @@ def follow(module: str, home: str, found: dict[str, bytes]) -> None:
 
 
 def follow_imports(content: bytes, package: str, home: str, found: dict[str, bytes]) -> None:
-    """Add what a source imports; see ``follow``."""
+    """Add to ``found`` the source of the modules that ``content`` imports; see ``follow``."""
     for name in imports(content, package):
         follow(name, home, found)
 
 
 @functools.lru_cache(maxsize=1024)
 def imports(content: bytes, package: str) -> tuple[str, ...]:
-    """Return the modules, and names that may be modules, that a source of a package imports anywhere in it."""
+    """Return the names that a source imports anywhere in it; some may be functions or classes, not modules.
+
+    Args:
+        content: the source.
+        package: the package that it belongs to, for relative imports.
+    """
 
     def names() -> Iterator[str]:
         for node in ast.walk(ast.parse(content)):
@@ -133,12 +142,16 @@ def imports(content: bytes, package: str) -> tuple[str, ...]:
 
     try:
         return tuple(dict.fromkeys(names()))
-    except (SyntaxError, ValueError):  # of another Python, and imported nowhere
+    except (SyntaxError, ValueError):  # written for another version of Python, so it cannot be imported here
         return ()
 
 
 def read(module: str, spec: ModuleSpec) -> bytes:
-    """Return a module's source; of a loaded one, as it was at first, since an edit changes nothing until a reload."""
+    """Return a module's source. For a loaded module it is read once: an edit has no effect on the running code.
+
+    Raises:
+        MadError: if the source cannot be read.
+    """
     known = READ.get(module)
     if known is not None and known[0] is spec:
         return known[1]
@@ -152,7 +165,11 @@ def read(module: str, spec: ModuleSpec) -> bytes:
 
 
 def written(thing: Any) -> bytes:
-    """Return the file in which a class or function of no module of its own was written."""
+    """Return the source of the script in which a class or function was written, if it belongs to no module.
+
+    Raises:
+        MadError: if it was not written in a file.
+    """
     parts = vars(thing).values() if inspect.isclass(thing) else [thing]
     files = {part.__code__.co_filename for part in parts if inspect.isfunction(part)}
     main = sys.modules["__main__"]
@@ -169,5 +186,5 @@ def written(thing: Any) -> bytes:
 
 @functools.cache
 def script(file: str) -> bytes:
-    """Return a script as it was when it was first asked for: an edit changes nothing in this process."""
+    """Return the source of a script, read once per process."""
     return Path(file).read_bytes()

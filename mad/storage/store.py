@@ -1,4 +1,4 @@
-"""What is finished is kept; what is not is made, by one process at a time."""
+"""The store: records, networks and transfer sets are made once, by one process at a time, and then loaded."""
 
 from __future__ import annotations
 
@@ -38,36 +38,38 @@ from mad.training import place
 from mad.victim import Victim
 
 FAILED = "failed"
-USES: ContextVar[set[str] | None] = ContextVar("uses", default=None)  # what the cell being made asked for
+USES: ContextVar[set[str] | None] = ContextVar("uses", default=None)  # of the current cell, see used()
 
 
 class Names(Protocol):
-    """A set of names that several processes may share."""
+    """A set of names that processes may share."""
 
     def __contains__(self, name: object) -> bool:
-        """Tell whether a name is in it."""
+        """Return whether a name is in the set."""
 
     def add(self, name: str) -> None:
-        """Put a name into it."""
+        """Add a name to the set."""
 
 
 class Store:
-    """The outputs folder: ``victims/``, ``transfers/``, ``runs/``; each thing in a folder that its fingerprint names.
+    """The outputs folder, with networks in ``victims/``, transfer sets in ``transfers/`` and records in ``runs/``.
+
+    Each item has a folder that is named by its fingerprint.
 
     Args:
-        outputs: the folder.
-        renewed: the fingerprints of what was made again, where everything asked for is to be made again, once; see
-            ``mad.cli.sweep_folder.Renewed``. None keeps what is finished.
+        outputs: the outputs folder.
+        renewed: makes every item again, once: the fingerprints of the items that were already made again; see
+            ``mad.cli.sweep_folder.Renewed``. None loads items that exist.
     """
 
     def __init__(self, outputs: str | Path, renewed: Names | None = None) -> None:
         self.outputs, self.renewed = Path(outputs), renewed
 
     def victim(self, victim: Victim, device: torch.device) -> tuple[nn.Module, float]:
-        """Return the trained victim, in eval mode on ``device``, and the seconds its training took.
+        """Return the trained victim, in eval mode on ``device``, and how many seconds its training took.
 
         Raises:
-            MadError: if its training diverged; nothing is kept then.
+            MadError: if its training diverges; nothing is stored then.
         """
         return self.network(
             victim.name,
@@ -85,7 +87,7 @@ class Store:
         train: Callable[[nn.Module], nn.Module | None],
         device: torch.device,
     ) -> tuple[nn.Module, float]:
-        """Return a trained network, in eval mode on ``device``, and the seconds its training took; see ``kept``."""
+        """Return a trained network, in eval mode on ``device``, and the seconds of its training; see ``kept``."""
         check_name("the name of what is kept", name)
         fingerprint = digest(describe(about))
         folder = Path("victims", name, fingerprint)
@@ -127,13 +129,13 @@ class Store:
         *,
         force: bool = False,
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors and the numbers of a transfer set: asked for once, and then read.
+        """Return the tensors and the numbers of a transfer set; the API is queried once, then both are loaded.
 
         Args:
-            name: of the victim.
-            about: all that determines them; see ``describe``.
-            make: asks.
-            force: ask again.
+            name: the name of the victim.
+            about: everything that determines the transfer set; see ``describe``.
+            make: queries the API and returns tensors and numbers.
+            force: query again even if the transfer set is stored.
         """
         fingerprint = digest(describe(about))
         folder = Path("transfers", name, fingerprint)
@@ -148,10 +150,10 @@ class Store:
         return self._keep_or_make(folder, lambda: self._tensors(tensors, facts), made, force)[0]
 
     def _tensors(self, file: Path, about: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors of a file and what is said of them, or None if there are none.
+        """Return the tensors of a file and the facts in the JSON file ``about``; None if there are none.
 
         Raises:
-            DamagedError: if a bit of either is not as it was written.
+            DamagedError: if either file was changed.
         """
         found = unseal(about)
         if found is None:
@@ -167,14 +169,14 @@ class Store:
     def _write_tensors(
         self, file: Path, about: Path, fingerprint: str, tensors: Mapping[str, Tensor], told: dict[str, Any]
     ) -> None:
-        """Write tensors, and then what is said of them, under the name that their folder has."""
+        """Write tensors to ``file``, and then the facts ``told`` with the fingerprint and a checksum to ``about``."""
         content = save({key: value.cpu().contiguous() for key, value in tensors.items()})
         write(file, content)
         sha256 = hashlib.sha256(content).hexdigest()
         write(about, seal({"fingerprint": fingerprint, "weights_sha256": sha256, **told}))
 
     def find(self, path: Path) -> Record | None:
-        """Return the record kept below ``outputs`` at ``path``, if there is one that is whole and may stay."""
+        """Return the record at ``path``, relative to ``outputs``; None if it is absent, damaged or to be made again."""
         if self._outdated(path.parent):
             return None
         with contextlib.suppress(DamagedError):
@@ -182,15 +184,15 @@ class Store:
         return None
 
     def record(self, path: Path, make: Callable[[], Record], *, force: bool = False) -> tuple[Record, bool]:
-        """Return the record kept below ``outputs`` at ``path``, or make and keep it; and whether it was kept.
+        """Return the record at ``path``, relative to ``outputs``, and True; or make and store it, and return False.
 
         Args:
             path: ends with the record's fingerprint and a file name.
-            make: makes the record, which names its fingerprint.
-            force: make it in any case; the old one stays until then.
+            make: makes the record, which includes its fingerprint.
+            force: make it even if it is stored; the old record stays until then.
 
         Raises:
-            MadError: if it could not be read again as it is; nothing is kept then.
+            MadError: if the new record could not be read back as it is; nothing is stored then.
         """
         full = below(self.outputs, path)
 
@@ -216,14 +218,17 @@ class Store:
     def _keep_or_make(
         self, folder: Path, read: Callable[[], Any], make: Callable[[], Any], force: bool = False
     ) -> tuple[Any, bool]:
-        """Return what ``read`` finds, or what ``make`` makes, and whether it was kept."""
+        """Return the result of ``read`` and True; or, if that is None or damaged, the result of ``make`` and False.
+
+        ``make`` runs under the lock of the folder. Damaged files are set aside first.
+        """
         if not force and not self._outdated(folder):
             with contextlib.suppress(DamagedError):
                 found = read()
                 if found is not None:
                     return found, True
         with locked(self.outputs, folder):
-            try:  # another process may have made it, or made it again, while this one waited
+            try:  # another process may have made it while this one waited
                 found = None if force or self._outdated(folder) else read()
                 if found is not None:
                     return found, True
@@ -231,14 +236,14 @@ class Store:
                 set_aside(damage)
             there = below(self.outputs, folder)
             try:
-                there.mkdir(parents=True, exist_ok=True)  # what cannot be written must not be made first
+                there.mkdir(parents=True, exist_ok=True)  # fail before the work if the folder cannot be written
             except OSError as error:
                 raise unwritable(there, error) from error
             clear(there)
             try:
                 made = make()
             except BaseException:
-                with contextlib.suppress(OSError):  # it holds something
+                with contextlib.suppress(OSError):  # the folder is not empty
                     there.rmdir()
                 raise
             if self.renewed is not None:
@@ -246,19 +251,19 @@ class Store:
             return made, False
 
     def _outdated(self, folder: Path) -> bool:
-        """Tell whether what a folder holds is to be made again, and has not been yet."""
+        """Return whether the content of a folder must still be made again; see ``renewed``."""
         return self.renewed is not None and folder.name not in self.renewed
 
     @contextlib.contextmanager
     def noting_failure(self, path: Path) -> Iterator[None]:
-        """Leave a note, for ``mad-status``, of why the cell of a record could not be made; remove it once it can."""
+        """Write a note with the error, for ``mad-status``, if the cell of a record fails; remove it if it succeeds."""
         note = Path(FAILED, f"{path.parent.name}.json")
         try:
             yield
         except Exception as error:
             kind = "" if isinstance(error, MadError) else f"{type(error).__name__}: "
             content = {"error": kind + " ".join(str(error).split())[:300], **whoami()}
-            with contextlib.suppress(MadError):  # the note is worth less than the error
+            with contextlib.suppress(MadError):  # a failure to write the note must not hide the error
                 write_alone(self.outputs, Path(FAILED), note, json.dumps(content).encode())
             raise
         with contextlib.suppress(OSError):
@@ -266,7 +271,7 @@ class Store:
 
 
 def used(name: str) -> None:
-    """Note what the cell that is being made was made with: pruning leaves it where it is."""
+    """Add a network or transfer set to the column ``uses`` of the current cell's record, so that pruning spares it."""
     uses = USES.get()
     if uses is not None:
         uses.add(name)
@@ -280,15 +285,15 @@ def kept(
     train: Callable[[nn.Module], nn.Module | None],
     device: torch.device,
 ) -> nn.Module:
-    """Return a trained network, in eval mode on ``device``: trained once, by one process at a time, and then loaded.
+    """Return a trained network, in eval mode on ``device``; it is trained once, by one process, and then loaded.
 
     Args:
-        store: where it is kept; None trains it anew.
-        name: names its folder below ``outputs/victims``; letters, digits and ``_ . + -``.
-        about: all that determines its weights: recipes, settings, data sets, seeds; see ``describe``.
-        build: returns the network as it is before any training.
-        train: trains it in place; or returns another, of the same parts.
-        device: where it is used.
+        store: where it is stored; None trains it again each time.
+        name: the name of its folder below ``outputs/victims``; letters, digits and ``_ . + -``.
+        about: everything that determines its weights: recipes, settings, data sets, seeds; see ``describe``.
+        build: returns the untrained network.
+        train: trains the network in place and returns None, or returns another network with the same state dict keys.
+        device: where the network is placed.
     """
     if store is not None:
         return store.network(name, about, build, train, device)[0]
