@@ -6,6 +6,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
 from mad.cli.grid import Job, jobs
+from mad.cli.plan import launched
 
 
 class GridSweeper(BasicSweeper):
@@ -16,5 +17,5 @@ class GridSweeper(BasicSweeper):
     ) -> list[list[Job]]:
         """Return the jobs, in batches."""
         assert self.config is not None  # Hydra's sweep sees to it
-        every = jobs(self.config, list(self.config.hydra.overrides.task))
-        return list(self.split_overrides_to_chunks(every, max_batch_size))
+        every = launched(jobs(self.config, list(self.config.hydra.overrides.task)))
+        return list(self.split_overrides_to_chunks(every, max_batch_size)) if every else []

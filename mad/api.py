@@ -17,7 +17,7 @@ from mad.defenses import Defense
 from mad.errors import BudgetExceededError, MadError, check_number
 
 BATCH = 256
-LOW, HIGH = -1.0, 2.0  # of pixels: published attacks leave [0, 1] by a step or two
+LOW, HIGH = -1.0, 2.0  # bounds of accepted pixels: published attacks leave [0, 1] by a step or two
 UNCHANGED = 1e-6  # an L1 distance that rescaling in float32 may cause
 
 
@@ -67,7 +67,7 @@ class BlackBox:
 
         Raises:
             BudgetExceededError: if fewer queries are left than images were sent; none is counted.
-            MadError: if the images have another shape; none is counted.
+            MadError: if the images have another shape, are not floats, or leave [``LOW``, ``HIGH``]; none is counted.
         """
         if tuple(images.shape[1:]) != self.shape:
             raise MadError(f"the API takes images of {self.shape}, got {tuple(images.shape[1:])}")

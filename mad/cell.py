@@ -83,8 +83,8 @@ class Cell:
     def _check_online(self) -> None:
         """Raise MadError for a recovery, surrogate or probe that does not work with this kind of attack.
 
-        A recovery that learns from a whole transfer set needs an attack that is not ``online``. A white-box surrogate
-        and the probe need one that is.
+        A recovery that learns from a whole transfer set needs an attack without ``recovers_early``. A white-box
+        surrogate and the probe need an attack that is ``online``.
         """
         surrogate: Any = getattr(self.defense, "surrogate", None)
         if self.attack.recovers_early and self.recovery.learns:

@@ -52,7 +52,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def check_name(name: str, value: Any) -> None:
-    """Check that ``value`` is a safe name of a folder: letters, digits and ``_``; ``. + -`` not at the beginning.
+    """Check that ``value`` is a safe name of a folder: up to 64 letters, digits, ``_``, and ``. + -`` after the first.
 
     Letters may be of any alphabet; each then takes up to four of the 255 bytes that a folder's name may have.
 

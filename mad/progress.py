@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a mistake on the command
 
 
 class Terminal(Console):
-    """A console that prints text literally: no markup, no control characters, and escapes for unsupported characters."""
+    """A console that prints text literally: no markup or control characters, and escapes for unsupported characters."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         """Return text that is safe to show."""

@@ -30,8 +30,8 @@ class Column:
 
     Args:
         name: its name in ``records.csv``; a Python identifier.
-        kind: ``text``, ``number``, ``whole number``, ``true or false``; or ``series``, a list of numbers such as a curve
-            or a histogram, which is stored in ``series.json`` and left out of tables.
+        kind: ``text``, ``number``, ``whole number``, ``true or false``; or ``series``, a list of numbers such as a
+            curve or a histogram, which is stored in ``series.json`` and left out of tables.
         unit: unit and range, or empty.
         meaning: a one-line explanation.
         writer: the module or plug-in that writes it; a plug-in's own columns may leave it out.

@@ -3,8 +3,8 @@
     from mad.testing import check_defense
     check_defense(MyDefense(epsilon=0.5))
 
-Each check raises ``MadError`` with the expected and the given value. A check cannot tell whether a plug-in does what its
-paper says; for that, compare it with a plain implementation of the definition.
+Each check raises ``MadError`` with the expected and the given value. A check cannot tell whether a plug-in does what
+its paper says; for that, compare it with a plain implementation of the definition.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def toy_adversary(recovery: Recovery | None = None, classes: int = 4, **given: A
 
 @computing(1)
 def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
-    """Check that a defense answers with posteriors within its budget: the same for an image, whatever is beside it.
+    """Check that a defense answers with posteriors within its budget, and that no answer depends on the batch.
 
     A ``stateful`` defense may depend on order and batches; two new sessions must then answer alike.
 
@@ -154,10 +154,10 @@ def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
 
 @computing(1)
 def check_attack(attack: Attack, classes: int = 4) -> None:
-    """Check that an attack spends its budget to the last query and brings home what its contract says, twice the same.
+    """Check that an attack spends exactly its budget, returns a valid result, and the same one when run again.
 
     Raises:
-        MadError: if it does not.
+        MadError: if the check fails.
     """
     who, victim = named("attack", attack), toy_victim(classes)
     pool = Blobs(classes).images((1, 8, 8)) if attack.needs_pool else None
@@ -178,7 +178,7 @@ def check_attack(attack: Attack, classes: int = 4) -> None:
 
 
 def check_independence(who: str, attack: Attack, pool: Any, budget: int, stolen: Stolen, classes: int) -> None:
-    """Refuse an attack whose queries depend on the answers although it says that they do not."""
+    """Raise MadError if an attack with ``depends_on_answers=False`` queries another victim with other images."""
     other = replace(toy_victim(classes), seed=1, trainer=trainer(1))
     there = attack.spend(deploy(other).session(budget), pool, toy_adversary(classes=classes))
     if stolen.transfer is None or there.transfer is None or stolen.network is not None:
@@ -189,10 +189,10 @@ def check_independence(who: str, attack: Attack, pool: Any, budget: int, stolen:
 
 @computing(1)
 def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> None:
-    """Check that a recovery makes posteriors of answers, twice the same, and says what it knows.
+    """Check that a recovery returns posteriors, the same ones when prepared again, and that ``knows`` is valid.
 
     Raises:
-        MadError: if it does not.
+        MadError: if the check fails.
     """
     who = named("recovery", recovery)
     check_choice(f"{who}: knows", recovery.knows, KNOWLEDGE)
@@ -214,12 +214,12 @@ def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> No
 
 @computing(1)
 def check_victim(victim: Victim) -> None:
-    """Check a victim's data and network: splits, logits, and answers that depend on no other image of a batch.
+    """Check a victim's data and network: splits, logits, and that no answer depends on other images of the batch.
 
-    Nothing is trained, so a victim of any size takes seconds, and the time to load its data.
+    Nothing is trained, so the check takes only seconds and the time to load the data.
 
     Raises:
-        MadError: if something is wrong.
+        MadError: if the check fails.
     """
     who = named("victim", victim)
     plugins.fits(who, victim.architecture, victim.dataset.shape, victim.dataset.classes)
@@ -232,7 +232,7 @@ def check_victim(victim: Victim) -> None:
 
 
 def named(kind: str, part: Any) -> str:
-    """Return how a part is called in errors; its name must fit a folder, and its fields make a fingerprint."""
+    """Return a part's name for errors; check that it is a valid name, and that the fields determine a fingerprint."""
     check_name(f"{kind}.name", part.name)
     if digest(describe(part)) != digest(describe(copy.copy(part))):
         raise MadError(f"{kind} {part.name}: a copy has another fingerprint: make all that it is a field")
@@ -241,7 +241,7 @@ def named(kind: str, part: Any) -> str:
 
 @contextmanager
 def untouched(who: str, *parts: Any) -> Iterator[None]:
-    """Refuse changes of parts, tensors or plug-ins, and of torch's global generator."""
+    """Raise MadError if the block changes tensors or plug-ins, or draws from torch's global generator."""
     before = [part.clone() if isinstance(part, Tensor) else dict(vars(part)) for part in parts]
     with seeded(0, "untouched"):
         state = torch.random.get_rng_state()
@@ -254,7 +254,7 @@ def untouched(who: str, *parts: Any) -> Iterator[None]:
 
 
 def check_answers(who: str, answers: Any, clean: Tensor, epsilon: float | None) -> None:
-    """Refuse answers (B, K) that are no posteriors, or farther from the clean ones than the budget."""
+    """Raise MadError if answers (B, K) are not posteriors, or farther from the clean ones than the L1 budget."""
     plugins.like(who, answers, clean)
     if not simplex.are_posteriors(answers):
         raise MadError(f"{who} must answer with rows that are at least 0 and sum to 1")
@@ -264,7 +264,7 @@ def check_answers(who: str, answers: Any, clean: Tensor, epsilon: float | None) 
 
 
 def same(who: str, found: Tensor, expected: Tensor, share: float = 1.0) -> None:
-    """Refuse what differs from what was expected by more than rounding, in more rows than a share leaves."""
+    """Raise MadError if fewer than ``share`` of the rows of ``found`` equal those of ``expected`` up to rounding."""
     if found.shape != expected.shape:
         raise MadError(f"{who} gives {tuple(found.shape)} instead of {tuple(expected.shape)}")
     off = (found - expected).abs().reshape(len(found) if found.dim() else 1, -1).amax(dim=1)
@@ -274,7 +274,7 @@ def same(who: str, found: Tensor, expected: Tensor, share: float = 1.0) -> None:
 
 
 def tensors_of(stolen: Stolen) -> list[Tensor]:
-    """Return all tensors of what an attack brought home."""
+    """Return all tensors in the result of an attack."""
     network = [] if stolen.network is None else [each for each in stolen.network.state_dict().values()]
     transfer = stolen.transfer
     return network + ([] if transfer is None else [transfer.rows, transfer.answers])
@@ -284,7 +284,7 @@ def posteriors(kind: str, classes: int) -> Tensor:
     """Return posteriors (ROWS, K) of one of ``KINDS``: random, sure, flat, or tied between two classes."""
     if kind == "dirichlet":
         drawn = torch.rand(ROWS, classes, generator=generator(7, "posteriors"), dtype=torch.float64)
-        mass = -(drawn.log() ** 3)  # a few classes have most of it
+        mass = -(drawn.log() ** 3)  # a few classes have most of the mass
         return (mass.abs() / mass.abs().sum(dim=1, keepdim=True)).float()
     if kind == "one_hot":
         return torch.eye(classes)[torch.arange(ROWS) % classes]

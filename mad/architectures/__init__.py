@@ -1,4 +1,4 @@
-"""Networks: images in [0, 1] to logits; normalisation is inside the model. One file a family."""
+"""Architectures: networks from images in [0, 1] to logits, with the normalization inside. One file per family."""
 
 from mad.plugin_exports import exports
 

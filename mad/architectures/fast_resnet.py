@@ -15,17 +15,17 @@ SMALLEST = 9
 
 
 class FastResNet(nn.Module):
-    """A 2 x 2 stem, three stages of two 3 x 3 convolutions, the most extreme place of each feature, and a scaled head.
+    """A 2 x 2 stem, three stages of two 3 x 3 convolutions, global max pooling, and a scaled linear layer.
 
-    A stage pools right after its first convolution, and adds its second to what that takes: few layers, wide ones, and
-    wide only where few places are left. The logits are an eighth of the last layer's, which lets the learning rate
-    be large. 66 million multiply-adds an image of 32 x 32, 1.2 million weights.
+    A stage pools right after its first convolution, and its second convolution is residual. The network has few, wide
+    layers, and is widest where the feature maps are small. The logits are an eighth of the last layer's output, which
+    allows a large learning rate. It takes 66 million multiply-adds per image of 32 x 32, and has 1.2 million weights.
 
     Args:
-        shape: (C, H, W) of the images, 9 pixels a side or more.
+        shape: (C, H, W) of the images; H and W are at least 9.
         classes: number of classes K.
-        mean: of each channel, subtracted from pixels in [0, 1]; None for CIFAR's, or ImageNet's from 64 pixels on.
-        std: of each channel; pixels are divided by it.
+        mean: mean of each channel, subtracted from pixels in [0, 1]; None for CIFAR's, or ImageNet's from 64 pixels on.
+        std: standard deviation of each channel, by which pixels are divided.
     """
 
     def __init__(

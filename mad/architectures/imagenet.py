@@ -1,4 +1,4 @@
-"""Weights learned on ImageNet, as torchvision publishes them, for all layers of a network but its last."""
+"""torchvision's ImageNet weights, for all layers of a network but the last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEFT_OUT: ContextVar[bool] = ContextVar("left_out", default=False)
 
 @contextlib.contextmanager
 def left_out() -> Iterator[None]:
-    """Build networks with random weights in their place: others are about to be loaded, and nothing need be fetched."""
+    """Build networks without pretrained weights in the block, since others will be loaded; saves the download."""
     token = LEFT_OUT.set(True)
     try:
         yield
@@ -27,10 +27,10 @@ def left_out() -> Iterator[None]:
 
 
 def wanted(weights: str | None) -> bool:
-    """Say whether weights are to be loaded.
+    """Return whether ImageNet weights are to be loaded; always False inside ``left_out``.
 
     Raises:
-        MadError: for any choice but None and ``imagenet``.
+        MadError: if ``weights`` is neither None nor ``imagenet``.
     """
     if weights is not None:
         check_choice("weights", weights, WEIGHTS)
@@ -38,13 +38,13 @@ def wanted(weights: str | None) -> bool:
 
 
 def published(name: str) -> nn.Module:
-    """Return torchvision's network of a name with its first published ImageNet weights, 1000 classes.
+    """Return torchvision's network of a name with its first published ImageNet weights, for 1000 classes.
 
-    The first, whatever else came later: one description must stand for one set of weights. They are fetched once, to
-    torch's hub folder, and checked then against the checksum in their name.
+    It is always the first set of weights, because a fingerprint must determine them. They are downloaded once, to
+    torch's hub folder, and checked against the checksum in their file name.
 
     Raises:
-        MadError: if there are none, or they cannot be fetched, or do not fit or are not finite as they lie there.
+        MadError: if there are no weights, or if they cannot be downloaded, do not fit or are not finite.
     """
     from torchvision import models
 
@@ -54,7 +54,7 @@ def published(name: str) -> nn.Module:
     network, file = models.get_model(name), Path(torch.hub.get_dir(), "checkpoints", Path(choices[0].url).name)
     try:
         state = choices[0].get_state_dict(progress=False, check_hash=True)
-    except Exception as error:  # whatever a network or a broken file raises
+    except Exception as error:  # any error of the network or of a damaged file
         reason = " ".join(str(error).split())[:200]
         if file.exists():
             raise MadError(f"{file} cannot be read ({reason}): remove it, and it is fetched again") from error
@@ -74,16 +74,16 @@ def published(name: str) -> nn.Module:
 
 
 def adopt(own: nn.Module, shape: Sequence[int], name: str, skip: int = 0) -> None:
-    """Copy published weights into the layers of ``own``, which come in the order of torchvision's.
+    """Copy published weights into the layers of ``own``, which must have the order of torchvision's network.
 
     Args:
-        own: all of a network but its last layer.
+        own: a network without its last layer.
         shape: (C, H, W) of its images.
-        name: torchvision's.
-        skip: how many layers at the beginning stay as they are.
+        name: torchvision's name of the network.
+        skip: number of layers at the beginning that keep their weights.
 
     Raises:
-        MadError: if the images are not in three colors.
+        MadError: if the images do not have 3 channels.
     """
     if shape[0] != 3:
         raise MadError(f"weights=imagenet takes images of 3 channels, got {shape[0]}: set weights=null")

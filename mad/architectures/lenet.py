@@ -1,4 +1,4 @@
-"""LeNet, as the paper's MNIST and Fashion-MNIST victims."""
+"""LeNet, the architecture of the paper's MNIST and Fashion-MNIST victims."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from mad.errors import MadError
 
 
 class LeNet(nn.Module):
-    """Convolutions of 20 and 50 filters of 5 x 5, each with a ReLU and max-pooled, a layer of 500 units, the classes.
+    """Two 5 x 5 convolutions of 20 and 50 filters, each with ReLU and max pooling, and a hidden layer of 500 units.
 
-    As the published code has it, torch's default initial weights included.
+    It is the network of the published code, with torch's default initial weights.
 
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes K.
-        mean: subtracted from pixels in [0, 1].
-        std: pixels are divided by it.
+        mean: mean that is subtracted from pixels in [0, 1].
+        std: standard deviation by which pixels are divided.
     """
 
-    version = 2  # 1 had no ReLU after the convolutions
+    version = 2  # version 1 had no ReLU after the convolutions
 
     def __init__(self, shape: tuple[int, int, int], classes: int, mean: float = 0.1307, std: float = 0.3081) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class LeNet(nn.Module):
         self.trunk = nn.Sequential(
             nn.Conv2d(channels, 20, 5),
             nn.MaxPool2d(2),
-            nn.ReLU(),  # published before the pooling: the same function and gradients, on four times as many values
+            nn.ReLU(),  # the published code has it before the pooling: same function and gradients, more work
             nn.Conv2d(20, 50, 5),
             nn.MaxPool2d(2),
             nn.ReLU(),

@@ -1,4 +1,4 @@
-"""Any image classifier of torchvision or timm, by its name."""
+"""Image classifiers of torchvision and timm, by name."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mad.errors import MadError, near
 
 
 class Library(nn.Module, ABC):
-    """A library's network behind this package's convention: images in [0, 1] in, logits out.
+    """A library's network as one of this package: images in [0, 1] to logits (B, K).
 
-    What images it takes, its own forward pass says: it is tried once.
+    Its forward pass is tried once, to see whether it takes images of this shape.
 
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes K.
         name: the library's name of the model.
-        weights: ``imagenet`` for the library's pretrained ones in all layers but the last; None for random ones.
+        weights: ``imagenet`` for the library's pretrained weights in all layers but the last; None for random weights.
 
     Raises:
-        MadError: if the library or the model is not there, or does not take such images.
+        MadError: if the library is not installed, or if the model does not exist or does not take such images.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, name: str, weights: str | None = None) -> None:
@@ -40,12 +40,12 @@ class Library(nn.Module, ABC):
     def build(
         self, channels: int, classes: int, name: str, pretrained: bool
     ) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-        """Return the network, and the mean and deviation of a channel that its weights expect."""
+        """Return the network, and the mean and standard deviation of each channel that its weights expect."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) in [0, 1] to logits (B, K)."""
         found: Any = self.network(self.normalize(images))
-        return found if isinstance(found, Tensor) else found[0]  # in train mode some add auxiliary logits
+        return found if isinstance(found, Tensor) else found[0]  # some networks add auxiliary logits in train mode
 
     @property
     def head(self) -> nn.Module:
@@ -53,7 +53,7 @@ class Library(nn.Module, ABC):
         return last_layer(self.network)[1]
 
     def known(self, name: Any, choices: Sequence[str]) -> None:
-        """Raise MadError for a name that is not among the library's."""
+        """Raise MadError if the library has no model of this name."""
         if name not in choices:
             raise MadError(f"{self.about}: no such model{near(str(name), choices, 3)}")
 
@@ -62,7 +62,7 @@ class Library(nn.Module, ABC):
         self.eval()
         try:
             logits = self(torch.zeros(2, *shape))
-        except Exception as error:  # whatever a library's network raises
+        except Exception as error:  # any error of a library's network
             reason = " ".join(str(error).split())[:150] or type(error).__name__
             raise MadError(f"{self.about} takes no images of {shape} ({reason}): choose another model") from error
         if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
@@ -98,16 +98,16 @@ class Timm(Library):
     def build(
         self, channels: int, classes: int, name: str, pretrained: bool
     ) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-        """Build it for K classes and the images' channels; timm adapts what is pretrained."""
+        """Build it for K classes and C channels; timm adapts the pretrained weights to C."""
         try:
             import timm
         except ImportError as error:
             raise MadError("architecture=timm needs timm: pip install 'mad[timm]'") from error
-        plain = str(name).partition(".")[0]  # a tag names its weights
+        plain = str(name).partition(".")[0]  # the tag after the dot names the weights
         self.known(plain, timm.list_models())
         try:
             network = timm.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels)
-        except Exception as error:  # an unknown tag, or no way to fetch the weights
+        except Exception as error:  # an unknown tag, or a failed download
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise MadError(f"{self.about} cannot be built: {reason}") from error
         expected: Any = network.pretrained_cfg

@@ -1,4 +1,4 @@
-"""A network without convolutions: what an adversary may take who does not know the victim's architecture."""
+"""A network without convolutions, such as an adversary may choose without knowing the victim's architecture."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ WIDTH = 500
 
 
 class MLP(nn.Module):
-    """Two layers of 500 units, then the classes.
+    """Two hidden layers of 500 units, and a linear layer.
 
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes K.
-        mean: subtracted from pixels in [0, 1].
-        std: pixels are divided by it.
+        mean: mean that is subtracted from pixels in [0, 1].
+        std: standard deviation by which pixels are divided.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, mean: float = 0.1307, std: float = 0.3081) -> None:

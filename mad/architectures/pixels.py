@@ -1,4 +1,4 @@
-"""What networks for photographs do to pixels before anything else."""
+"""The normalization of pixels inside networks for color images."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LARGE = 64
 
 
 def large(shape: Sequence[int]) -> bool:
-    """Say whether images of a shape (C, H, W) take the form of ImageNet's networks."""
+    """Return whether images of a shape (C, H, W) get ImageNet's form of a network: from 64 pixels on."""
     return min(shape[1:]) >= LARGE
 
 
 class Standardize(nn.Module):
-    """Subtract a mean and divide by a deviation, channel by channel; their averages serve other numbers of channels."""
+    """Subtract a mean and divide by a standard deviation per channel; average both for other numbers of channels."""
 
     mean: Tensor
     std: Tensor
@@ -41,9 +41,9 @@ class Standardize(nn.Module):
 def standardize(
     shape: Sequence[int], mean: Sequence[float] | None, std: Sequence[float] | None, weights: str | None
 ) -> Standardize:
-    """Return the layer for images (C, H, W).
+    """Return the normalization layer for images (C, H, W).
 
-    Where no mean or deviation is given it takes CIFAR's, or ImageNet's for large images and ImageNet's weights.
+    The default mean and standard deviation are CIFAR's, or ImageNet's for large images and for ImageNet weights.
     """
     photographs = bool(weights) or large(shape)
     usual = (IMAGENET_MEAN, IMAGENET_STD) if photographs else (CIFAR_MEAN, CIFAR_STD)

@@ -14,7 +14,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class Block(nn.Module):
-    """Convolutions added to their input, which is projected where the shape changes."""
+    """Convolutions that are added to their input, which is projected if the shape changes."""
 
     expansion: ClassVar[int] = 1
 
@@ -27,7 +27,7 @@ class Block(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map features (B, taken, H, W) to (B, given, H / stride, W / stride)."""
-        return self.relu(self.residual(images) + self.shortcut(images))  # Opacus bears no += here
+        return self.relu(self.residual(images) + self.shortcut(images))  # not +=, which Opacus does not support
 
 
 class BasicBlock(Block):
@@ -39,7 +39,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """A 3 x 3 convolution, which has the stride, between two of 1 x 1, the last four times as wide."""
+    """A 1 x 1, a 3 x 3 (with the stride) and a 1 x 1 convolution, the last one four times as wide."""
 
     expansion = 4
 
@@ -52,16 +52,17 @@ class Bottleneck(Block):
 class ResNet(nn.Module):
     """A stem, four stages of residual blocks, and one linear layer.
 
-    The stem of images of less than 64 pixels is a 3 x 3 convolution without pooling; that of larger ones ImageNet's,
-    7 x 7 and pooled.
+    For images of less than 64 pixels the stem is a 3 x 3 convolution without pooling; for larger images it is
+    ImageNet's, 7 x 7 with pooling.
 
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes K.
-        mean: of each channel, subtracted from pixels in [0, 1]; None for CIFAR's, or ImageNet's where either is its.
-        std: of each channel; pixels are divided by it.
-        weights: ``imagenet`` for torchvision's in all layers but the last, and a stem for small images; None for
-            random ones.
+        mean: mean of each channel, subtracted from pixels in [0, 1]; None for CIFAR's, or ImageNet's if the stem or the
+            weights are ImageNet's.
+        std: standard deviation of each channel, by which pixels are divided; None as for ``mean``.
+        weights: ``imagenet`` for torchvision's weights in all layers but the last, and but the stem for small images;
+            None for random weights.
     """
 
     block: ClassVar[type[BasicBlock] | type[Bottleneck]]
@@ -103,25 +104,25 @@ class ResNet(nn.Module):
 
 
 class ResNet18(ResNet):
-    """Two blocks of two convolutions a stage, 512 features."""
+    """Two blocks of two convolutions per stage, and 512 features."""
 
     block, depths = BasicBlock, (2, 2, 2, 2)
 
 
 class ResNet34(ResNet):
-    """Three, four, six and three blocks of two convolutions, 512 features."""
+    """Stages of three, four, six and three blocks of two convolutions, and 512 features."""
 
     block, depths = BasicBlock, (3, 4, 6, 3)
 
 
 class ResNet50(ResNet):
-    """Three, four, six and three blocks of three convolutions, 2,048 features."""
+    """Stages of three, four, six and three blocks of three convolutions, and 2,048 features."""
 
     block, depths = Bottleneck, (3, 4, 6, 3)
 
 
 def convolution(taken: int, given: int, size: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """Return a convolution that keeps the size, save for its stride, and its batch norm."""
+    """Return a padded convolution, which divides H and W by its stride, and its batch norm."""
     layer = nn.Conv2d(taken, given, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer, nn.BatchNorm2d(given)

@@ -1,4 +1,4 @@
-"""VGG with batch norm, as the paper's CIFAR, CUB-200 and Caltech-256 victims."""
+"""VGG with batch norm, the architecture of the paper's CIFAR, CUB-200 and Caltech-256 victims."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ PLACES, HIDDEN = 7, 4096
 
 
 class VGG16BN(nn.Module):
-    """Thirteen 3 x 3 convolutions with batch norms in five pooled stages, then linear layers.
+    """Thirteen 3 x 3 convolutions with batch norms in five stages with pooling, then linear layers.
 
-    Images of less than 64 pixels: one linear layer of 512 features. Pooling rounds up, so that 28 x 28 images pass;
-    what places are left are averaged. Larger images: ImageNet's network, two layers of 4,096 units before the last.
+    For images of less than 64 pixels there is one linear layer on 512 features. Pooling rounds sizes up, so that
+    28 x 28 images are large enough, and the last feature map is averaged. For larger images it is ImageNet's network,
+    with two hidden layers of 4,096 units.
 
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes K.
-        mean: of each channel, subtracted from pixels in [0, 1]; None for CIFAR's, or ImageNet's where either is its.
-        std: of each channel; pixels are divided by it.
-        weights: ``imagenet`` for torchvision's in all layers but the last; None for random ones.
+        mean: mean of each channel, subtracted from pixels in [0, 1]; None for CIFAR's, or ImageNet's for large images
+            and for ImageNet weights.
+        std: standard deviation of each channel, by which pixels are divided; None as for ``mean``.
+        weights: ``imagenet`` for torchvision's weights in all layers but the last; None for random weights.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class VGG16BN(nn.Module):
 
 
 def _initialize(layer: nn.Module) -> None:
-    """Draw a convolution from N(0, 2/n), n its filters times their area, and a linear layer from N(0, 0.01^2)."""
+    """Draw a convolution's weights from N(0, 2/n), n = filters x kernel area; a linear layer's from N(0, 0.01^2)."""
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(layer, nn.Linear):

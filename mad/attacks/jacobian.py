@@ -76,7 +76,7 @@ class Jacobian(Attack):
 
     @property
     def divisor(self) -> int:
-        """``children``, or more in the published code; a round moves at most ceil(queries left / ``divisor``) images."""
+        """``children``, or more in the published code. A round moves at most ceil(queries left / divisor) images."""
         return self.children
 
     @property

@@ -1,1 +1,1 @@
-"""The commands: ``mad-run``, ``mad-status``, ``mad-figures`` and ``mad-data``."""
+"""The commands ``mad-run``, ``mad-status``, ``mad-figures``, ``mad-data`` and ``mad-select``."""

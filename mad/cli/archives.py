@@ -1,4 +1,4 @@
-"""Where data sets are published: download, go on after a break, check, unpack."""
+"""Archives of published data sets: download, resume, check and unpack them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mad.errors import MadError
 from mad.progress import err
 
 CHUNK = 1 << 20  # bytes
-SECONDS = 60  # without a byte, after which a server is taken to be gone
-PAST_THE_END = 416  # what a server says to who has the whole file already
+SECONDS = 60  # without data, after which the download fails
+PAST_THE_END = 416  # the HTTP status if the whole file was already received
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that holds a data set whole.
+    """An archive with a whole data set.
 
     Args:
-        url: where it is published.
-        md5: of the file, as published.
-        below: the folder below the root that it is unpacked in.
+        url: its address.
+        md5: its published checksum.
+        below: the folder, relative to the root, that it is unpacked into.
     """
 
     url: str
@@ -38,10 +38,10 @@ class Archive:
     below: str = "."
 
     def fetch(self, name: str, root: Path) -> None:
-        """Download the file, unless it is there, and unpack it.
+        """Download the archive, unless it exists, and unpack it.
 
         Raises:
-            MadError: if it can be had neither way.
+            MadError: if it cannot be downloaded or unpacked.
         """
         file = root / Path(self.url).name
         if not file.is_file():
@@ -49,18 +49,18 @@ class Archive:
         if checksum(file) != self.md5:
             raise MadError(f"{file} is damaged: its MD5 should be {self.md5}; remove it and try again")
         err.print(f"unpacking {file}", soft_wrap=True)
-        # What an archive may not do, write elsewhere, a zip never can.
+        # The filter keeps a tar archive from writing outside the folder; a zip archive cannot.
         safe: dict[str, Any] = {} if file.suffix == ".zip" else {"filter": "data"}
         shutil.unpack_archive(file, root / self.below, **safe)
 
     def _download(self, file: Path, remedy: str) -> None:
-        """Download, from where an earlier attempt stopped."""
+        """Download the archive; resume after an earlier attempt that was interrupted."""
         part = file.with_name(f"{file.name}.part")
         held = part.stat().st_size if part.exists() else 0
         request = Request(self.url, headers={"User-Agent": "mad", **({"Range": f"bytes={held}-"} if held else {})})
         try:
             with urlopen(request, timeout=SECONDS) as answer:
-                held = held if answer.status == 206 else 0  # a server may send the whole file nevertheless
+                held = held if answer.status == 206 else 0  # other servers send the whole file
                 total = None if answer.length is None else held + answer.length
                 with part.open("ab" if held else "wb") as sink, received(file.name, held, total) as advance:
                     while chunk := answer.read(CHUNK):
@@ -96,7 +96,7 @@ ARCHIVES = {
 
 @contextmanager
 def received(task: str, held: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar over the bytes of a download; yields a function of how many came."""
+    """Show a progress bar of a download in bytes; yields a function that takes the number of new bytes."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=err, disable=not err.is_terminal) as bars:
         yield partial(bars.advance, bars.add_task(task, completed=held, total=total))

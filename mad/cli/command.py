@@ -1,4 +1,4 @@
-"""What every command does first and last: streams that may be closed or full, flags, one line for any error."""
+"""The common parts of all commands: flags, one-line errors, and output streams that may be closed or full."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from mad.errors import MadError
 from mad.progress import err
 
 STOPPED = "stopped; what is finished is kept: give the same command again to go on"
-GONE = (errno.EPIPE, errno.EBADF, errno.EIO)  # who reads the output has enough of it, or is gone
+GONE = (errno.EPIPE, errno.EBADF, errno.EIO)  # the reader of the output has closed it
 
 
 class Stream:
-    """Standard output or error, where what can not be written is lost instead of stopping the work.
+    """Standard output or error; text that cannot be written is dropped, and the work goes on.
 
-    ``lost`` is why, if so. What is said is worth less than what is written to files.
+    ``lost`` is the error in that case. Files are more important than messages.
     """
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.lost = stream, 0
         with suppress(AttributeError, OSError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # what this encoding lacks
+            stream.reconfigure(errors="backslashreplace")  # for characters that the encoding lacks
 
     def write(self, text: str) -> int:
-        """Write, if anybody reads."""
+        """Write text; drop it if the stream is closed or full."""
         with self._losing():
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if anybody reads."""
+        """Flush the stream; ignore that it is closed or full."""
         with self._losing():
             self.stream.flush()
 
@@ -50,18 +50,18 @@ class Stream:
             yield
         except OSError as error:
             self.lost = self.lost or error.errno or errno.EIO
-            with suppress(OSError, ValueError, AttributeError):  # so that Python can flush the rest when it ends
+            with suppress(OSError, ValueError, AttributeError):  # so that Python can flush it at exit
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self.stream.fileno())
                 os.close(null)
 
 
 def guard() -> None:
-    """Let neither a stream that is closed nor an environment made for notebooks disturb this process."""
+    """Protect this process from closed output streams and from a notebook's matplotlib backend."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)
-        except OSError:  # else the next file that is opened would be standard output
+        except OSError:  # otherwise the next opened file would become standard output
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, number)
             if null != number:
@@ -70,11 +70,11 @@ def guard() -> None:
         if stream is None:
             stream = open(os.devnull, mode)  # noqa: SIM115  # for as long as the process lives
         setattr(sys, name, stream if mode == "r" or isinstance(stream, Stream) else Stream(stream))
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's is not installed here; figures are files
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's backend may be missing; figures are files
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Return a command's entry: any error is one line and exit code 1; a closed standard output costs nothing."""
+    """Return a command's entry point: an error becomes one line and exit code 1; closed streams are ignored."""
 
     @functools.wraps(main)
     def entry() -> None:
@@ -104,8 +104,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A command's flags, whose mistakes are one line."""
+    """A parser of a command's flags, whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse a command line."""
+        """Raise MadError for a command line that is not valid."""
         raise MadError(f"{message}; {self.prog} --help says what it takes")

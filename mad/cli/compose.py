@@ -1,4 +1,4 @@
-"""From a composed config to the cell that it describes."""
+"""Building a cell from a composed config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mad.cli import configs
 from mad.errors import MadError
 
 PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
-APART = ("outputs", "data_root", "force", "device")  # say where and how, not what
+APART = ("outputs", "data_root", "force", "device")  # settings of the run, not of the cell
 INNER = ("victim.dataset", "victim.architecture", "victim.trainer", "knockoff.trainer", "defense.surrogate")
 
 
@@ -22,7 +22,7 @@ def cell_of(config: DictConfig, words: Iterable[str] = ()) -> Cell:
     """Build the cell that a config describes; nothing is run.
 
     Args:
-        config: composed.
+        config: the composed config.
         words: the overrides that it was composed with, for the cell's record.
     """
     if config.get("grid"):

@@ -1,4 +1,4 @@
-"""Where the configs lie, what can be chosen among them, and how the paths in them are read."""
+"""The folders of configs, the choices in them, and the paths in their values."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ALIASES = {
     "defense/surrogate/architecture": "architecture",
     "defense/surrogate/dataset": "dataset",
 }
-FURTHER: list[Path] = []  # the user's folder of configs, where the command line names one
-HOME = re.compile(r"([\w./@+]+)=(~[^'\"(){}\[\],]*)")  # which Hydra reads only in quotes
+FURTHER: list[Path] = []  # the user's folder of configs, if the command line names one
+HOME = re.compile(r"([\w./@+]+)=(~[^'\"(){}\[\],]*)")  # a value with ~, which Hydra needs in quotes
 
 
 def config_dir() -> Path:
@@ -32,7 +32,7 @@ def config_dir() -> Path:
 
 
 def register_aliases() -> None:
-    """Let every choice of ``ALIASES`` be made in further places, with no second file."""
+    """Make the choices of some config groups available in other groups (``ALIASES``), without copies of files."""
     for group, source in ALIASES.items():
         for file in sorted((config_dir() / source).glob("*.yaml")):
             node = {"defaults": [f"/{source}/{file.stem}@_here_"]}
@@ -41,23 +41,23 @@ def register_aliases() -> None:
 
 @functools.cache
 def groups() -> list[str]:
-    """Return what a command line chooses among: ``victim``, ``defense/surrogate`` and the like."""
+    """Return the config groups, such as ``victim`` and ``defense/surrogate``."""
     defaults = OmegaConf.load(config_dir() / "config.yaml").defaults
     chosen = [str(key) for line in defaults if OmegaConf.is_dict(line) for key in line]
     return sorted({*(key for key in chosen if " " not in key), *ALIASES, "defense/surrogate"})
 
 
 def experiments() -> list[str]:
-    """Return the experiments, also those in folders of their own and of the user's, as ``experiment=`` takes them."""
+    """Return the names of all experiments, as ``experiment=`` takes them; also those in subfolders and the user's."""
     places = [folder / "experiment" for folder in (config_dir(), *FURTHER)]
     return sorted({file.relative_to(at).with_suffix("").as_posix() for at in places for file in at.rglob("*.yaml")})
 
 
 def home(name: str, value: Any) -> str:
-    """Return a path with a leading ``~`` spelled out, as a shell would.
+    """Return a path with a leading ``~`` expanded, as a shell does.
 
     Raises:
-        MadError: if it is no path, or of a user who is not there.
+        MadError: if the value is not a path, or if the user does not exist.
     """
     if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
         raise MadError(f"{name} must be a path, got {value!r}")
@@ -68,7 +68,7 @@ def home(name: str, value: Any) -> str:
 
 
 def at_home(part: DictConfig, name: str) -> DictConfig:
-    """Return a part of a config, its interpolations resolved, with ``~`` spelled out at the beginning of each text."""
+    """Return a part of a config, with interpolations resolved and a leading ``~`` of each string expanded."""
 
     def spelled(value: Any, name: str) -> Any:
         if isinstance(value, dict):
@@ -82,7 +82,7 @@ def at_home(part: DictConfig, name: str) -> DictConfig:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what Hydra says of the launchers' own schemas beside conf/hydra/launcher: those files are whole."""
+    """Suppress Hydra's warnings about the launchers' schemas: the files in conf/hydra/launcher are complete."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
         yield
@@ -94,10 +94,10 @@ def outputs_of(config: DictConfig) -> Path:
 
 
 def further(folder: str | None) -> Path | None:
-    """Take the user's folder of configs, and return its place.
+    """Set the user's folder of configs, and return its path.
 
     Raises:
-        MadError: if there is none.
+        MadError: if the folder does not exist.
     """
     FURTHER.clear()
     if folder is None:
@@ -110,6 +110,6 @@ def further(folder: str | None) -> Path | None:
 
 
 def quoted(words: list[str]) -> list[str]:
-    """Return the words of a command line with values that begin with ``~`` in the quotes that Hydra wants."""
+    """Return the overrides of a command line, with values that begin with ``~`` in quotes, as Hydra needs them."""
     found = ((word, HOME.fullmatch(word)) for word in words)
     return [f"{match[1]}='{match[2]}'" if match else word for word, match in found]

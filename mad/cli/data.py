@@ -17,14 +17,14 @@ from mad.errors import MadError, near
 from mad.progress import err, out
 from mad.storage.files import held
 
-IMAGENET = ("ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e")  # only given to who registers
+IMAGENET = ("ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e")  # only for registered users
 
 
 def unpack_imagenet(place: Path, root: Path) -> None:
-    """Unpack ImageNet's training images, a folder a class.
+    """Unpack ImageNet's training images, one folder per class.
 
     Raises:
-        MadError: if its archive is not there: nobody may download it who has not registered.
+        MadError: if the archive is missing; only registered users may download it.
     """
     name, md5 = IMAGENET
     file = place / name
@@ -36,7 +36,7 @@ def unpack_imagenet(place: Path, root: Path) -> None:
     if checksum(file) != md5:
         raise MadError(f"{file} is damaged: its MD5 should be {md5}; fetch it again")
     with tarfile.open(file) as outer:
-        for number, member in enumerate(outer, 1):  # each is itself an archive: of one class
+        for number, member in enumerate(outer, 1):  # each is itself an archive of one class
             err.print(f"unpacking {member.name} ({number} of 1000)", soft_wrap=True)
             with tarfile.open(fileobj=outer.extractfile(member)) as inner:
                 inner.extractall(place / "train" / Path(member.name).stem, filter="data")
@@ -52,11 +52,11 @@ def described(name: str, root: Path) -> Any:
 
 
 def whole(dataset: Any, *parts: str) -> bool:
-    """Whether the named splits are there; nothing is downloaded."""
+    """Return whether the named splits are complete; nothing is downloaded."""
     from torchvision import datasets
 
     try:
-        if hasattr(dataset, "loader"):  # ours would download what is missing, and could not go on with it later
+        if hasattr(dataset, "loader"):  # Vision would download missing files, and could not resume
             getattr(datasets, dataset.loader)(dataset.root, download=False)
         else:
             for part in parts:
@@ -67,10 +67,10 @@ def whole(dataset: Any, *parts: str) -> bool:
 
 
 def fetch(name: str, root: Path) -> None:
-    """Make a data set be whole below a root, and print what is in it.
+    """Download the missing parts of a data set below a root, check it, and print its contents.
 
     Raises:
-        MadError: if it can not.
+        MadError: if the data set cannot be completed.
     """
     from mad.datasets import checked  # a slow import
 
@@ -82,7 +82,7 @@ def fetch(name: str, root: Path) -> None:
         if name == "imagenet":
             if not whole(dataset, "train"):
                 unpack_imagenet(dataset.place, root)
-            if not whole(dataset, "test"):  # a pool needs no more
+            if not whole(dataset, "test"):  # a pool needs only the training split
                 parts.remove("test")
                 val = dataset.place / "val"
                 err.print(f"imagenet test: not whole; a victim needs {val}/, one folder a class", soft_wrap=True)
@@ -94,7 +94,7 @@ def fetch(name: str, root: Path) -> None:
             except MadError as error:
                 if not hasattr(dataset, "folder"):
                     raise
-                again = f"move {dataset.place} away and"  # all else that this command can do has been done
+                again = f"move {dataset.place} away and"  # the command cannot do more
                 raise MadError(str(error).replace("; run", f"; {again} run")) from error
             out.print(f"{name} {part}: {len(images):,} images {tuple(images.shape[1:])}, {dataset.classes} classes")
 

@@ -1,25 +1,28 @@
-"""``mad-figures``, and what a run writes at its end: ``records.csv``, figures and the table."""
+"""``mad-figures``, and the output at the end of a run: ``records.csv``, figures and the table."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mad.cli import configs
 from mad.cli.command import Parser, command
+from mad.cli.known import FOLDER, package
 from mad.errors import MadError
 from mad.progress import out
-from mad.storage.files import locked
+from mad.storage.files import locked, write_alone
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-DERIVED = Path("derived")  # its lock: who reads records later writes later what is derived from them
+DERIVED = Path("derived")  # the lock of records.csv and figures, so that they are written from the newest records
 
 
 def finish(paths: list[Path], outputs: Path) -> None:
-    """Write ``records.csv`` and the figures of some records' groups; then show their table and these files."""
+    """Write ``records.csv`` and the figures of the records' comparison groups; then print their table and the files."""
     from mad.figures.table import show
     from mad.storage import records
 
@@ -36,36 +39,75 @@ def finish(paths: list[Path], outputs: Path) -> None:
             reference = (groups.defense == "none") & groups.seed.isin(mine.seed)
             shown = groups[groups.fingerprint.isin(mine.fingerprint) | reference]
             written.extend(derive(table, groups, outputs))
-    finally:  # what there is is shown, also where a figure could not be drawn
+    finally:  # show the table even if a figure failed
         if shown is not None:
             show(shown)
         listed(written)
 
 
 def derive(table: DataFrame, groups: DataFrame, outputs: Path, *, paper: bool = False) -> Iterator[Path]:
-    """Write ``records.csv`` and figures, of some comparison groups or the paper's; yield what is written.
+    """Write ``records.csv`` and the figures of some comparison groups, or the paper's figures; yield their paths.
 
-    The caller holds the lock of these. A user's own matplotlib settings are left aside.
+    The figure of a group whose records did not change is left as it is. The caller holds the lock of these files. The
+    user's own matplotlib settings are ignored.
     """
-    import matplotlib
-
     from mad.storage import records
 
     yield records.write_csv(table, outputs)
+    named = {} if paper else figures_of(groups)
+    new = {path: each for path, each in named.items() if not is_drawn(outputs, path, each[1])}
+    yield from (outputs / f"{path}.png" for path in named if path not in new)
+    if not new and not paper:
+        return
+    import matplotlib
+    import pandas as pd
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         if paper:
             from mad.figures.paper import write_all
 
             yield from write_all(table, outputs)
-        else:
-            from mad.figures import tradeoff
+            return
+        from mad.figures import tradeoff
 
-            yield from tradeoff.write_all(groups, outputs / "figures")
+        yield from tradeoff.write_all(pd.concat([rows for rows, _ in new.values()]), outputs / "figures")
+        for path, (_, stamp) in new.items():
+            write_alone(outputs, FOLDER, stamp_of(path), stamp.encode())
+
+
+def figures_of(groups: DataFrame) -> dict[Path, tuple[DataFrame, str]]:
+    """Return the records of each group's figure and a checksum of them and of this package, by the figure's path.
+
+    Paths are relative to the outputs folder and lack the ending.
+    """
+    from mad.figures.groups import file_name
+
+    found = {}
+    for _, rows in groups.groupby("comparison_group"):
+        text = f"{package()} {rows.to_csv()}"
+        found[Path("figures", file_name(rows.iloc[0]))] = (
+            rows,
+            hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest(),
+        )
+    return found
+
+
+def is_drawn(outputs: Path, path: Path, stamp: str) -> bool:
+    """Tell whether a figure shows the records that a checksum is of."""
+    with suppress(OSError):
+        there = all((outputs / f"{path}.{ending}").is_file() for ending in ("png", "pdf"))
+        return there and (outputs / stamp_of(path)).read_text() == stamp
+    return False
+
+
+def stamp_of(path: Path) -> Path:
+    """Return the file that has the checksum of a figure's records, relative to the outputs folder."""
+    return FOLDER / f"{path.name}.drawn"
 
 
 def listed(files: list[Path]) -> None:
-    """Print the places of files."""
+    """Print the paths of files."""
     for file in files:
         out.print(str(file), soft_wrap=True, markup=False)
 

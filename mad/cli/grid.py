@@ -1,4 +1,4 @@
-"""The jobs of a sweep: every line of an experiment's ``grid``, each times what the command line sweeps over."""
+"""The jobs of a sweep: each line of an experiment's ``grid``, combined with the command line's sweeps."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from mad.errors import MadError
 
 Job = list[str]
 SWEEPER = "hydra_plugins.mad_grid.GridSweeper"
-LAID_OUT = "grid=[]"  # said to every job of a grid: it is one cell
+LAID_OUT = "grid=[]"  # an override for each job: it has no grid of its own
 
 
 def chosen(config: DictConfig) -> bool:
-    """Return whether a sweep's cells are known before it starts; other sweepers choose them as they go."""
+    """Return whether a sweep's cells are known before it starts; some sweepers choose them while they run."""
     return bool(config.hydra.sweeper._target_ == SWEEPER)
 
 
 def jobs(config: DictConfig, overrides: Job) -> list[Job]:
-    """Return the overrides of each job of a sweep, every one once, in the order of their launch.
+    """Return the overrides of each job of a sweep, without duplicates, in the order of launch.
 
     Args:
-        config: the sweep's config with its ``hydra`` node: ``grid`` are its lines, none of them a sweep without lines.
-        overrides: the command line's; they come after a line's, and win. What they choose in a group, such as
-            ``defense=mad``, leaves of the grid the cells that choose the same, where there are any.
+        config: the sweep's config with its ``hydra`` node; ``grid`` holds the lines, and may be empty.
+        overrides: the overrides of the command line; they come after a line's, and win. If they choose an option of a
+            group, such as ``defense=mad``, only the cells of the grid with the same choice are run, if there are any.
 
     Raises:
-        MadError: if a line of the grid is not overrides as the command line takes them, what the command line chooses
-            lacks the keys that all lines set, or it names several outputs folders.
+        MadError: if a line of the grid does not hold overrides, if an option that the command line chooses lacks keys
+            that all lines set, or if there are several outputs folders.
     """
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     grid = config.get("grid") or OmegaConf.create([])
@@ -67,16 +67,16 @@ def jobs(config: DictConfig, overrides: Job) -> list[Job]:
 
 
 def choices(job: Job) -> dict[str, str]:
-    """Return what a job's overrides, one value a key, choose in each group; and ``outputs``."""
+    """Return the option that a job's overrides choose in each group, and ``outputs``; one value per key."""
     given = dict(word.partition("=")[::2] for word in job)
     return {key: value for key, value in given.items() if key in groups() or key == "outputs"}
 
 
 def check(own: Job, overrides: Job, group: str) -> None:
-    """Refuse a choice of the command line that has not the keys which a grid's line sets for its own.
+    """Check that an option chosen on the command line has the keys that a line of the grid sets.
 
     Raises:
-        MadError: if it has not.
+        MadError: if it lacks one.
     """
     try:
         hydra.compose("config", overrides=split([*own, *overrides, LAID_OUT])[0])
@@ -89,8 +89,8 @@ def check(own: Job, overrides: Job, group: str) -> None:
 
 
 def split(overrides: Job) -> list[Job]:
-    """Return one list of overrides a job: the product of all that is swept over; of one key, the last counts."""
-    loader = GlobalHydra.instance().config_loader()  # knows the choices that glob(*) means
+    """Return one list of overrides per job: the product of all sweeps; of a repeated key, the last one counts."""
+    loader = GlobalHydra.instance().config_loader()  # finds the options that glob(*) matches
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     (every,) = BasicSweeper.split_arguments(parsed, None)
     return every

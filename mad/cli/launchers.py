@@ -1,6 +1,6 @@
-"""A sweep's engine: Hydra's launchers give up at the first job that dies; here the other jobs go on.
+"""The launchers of a sweep. Hydra's launchers stop at the first job that dies; here the other jobs go on.
 
-A job that dies leaves its note as it was when the sweep began, and the sweep's end names it.
+The note of a job that dies says that it has not finished, and the list of failures at the sweep's end names it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,13 +21,14 @@ from mad.cli.sweep_folder import tell
 from mad.environment import SLOT
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-IDLE_SECONDS = 60.0  # a worker whose sweep was killed ends by itself after these
-OVER = JobReturn(status=JobStatus.COMPLETED)  # all that Hydra wants to know; a cell's note says the rest
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # without one of them there is no GPU, and no need of torch
+IDLE_SECONDS = 60.0  # after which a worker whose sweep was killed ends
+OVER = JobReturn(status=JobStatus.COMPLETED)  # enough for Hydra; the cell's note has the result
 
 
 def go_on(target: str) -> None:
-    """Make the launcher of this class wait for all of its jobs, whatever becomes of one of them."""
-    with suppress(ImportError):  # what to install is said when Hydra misses it
+    """Make the launcher of this class wait for all of its jobs, also if some fail."""
+    with suppress(ImportError):  # Hydra's own error says what to install
         if ".hydra_joblib_launcher." in target:
             from hydra_plugins.hydra_joblib_launcher import _core as joblib_core
 
@@ -40,17 +42,19 @@ def go_on(target: str) -> None:
 
 
 def jobs(device: Any) -> int:
-    """Return how many cells this machine runs at once: one a GPU, or one a core where there is none."""
-    import torch
+    """Return how many cells this machine runs at once: one per GPU, or one per core if there is no GPU."""
     from joblib import cpu_count
 
-    if device == "auto" and torch.cuda.is_available():
-        return int(torch.cuda.device_count())
+    if device == "auto" and any(Path(each).exists() for each in DRIVERS):
+        import torch
+
+        if torch.cuda.is_available():
+            return int(torch.cuda.device_count())
     return int(cpu_count()) if device in ("auto", "cpu") else 1
 
 
 class Pool:
-    """In joblib's place: each process in a pool of its own, so that one that is killed takes one job with it."""
+    """Replaces joblib's pool: each process has a pool of its own, so that a killed process loses one job only."""
 
     def __init__(self, n_jobs: int, **_: Any) -> None:
         from joblib import effective_n_jobs
@@ -59,7 +63,7 @@ class Pool:
         self.pools: dict[int, Any] = {}
 
     def __call__(self, calls: Iterable[Call]) -> list[JobReturn]:
-        """Run the calls in order, each as soon as a process is free; Ctrl-C ends those that run."""
+        """Run the calls in order, each as soon as a process is free; Ctrl-C ends the running ones."""
         listed = list(calls)
         count, queue = len(listed), iter(listed)
         with ThreadPoolExecutor(self.slots) as threads:
@@ -77,7 +81,7 @@ class Pool:
     def _serve(self, slot: int, queue: Iterator[Call]) -> None:
         from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
-        deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # Ctrl-C is the parent's
+        deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # the parent handles Ctrl-C
         pool = None
         for function, positional, named in queue:
             if pool is None:
@@ -89,7 +93,7 @@ class Pool:
 
 
 def outlive_ray(job: Any) -> JobReturn:
-    """Wait for a Ray task; one whose worker died is over, too."""
+    """Wait for a Ray task; a task whose worker died counts as finished."""
     import ray
 
     with suppress(ray.exceptions.RayError):
@@ -98,17 +102,17 @@ def outlive_ray(job: Any) -> JobReturn:
 
 
 def outlive_submitit() -> None:
-    """Let submitit's launcher wait for its jobs through ``Submitted``, and ask ``squeue`` about them."""
+    """Make submitit's launcher wait for its jobs with ``Submitted`` and query their state with ``squeue``."""
     import submitit
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
     class Queue(SlurmInfoWatcher):
-        """What squeue lists is not over; sacct, which submitit asks, needs an accounting that not every cluster has."""
+        """Finds running jobs with ``squeue``; submitit's ``sacct`` needs accounting, which some clusters lack."""
 
         def update(self) -> None:
             command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
             listed = subprocess.run(command, capture_output=True, text=True)
-            if listed.returncode == 0:  # a controller that is away for a while says nothing about the jobs
+            if listed.returncode == 0:  # if the controller is unavailable, the jobs may still run
                 alive = listed.stdout.split()
                 self._info_dict = {job: {"State": "RUNNING" if job in alive else "OVER"} for job in self._registered}
             self._last_status_check = time.time()
@@ -119,7 +123,7 @@ def outlive_submitit() -> None:
 
 
 class Submitted:
-    """The jobs of a sweep; each is over when it has a result or is gone, and Ctrl-C cancels them all."""
+    """The jobs of a sweep. A job is finished if it has a result or left the queue; Ctrl-C cancels all jobs."""
 
     def __init__(self, jobs: list[Any]) -> None:
         self.jobs = jobs
@@ -129,7 +133,7 @@ class Submitted:
         try:
             for job in self.jobs:
                 job.wait()
-                told = tell(told)  # the jobs print into files of their own
+                told = tell(told)  # the jobs' output goes to files
                 yield self
         except BaseException:
             for job in self.jobs:
@@ -137,5 +141,5 @@ class Submitted:
             raise
 
     def results(self) -> list[JobReturn]:
-        """Return what Hydra wants of one job."""
+        """Return the results of one job, as Hydra expects them."""
         return [OVER]

@@ -22,14 +22,14 @@ EXTRAS = {"hydra_joblib": "mad", "hydra_submitit": "mad[slurm]", "hydra_ray": "m
 
 
 def report(error: BaseException) -> None:
-    """Print an error's line, or its traceback where that was asked for."""
+    """Print the one line of an error; before it, its traceback if HYDRA_FULL_ERROR is set."""
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
     err.print(f"mad: {one_line(error)}", soft_wrap=True, markup=False)
 
 
 def one_line(error: BaseException) -> str:
-    """Say in one line what was expected, what came and what to do."""
+    """Return an error's text in one line: what was expected, what was given and what to do."""
     ours = next((each for each in causes(error) if isinstance(each, MadError)), None)
     if ours is not None:
         return " ".join(str(ours).split())
@@ -79,7 +79,7 @@ def mistaken(text: str) -> str | None:
 
 
 def causes(error: BaseException | None) -> list[BaseException]:
-    """Return an error and what caused it, the last first."""
+    """Return an error and its causes, the error itself first."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
@@ -88,7 +88,7 @@ def causes(error: BaseException | None) -> list[BaseException]:
 
 
 def unknown_choice(asked: str, text: str, options: list[str]) -> str:
-    """Say that a group has no such choice, and which it has."""
+    """Return the message for an option that a config group does not have; it lists the options."""
     above = re.search(r"Available options in '([^']*)'", text)
     group = above[1] if above else asked.rpartition("/")[0]
     name = asked[len(group) :].lstrip("/")
@@ -98,12 +98,12 @@ def unknown_choice(asked: str, text: str, options: list[str]) -> str:
 
 
 def choose(name: str, known: list[str]) -> str:
-    """Say what there is to choose from instead of an unknown name."""
+    """Return the text that lists the valid choices, with those similar to an unknown name."""
     return f"choose from {', '.join(known)}{near(name, known)}" if known else "there is none to choose"
 
 
 def unknown_key(full_key: str, parent: Any) -> str | None:
-    """Say which key is unknown and which is near; None if the key exists and something else is wrong."""
+    """Return the message for an unknown key, with a similar key; None if the key exists."""
     above, _, key = full_key.rpartition(".")
     if not isinstance(parent, DictConfig) or key in parent:
         return None
@@ -117,7 +117,7 @@ def unknown_key(full_key: str, parent: Any) -> str | None:
 
 
 def unreadable(word: str) -> str:
-    """Say what is wrong with an override that Hydra cannot read."""
+    """Return the message for an override that Hydra cannot parse."""
     key, equals, value = word.partition("=")
     if not equals:
         return f"{word!r} is no override: it must be key=value, like defense=mad; mad-run --help lists the choices"
@@ -129,14 +129,14 @@ def unreadable(word: str) -> str:
 
 
 def in_quotes(key: str, value: str) -> str:
-    """Return how to give a key a text with special characters, as a shell takes it."""
+    """Return an override that sets a key to a string with special characters, quoted for a shell."""
     text = value.strip("'\"").replace('"', '\\"')
     said = shlex.quote(f'{key}="{text}"')
     return f"a text with special characters goes in quotes twice, {said}"
 
 
 def composition(text: str) -> str | None:
-    """Return what Hydra's composing of a config complains of in this program's words, where they are better."""
+    """Return a clearer message for an error of Hydra's composition of a config, if there is one."""
     if several := re.search(r"Ambiguous value for argument '(.*)'", text):
         key, _, value = several[1].partition("=")
         hint = "a number has no comma in it" if re.fullmatch(r"[\d.,]+", value) else in_quotes(key, value)

@@ -1,4 +1,4 @@
-"""The cells of a sweep, as ``mad-run`` lists them before it and ``mad-status`` asks about them."""
+"""The list of a sweep's cells, which ``mad-run`` writes before the sweep and ``mad-status`` reads."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from omegaconf import DictConfig
 
-from mad.cli import grid, messages
+from mad.cli import grid, known, messages
 
 if TYPE_CHECKING:
     from mad.cell import Cell
 
+KEPT: dict[tuple[str, ...], known.Known] = {}  # of the sweep that this process launches: its jobs that are done
 PLAN = "cells.jsonl"  # in a sweep's folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A cell of a sweep: what was asked for, and where its record is to lie or why it cannot be made."""
+    """A cell of a sweep: its label, and the path of its record or the reason why it cannot be run."""
 
     label: str
     record: Path | None = None
@@ -26,15 +28,17 @@ class Planned:
 
 
 def plan(jobs: list[grid.Job]) -> list[Planned]:
-    """Return the cells of a sweep's jobs, each after its undefended reference, every one once."""
-    from mad.cli.compose import cell_of  # imports torch
-
+    """Return the cells of a sweep's jobs without duplicates, each after its undefended reference."""
     found: dict[Any, Planned] = {}
+    KEPT.clear()
     for job in jobs:
         label = " ".join(word for word in job if not word.startswith(("hydra.", "hydra/", "grid=")))
         try:
-            cell = cell_of(hydra.compose("config", overrides=job))
-            both = (cell.reference.path, reference_label(cell)), (cell.path, label)  # names read a user's own data
+            config = hydra.compose("config", overrides=job)
+            kept = known.find(config)
+            if kept is not None:
+                KEPT[tuple(job)] = kept
+            both = reference_and_cell(config, kept, label)
         except Exception as error:
             found[label] = Planned(label, error=messages.one_line(error))
             continue
@@ -43,7 +47,24 @@ def plan(jobs: list[grid.Job]) -> list[Planned]:
     return list(found.values())
 
 
+def reference_and_cell(
+    config: DictConfig, kept: known.Known | None, label: str
+) -> tuple[tuple[Path, str], tuple[Path, str]]:
+    """Return the paths and labels of the records of a config's undefended reference and of its cell."""
+    if kept is not None:
+        return (Path(kept.reference), kept.label), (Path(kept.record), label)
+    from mad.cli.compose import cell_of  # imports torch, and may read a user's own data
+
+    cell = cell_of(config)
+    return (cell.reference.path, reference_label(cell)), (cell.path, label)
+
+
+def launched(jobs: list[grid.Job]) -> list[grid.Job]:
+    """Return the jobs of a sweep that are not done, as ``plan`` found them."""
+    return [job for job in jobs if tuple(job) not in KEPT]
+
+
 def reference_label(cell: Cell) -> str:
-    """Return how the undefended reference of a cell is called."""
+    """Return the label of a cell's undefended reference."""
     named = f"victim={cell.victim.name} pool={cell.pool_name} attack={cell.attack.name}"
     return f"undefended reference: {named} seed={cell.seed}"

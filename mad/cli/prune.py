@@ -1,4 +1,4 @@
-"""``mad-status --prune``: what no record refers to is shown, then removed."""
+"""``mad-status --prune``: list files that no record refers to, and remove them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mad.storage.files import LOCKS, folders, holder
 
 
 def prune(outputs: Path, yes: bool) -> None:
-    """Show what no record refers to, and remove it once that is confirmed."""
+    """Print the files that no record refers to, and remove them after a confirmation."""
     busy = [found for file in sorted((outputs / LOCKS).glob("*.lock")) if (found := holder(file))]
     if busy:
         raise MadError(f"process {busy[0]['pid']} on {busy[0]['host']} is at work in {outputs}: prune when it is done")
@@ -36,7 +36,7 @@ def prune(outputs: Path, yes: bool) -> None:
 
 
 def unneeded(outputs: Path) -> Iterator[Path]:
-    """Yield networks and transfer sets that no record used, damaged files, and what dead processes left."""
+    """Yield networks and transfer sets that no record used, damaged files, and files left by killed processes."""
     table = records.read(outputs)
     used = {name for uses in ([] if table.empty else table.uses) for name in str(uses).split()}
     for folder in folders(outputs, "victims/*/*"):
@@ -57,13 +57,13 @@ def unneeded(outputs: Path) -> Iterator[Path]:
 
 
 def waste(folder: Path) -> Iterator[Path]:
-    """Yield the damaged and the half-written files of a folder, and what a killed sweep left hidden in its own."""
+    """Yield the damaged and temporary files of a folder, and the hidden files of a killed sweep in its folder."""
     done = (CHECKPOINT,) if (folder / "record.json").is_file() else ()
     yield from sorted(file for pattern in ("*.damaged", *HIDDEN, *done) for file in folder.glob(pattern))
 
 
 def size(path: Path) -> int:
-    """Return the bytes of a file, or of the files in a folder; a link has none."""
+    """Return the bytes of a file, or of all files in a folder; 0 for a link."""
     if path.is_symlink():
         return 0
     files = path.rglob("*") if path.is_dir() else [path]
@@ -71,10 +71,10 @@ def size(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a link, or a network's folder and its victim's if that was the last."""
+    """Remove a file, a link or a folder; also its parent folder if that is then empty."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
     shutil.rmtree(path)
-    with contextlib.suppress(OSError):  # it holds others
+    with contextlib.suppress(OSError):  # the parent folder is not empty
         path.parent.rmdir()

@@ -20,8 +20,8 @@ def main() -> None:
     """Enter ``mad-run``: any error is one line and exit code 1, or a traceback under HYDRA_FULL_ERROR=1."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         os.environ[TRACEBACK] = "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them its own way
-    # Plug-ins of the folder one stands in can be named in configs.
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them
+    # Configs can name plug-ins in the current folder.
     sys.path.append(os.getcwd())
     configs.register_aliases()
     given, sys.argv[1:] = sys.argv[1:], words(sys.argv[1:])
@@ -34,10 +34,10 @@ def main() -> None:
 
 
 def words(given: list[str]) -> list[str]:
-    """Return the words of a command line, flags before overrides, as Hydra takes them.
+    """Return the arguments of a command line, flags before overrides, as Hydra takes them.
 
     Raises:
-        MadError: if one of the flags is unknown or lacks its value, or the folder of configs is not there.
+        MadError: if a flag is unknown or lacks its value, or if the folder of configs does not exist.
     """
     parser = Parser(prog="mad-run", parents=[get_args_parser()], add_help=False)
     flags, unknown = parser.parse_known_intermixed_args(given)
@@ -50,4 +50,4 @@ def words(given: list[str]) -> list[str]:
     rest = [spelled.get(word, word) for word in given]
     for word in flags.overrides:
         rest.remove(word)
-    return [*rest, *configs.quoted(flags.overrides)]  # Hydra wants the overrides in one place
+    return [*rest, *configs.quoted(flags.overrides)]  # Hydra needs the overrides together

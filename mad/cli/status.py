@@ -1,4 +1,4 @@
-"""``mad-status``: what is done, running, failed and missing; what no record needs any more."""
+"""``mad-status``: the state of cells (done, running, failed, missing), and files that no record needs."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def main() -> None:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Read the command line.
+    """Return the parsed command line.
 
     Raises:
-        MadError: if it is none.
+        MadError: if it is not valid.
     """
     parser = Parser(
         prog="mad-status", description="What is done, running, failed and missing; what no record needs any more."
@@ -66,12 +66,12 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def place_of(arguments: argparse.Namespace) -> Path:
-    """Return the outputs folder of the command line's ``--outputs``."""
+    """Return the outputs folder that ``--outputs`` names."""
     return Path(home("--outputs", "outputs" if arguments.outputs is None else arguments.outputs))
 
 
 def asked(arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:
-    """Return the outputs folder and the cells that the command line asks about."""
+    """Return the outputs folder, and the cells that the command line names."""
     overrides = [word for word in arguments.what if "=" in word]
     if overrides or arguments.multirun:
         rest = [word for word in arguments.what if "=" not in word]
@@ -90,9 +90,9 @@ def asked(arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:
 
 
 def composed(overrides: list[str], arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:
-    """Return the outputs folder and the cells of what mad-run would run; nothing is run.
+    """Return the outputs folder and the cells that ``mad-run`` would run for the same overrides; nothing is run.
 
-    Where a config or an override says ``outputs``, that is the folder, and else the command line's ``--outputs``.
+    The folder is that of ``outputs`` in a config or an override, else that of ``--outputs``.
     """
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
     place, overrides = configs.further(arguments.config_dir), configs.quoted(overrides)
@@ -108,7 +108,7 @@ def composed(overrides: list[str], arguments: argparse.Namespace) -> tuple[Path,
 
 
 def listed(folder: Path) -> list[Planned]:
-    """Return the cells that a sweep listed when it started: data, of which nothing is run."""
+    """Return the cells that a sweep listed when it started; the list is data and is never executed."""
     try:
         rows = [json.loads(line) for line in (folder / PLAN).read_text().splitlines()]
         return [Planned(str(row["label"]), row["record"] and Path(row["record"]), row["error"]) for row in rows]
@@ -119,7 +119,7 @@ def listed(folder: Path) -> list[Planned]:
 
 
 def show(outputs: Path, cells: list[Planned]) -> None:
-    """Print a line a cell, then the sum and an estimate of the time left."""
+    """Print one line per cell, then the counts and an estimate of the time left."""
     counts, seconds, running = Counter[str](), [], []
     for cell in cells:
         state, detail = state_of(outputs, cell)
@@ -138,7 +138,7 @@ def show(outputs: Path, cells: list[Planned]) -> None:
 
 
 def state_of(outputs: Path, cell: Planned) -> tuple[str, Record]:
-    """Return a cell's state and what is known of it; nothing is written."""
+    """Return a cell's state and its details; nothing is written."""
     from mad.storage.record_file import read_record
     from mad.storage.store import FAILED
 
@@ -161,7 +161,7 @@ def state_of(outputs: Path, cell: Planned) -> tuple[str, Record]:
 
 
 def why(state: str, detail: Record) -> str:
-    """Return what is said after a cell's label."""
+    """Return the text after a cell's label: the process of a running cell, the error of a failed one, or nothing."""
     if state == "running":
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(detail["since"]))
         return f" (process {detail['pid']} on {detail['host']} since {since})"

@@ -1,4 +1,4 @@
-"""What happens around a sweep: its folder and the list of its cells before it; table, figures and failures after it."""
+"""Hydra's callbacks before and after a sweep: the sweep's folder and list of cells; table, figures and failures."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from mad.cli import grid, launchers, sweep_folder
+from mad.cli import grid, known, launchers, sweep_folder
 from mad.cli.configs import outputs_of
 from mad.cli.figures import finish
 from mad.cli.messages import report
-from mad.cli.plan import PLAN, plan
+from mad.cli.plan import KEPT, PLAN, launched, plan
+from mad.cli.task import tell
 from mad.errors import MadError
 from mad.progress import err
 from mad.storage.files import write
 
 
 class Sweep(Callback):
-    """Before a sweep: its folder, the list of its cells, a note a job. After it: table, figures, failures, exit code.
+    """Callback before a sweep (folder, list of cells, a note per job) and after it (table, figures, failures, exit).
 
-    What it raised would become a warning of Hydra's, so it ends the process instead.
+    Hydra would turn an error in a callback into a warning, so the callback ends the process instead.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write what is going to be launched; records are found by it, and nothing in it is ever run."""
+        """Write the list of cells that will be launched. It is used to find records and is never executed."""
         try:
             folder = Path(config.hydra.sweep.dir)
             if folder.parts[:1] == ("~",):
@@ -37,15 +38,27 @@ class Sweep(Callback):
             launchers.go_on(config.hydra.launcher._target_)
             jobs = grid.jobs(config, list(config.hydra.overrides.task)) if grid.chosen(config) else []
             if jobs:
-                lines = (json.dumps(dataclasses.asdict(cell), default=str) + "\n" for cell in plan(jobs))
+                lines = [json.dumps(dataclasses.asdict(cell), default=str) + "\n" for cell in plan(jobs)]
                 write(folder / PLAN, "".join(lines).encode())
-            sweep_folder.plan(folder, jobs)  # a job that dies can leave no note of its own
+            first = launched(jobs)  # Hydra numbers the jobs that it launches from 0
+            kept = [job for job in jobs if job not in first]
+            sweep_folder.plan(folder, [*first, *kept])  # a job that dies cannot write its own note
+            for number, job in enumerate(kept, len(first)):
+                self.keep(config, folder, number, job)
         except Exception as error:
             report(error)
             sys.exit(1)
 
+    def keep(self, config: DictConfig, folder: Path, number: int, job: grid.Job) -> None:
+        """Note that a job is done, and say so; nothing is launched for it."""
+        found = KEPT[tuple(job)]
+        for record in known.records(config, found):
+            tell(record or {}, "kept")
+        sweep_folder.start(folder, number, {"overrides": job, "doubt": None})
+        err.print(sweep_folder.over(folder, number, {"record": found.record}, made=False), soft_wrap=True)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Read the notes that the sweep's jobs left."""
+        """Read the notes of the sweep's jobs; write figures, print the table and the failures."""
         sweep_folder.end()
         every: list[Any] = []
         drawn = False

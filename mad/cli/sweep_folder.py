@@ -1,4 +1,4 @@
-"""A sweep's folder: a note a job, read at the sweep's end, and hidden files that go with it."""
+"""A sweep's folder: one note (a JSON file) per job, read at the sweep's end, and hidden files of its state."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SWEEPS = Path("sweeps")
 HELD = ".held"
 RENEWED = ".{}.renewed"
 HIDDEN = (".*.tmp", ".*.turn", RENEWED.format("*"), HELD)
-OPEN: list[tuple[Path, Any]] = []  # what this process holds; of no callback, since those travel into the jobs
+OPEN: list[tuple[Path, Any]] = []  # what this process holds; jobs get copies of callbacks, so not there
 
 
 def begin(outputs: Path, folder: Path) -> None:
-    """Make a sweep's folder and hold it until ``end``; clear it, and what killed sweeps left hidden in theirs.
+    """Make a sweep's folder and hold its lock until ``end``; remove its old notes and killed sweeps' hidden files.
 
     Raises:
-        MadError: if another sweep holds the folder, or it cannot be made.
+        MadError: if another sweep holds the folder, or if it cannot be made.
     """
     with locked(outputs, SWEEPS):
         if folder.is_relative_to(outputs):
@@ -46,29 +46,29 @@ def begin(outputs: Path, folder: Path) -> None:
         except OSError as error:
             raise unwritable(folder, error) from error
         OPEN.append((outputs, file))
-        with suppress(OSError):  # where there are no locks at all, the store says so
+        with suppress(OSError):  # on a disk without locks, the store raises an error
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(socket.gethostname().encode())
 
 
 def end() -> None:
-    """Give up the folder that this process holds, and clear what was hidden in it and in those of killed sweeps."""
+    """Release the folder that this process holds; remove the hidden files in it and in those of killed sweeps."""
     while OPEN:
         outputs, file = OPEN.pop()
         file.close()
-        with suppress(MadError), locked(outputs, SWEEPS):  # a disk that cannot be written keeps what it has
+        with suppress(MadError), locked(outputs, SWEEPS):  # on a read-only disk the files stay
             clear_dead(outputs, Path(file.name).parent)
 
 
 def clear_dead(outputs: Path, folder: Path) -> None:
-    """Clear what is hidden in the folders of sweeps that run no more; the caller holds the lock of them all."""
+    """Remove the hidden files in folders of sweeps that no longer run; the caller must hold the lock ``SWEEPS``."""
     for each in (*folders(outputs, f"{SWEEPS}/*"), folder):
         if not holder(each / HELD):
             clear(each, *HIDDEN)
 
 
 def clear(folder: Path, *patterns: str) -> None:
-    """Remove a folder's files of some patterns."""
+    """Remove the files of a folder that match a pattern."""
     for pattern in patterns:
         for file in folder.glob(pattern):
             with suppress(OSError):
@@ -76,7 +76,7 @@ def clear(folder: Path, *patterns: str) -> None:
 
 
 def doubt(folder: Path) -> str | None:
-    """Return what is wrong if a lock that the sweep's first host holds can be taken on this host, too."""
+    """Return a warning if the sweep's lock, which another host holds, can be taken here: locks do not work then."""
     here = socket.gethostname()
     with suppress(OSError), (folder / HELD).open("r+") as file:
         there = file.read()
@@ -87,35 +87,35 @@ def doubt(folder: Path) -> str | None:
 
 
 def plan(folder: Path, jobs: list[list[str]]) -> None:
-    """Write a note for each job that will be launched: one that dies can leave none of its own."""
+    """Write a note for each job that will be launched, since a job that dies cannot write one."""
     for number, each in enumerate(jobs):
         note(folder, number, {"overrides": each, "jobs": len(jobs)})
 
 
 def note(folder: Path, number: int, content: Record) -> None:
-    """Write the note of one of a sweep's jobs; whoever reads sees the old one or the new one."""
+    """Write the note of a job atomically: a reader sees the old or the new note."""
     write(folder / f"{number}.json", json.dumps(content).encode())
 
 
 def start(folder: Path, number: int, content: Record) -> None:
-    """Add to the note of a job that it has begun, and what else is known of it."""
-    with suppress(OSError, ValueError):  # of a sweep whose jobs were not known beforehand there is none
+    """Add to the note of a job that it has started, and further content."""
+    with suppress(OSError, ValueError):  # no note exists if the sweeper chooses jobs while it runs
         content = json.loads((folder / f"{number}.json").read_text()) | content
     note(folder, number, content | {"since": time.time()})
 
 
 def over(folder: Path, number: int, found: Record, *, made: bool) -> str:
-    """Add to the note of a job what became of it, and whether it was made or kept; return where the sweep stands."""
+    """Add the result of a job to its note, and whether its record was made or loaded; return the sweep's progress."""
     own = json.loads((folder / f"{number}.json").read_text())
     note(folder, number, own | found | ({"seconds": time.time() - own["since"]} if made else {}))
     every = read(folder)
     ended = sum(map(is_over, every))
-    places = (place for place in range(ended, 0, -1) if first(folder, f"over-{place}"))  # each is said once
+    places = (place for place in range(ended, 0, -1) if first(folder, f"over-{place}"))  # each is printed once
     return standing(every, next(places, ended), free=1)
 
 
 def tell(before: int) -> int:
-    """Print where the sweep stands that this process holds, if more than so many jobs are over; return how many are."""
+    """Print the progress of this process's sweep if more than ``before`` jobs are over; return how many are."""
     for _, file in OPEN:
         every = read(Path(file.name).parent)
         ended = sum(map(is_over, every))
@@ -126,22 +126,22 @@ def tell(before: int) -> int:
 
 
 def is_over(note: Record) -> bool:
-    """Tell whether a job's note says what became of it."""
+    """Return whether a job's note holds its result."""
     return "record" in note or "error" in note
 
 
 def standing(every: list[Record], place: int, free: int = 0) -> str:
-    """Say how many of a sweep's jobs are over, of how many, and how long the others will take.
+    """Return a text of how many of a sweep's jobs are over, and how long the others will take.
 
-    That is told from the jobs that were made in this sweep: those that were kept took no time.
+    The estimate uses only jobs that this sweep ran, since loading a record takes no time.
 
     Args:
         every: the sweep's notes.
-        place: how many are over.
-        free: how many processes are about to take their next job.
+        place: number of jobs that are over.
+        free: number of processes that are about to start their next job.
     """
     planned = max(each.get("jobs", 0) for each in every)
-    if not planned:  # a sweeper that chooses them as it goes
+    if not planned:  # the sweeper chooses jobs while it runs
         return f"{place} done"
     running = [time.time() - each["since"] for each in every if "since" in each and not is_over(each)]
     waiting = sum("since" not in each for each in every)
@@ -152,12 +152,12 @@ def standing(every: list[Record], place: int, free: int = 0) -> str:
 
 
 def left(finished: list[float], running: list[float], missing: int) -> str:
-    """Estimate the time left: finished cells' mean, for what is missing and what running cells lack of it.
+    """Return an estimate of the time left, from the mean time of finished cells.
 
     Args:
-        finished: seconds that finished cells took.
-        running: seconds since running cells were begun; as many go on side by side.
-        missing: how many have not begun.
+        finished: seconds that each finished cell took.
+        running: seconds since each running cell started; their number is the number of cells at once.
+        missing: number of cells that have not started.
     """
     if not running and not missing:
         return "nothing left to do"
@@ -174,7 +174,7 @@ def read(folder: Path) -> list[Record]:
 
 
 def first(folder: Path, name: str) -> bool:
-    """Tell whether no other job of this sweep has asked this about the same name."""
+    """Return True for the first job of this sweep that asks with this name, and False for all others."""
     try:
         (folder / f".{name}.turn").touch(exist_ok=False)
     except FileExistsError:
@@ -183,7 +183,7 @@ def first(folder: Path, name: str) -> bool:
 
 
 class Renewed:
-    """What a sweep has made again, by fingerprint: its jobs share it, whatever machine they run on."""
+    """The fingerprints of items that a sweep has made again; its jobs share them across machines, as files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -192,13 +192,13 @@ class Renewed:
         return (self.folder / RENEWED.format(name)).exists()
 
     def add(self, name: str) -> None:
-        """Note that it was made again."""
-        with suppress(OSError):  # on a full disk it is made once more, which changes no number
+        """Add the fingerprint of an item that was made again."""
+        with suppress(OSError):  # on a full disk the item is made once more, with the same result
             (self.folder / RENEWED.format(name)).touch()
 
 
 def list_failures(failed: list[Record], every: list[Record]) -> None:
-    """Print a table, a line a cell that failed: what sets it apart from the sweep's other cells, and why it failed."""
+    """Print a table with one line per failed cell: its settings that differ from other cells', and the error."""
     common = set.intersection(*(set(each["overrides"]) for each in every)) if len(every) > 1 else set()
     table = Table.grid(padding=(0, 2, 0, 0))
     for each in failed:
@@ -206,6 +206,6 @@ def list_failures(failed: list[Record], every: list[Record]) -> None:
         why = each.get("error", "ended without a word: killed, or out of memory?")
         table.add_row(Text(f"failed: {name}"), Text(why))
     lines = StringIO()
-    Console(file=lines, width=10_000).print(table)  # however narrow the terminal, no line is folded or cut
+    Console(file=lines, width=10_000).print(table)  # wide, so that no line is folded or cut
     for line in lines.getvalue().splitlines():
         err.print(line.rstrip(), soft_wrap=True, markup=False)

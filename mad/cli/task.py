@@ -1,4 +1,4 @@
-"""One job of ``mad-run``: its cell and the undefended reference of it, in this process or on another machine."""
+"""One job of ``mad-run``: a cell and its undefended reference, in this process or on another machine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mad import progress
-from mad.cli import configs, launchers, sweep_folder
+from mad.cli import configs, known, launchers, sweep_folder
 from mad.cli.command import guard
 from mad.cli.configs import outputs_of
 from mad.cli.figures import finish
 from mad.cli.messages import one_line, report
+from mad.cli.plan import reference_label
 from mad.errors import MadError
 from mad.progress import err
+from mad.schema import Record
 
 if TYPE_CHECKING:
     from mad.cell import Cell
@@ -28,7 +30,7 @@ NOTHING_LEARNED = "; the knockoff gives one answer to everything: try a smaller 
 
 
 class Task:
-    """What Hydra calls for each job. Where it arrives, in whatever process, the configs' resolvers are there, too."""
+    """The function that Hydra calls for each job; unpickling it in another process registers the configs' resolvers."""
 
     def __init__(self) -> None:
         OmegaConf.register_new_resolver("mad_jobs", launchers.jobs, replace=True)
@@ -39,8 +41,8 @@ class Task:
         return Task, ()
 
     def __call__(self, config: DictConfig) -> None:
-        """Run one cell; in a sweep, leave a note for the sweep's end instead of raising."""
-        guard()  # a job's process, too
+        """Run one cell; in a sweep, write a note for the sweep's end instead of raising an error."""
+        guard()  # a job may run in a process of its own
         if HydraConfig.get().mode == RunMode.RUN:
             one(config)
         else:
@@ -48,16 +50,16 @@ class Task:
 
 
 def one(config: DictConfig) -> None:
-    """Run one cell, then draw and show it."""
+    """Run one cell, then write its figures and print its table."""
     try:
         finish([run_cell(config)[0]], outputs_of(config))
-    except Exception as error:  # raised, it would pass through Hydra, which adds lines of its own
+    except Exception as error:  # Hydra would add lines to an error that is raised
         report(error)
         sys.exit(1)
 
 
 def one_of_a_sweep(config: DictConfig) -> None:
-    """Run a sweep's cell, and leave a note of what became of it."""
+    """Run a cell of a sweep, and write a note with its result."""
     settle(HydraConfig.get())
     sweep, number = Path(HydraConfig.get().sweep.dir), HydraConfig.get().job.num
     overrides, doubt = list(HydraConfig.get().overrides.task), sweep_folder.doubt(sweep)
@@ -72,7 +74,7 @@ def one_of_a_sweep(config: DictConfig) -> None:
 
 
 def settle(hydra_config: Any) -> None:
-    """Stand where the sweep was launched, whatever machine this is; draw no bars where other jobs print, too."""
+    """Change to the folder in which the sweep was launched; draw no progress bars if other jobs print too."""
     folder = hydra_config.runtime.cwd
     os.chdir(folder)
     if folder not in sys.path:
@@ -82,13 +84,18 @@ def settle(hydra_config: Any) -> None:
 
 
 def run_cell(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool]:
-    """Run the config's cell, and its undefended reference.
+    """Run the config's cell and its undefended reference.
 
     Returns:
-        the path of its record below the outputs folder, and whether anything had to be made.
+        The path of the cell's record, relative to the outputs folder, and whether anything had to be run.
     """
+    found = known.find(config)
+    if found is not None:
+        for record in known.records(config, found):
+            tell(record or {}, "kept")
+        return Path(found.record), False
     from mad.cli.compose import cell_of
-    from mad.device import choose, use_threads  # torch is imported only once the config is known to be right
+    from mad.device import choose, use_threads  # imports torch, so only after the config is checked
     from mad.pipeline import run
     from mad.storage.store import Store
 
@@ -100,25 +107,30 @@ def run_cell(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool]
     renewed = set[str]() if sweep is None else sweep_folder.Renewed(sweep)
     store = Store(outputs_of(config), renewed if config.force == "all" else None)
     made, order = False, in_turn(cell, sweep)
-    with store.noting_failure(cell.path):  # its reference may fail before it is begun
+    with store.noting_failure(cell.path):  # its reference may fail first
         for place, this in enumerate(order, 1):
             force = config.force is True and this is cell
             record, kept = run(this, store, device, force=force)
             made |= not kept
             how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
-            of = f", {place} of {len(order)}" if sweep is None and len(order) > 1 else ""
-            strength = "" if record["strength"] is None else f" {record['strength_parameter']}={record['strength']:g}"
-            err.print(
-                f"{record['victim']} {record['defense']}{strength}: "
-                f"defended {record['defended_accuracy']:.1%}, stolen {record['stolen_accuracy']:.1%} "
-                f"({how}){of}{NOTHING_LEARNED if record.get('learned') is False else ''}",
-                soft_wrap=True,
-            )
+            tell(record, how, f", {place} of {len(order)}" if sweep is None and len(order) > 1 else "")
+    known.remember(config, cell, reference_label(cell))
     return cell.path, made
 
 
+def tell(record: Record, how: str, place: str = "") -> None:
+    """Print the line of a cell that is done: its accuracies, and whether it was kept or how long it took."""
+    strength = "" if record["strength"] is None else f" {record['strength_parameter']}={record['strength']:g}"
+    err.print(
+        f"{record['victim']} {record['defense']}{strength}: "
+        f"defended {record['defended_accuracy']:.1%}, stolen {record['stolen_accuracy']:.1%} "
+        f"({how}){place}{NOTHING_LEARNED if record.get('learned') is False else ''}",
+        soft_wrap=True,
+    )
+
+
 def in_turn(cell: Cell, sweep: Path | None) -> list[Cell]:
-    """Return the cell and its reference in the order to run them: the reference last, if another job has begun it."""
+    """Return the reference and the cell in the order to run them; the reference last if another job has started it."""
     if cell.reference.path == cell.path:
         return [cell]
     if sweep is None or sweep_folder.first(sweep, cell.reference.fingerprint):

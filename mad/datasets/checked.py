@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator
 from functools import lru_cache
 from hashlib import sha256
-from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mad.cache import Cache
 from mad.datasets.base import Dataset, Images, Pool, Split, unlike
-from mad.datasets.content import place
+from mad.datasets.cached import cached
 from mad.errors import MadError, check_name, check_number
 from mad.progress import err
 
 T = TypeVar("T")
 SAMPLE = 32  # images of a stream that are hashed in place of all
-ENTRIES = 1000  # files of a folder that are checked for changes while a process runs
-KEPT = Cache()
 
 
 def declared(dataset: Dataset) -> None:
@@ -50,7 +42,7 @@ def split(dataset: Dataset, part: str) -> Split:
         MadError: if it cannot be loaded, or does not fit ``Split`` and the data set's shape and classes.
     """
     declared(dataset)
-    return kept(dataset, part, lambda: checked_split(dataset, part))
+    return cached(dataset, part, lambda: checked_split(dataset, part))
 
 
 def checked_split(dataset: Dataset, part: str) -> Split:
@@ -76,7 +68,7 @@ def pool(given: Pool, shape: tuple[int, int, int], taker: str) -> Images:
     Raises:
         MadError: if they cannot be loaded, have another shape, or do not fit ``Pool``.
     """
-    return kept(given, f"images {tuple(shape)}", lambda: checked_pool(given, shape, taker))
+    return cached(given, f"images {tuple(shape)}", lambda: checked_pool(given, shape, taker))
 
 
 def checked_pool(given: Pool, shape: tuple[int, int, int], taker: str) -> Images:
@@ -236,7 +228,7 @@ def contents(part: Any) -> Any:
         return part.contents()
     if not all(callable(getattr(part, name, None)) for name in ("train", "test")) or isinstance(part, torch.nn.Module):
         return None
-    return kept(part, "hashes", lambda: [hashed(*split(part, name)) for name in ("train", "test")])
+    return cached(part, "hashes", lambda: [hashed(*split(part, name)) for name in ("train", "test")])
 
 
 def pool_contents(given: Any, shape: tuple[int, int, int], taker: str, labelled: bool) -> Any:
@@ -255,7 +247,7 @@ def pool_contents(given: Any, shape: tuple[int, int, int], taker: str, labelled:
         images = pool(given, shape, taker)
         return hashed(images, pool_labels(given, len(images)) if labelled and hasattr(given, "labels") else None)
 
-    return kept(given, f"hash {tuple(shape)} {labelled}", make)
+    return cached(given, f"hash {tuple(shape)} {labelled}", make)
 
 
 def hashed(images: Images, labels: Tensor | None) -> str:
@@ -270,39 +262,3 @@ def hashed(images: Images, labels: Tensor | None) -> str:
         checksum.update(f"{part.dtype}".encode())
         checksum.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return checksum.hexdigest()
-
-
-def kept(part: Any, what: str, make: Callable[[], T]) -> T:
-    """Return the result of ``make`` for a part and the key ``what``; it is cached in this process.
-
-    Equal parts share results while the files that their fields name do not change. Results of a part with a method
-    ``contents`` are not cached here.
-    """
-    if hasattr(part, "contents"):
-        return make()
-    fields = {"": part}
-    if dataclasses.is_dataclass(part):
-        fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-    if not plain(list(fields.values())):
-        return KEPT.get((id(part), what), lambda: (part, make()))[1]  # holds the part, to keep its id unique
-    return KEPT.get((type(part), repr(fields), str(list(stamps(list(fields.values())))), what), make)
-
-
-def plain(value: Any) -> bool:
-    """Return whether a value is made of numbers, strings, paths and containers only, so that its repr identifies it."""
-    if isinstance(value, (list, tuple, dict)):
-        return all(map(plain, value.values() if isinstance(value, dict) else value))
-    return value is None or isinstance(value, (bool, int, float, str, Path))
-
-
-def stamps(value: Any) -> Iterator[tuple[int, ...]]:
-    """Yield size, modification time and inode of the files and folders that a value names, and of folders' entries."""
-    if isinstance(value, (list, tuple, dict)):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from stamps(one)
-    elif isinstance(value, (str, Path)):
-        with contextlib.suppress(OSError, ValueError, MadError):
-            there = place(value)
-            for file in [there, *(sorted(islice(there.iterdir(), ENTRIES)) if there.is_dir() else [])]:
-                found = file.stat()
-                yield (found.st_size, found.st_mtime_ns, found.st_ino)

@@ -30,9 +30,7 @@ def opened(file: Path | str) -> Iterator[Image]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # an error only at twice the size
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error only at twice the size
             with Image.open(file) as image:
                 yield image
     except MadError:

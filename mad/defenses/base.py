@@ -94,8 +94,8 @@ class Defense(ABC):
     def __call__(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return the answers: posteriors (B, K), finite, on the simplex, within ``epsilon`` of ``clean`` in L1.
 
-        Negative entries of ``perturb`` are set to 0, and rows are rescaled to sum to one. A row that is not finite or has
-        no positive entry is replaced by the clean row; the first time this happens, a line on stderr says so.
+        Negative entries of ``perturb`` are set to 0, and rows are rescaled to sum to one. A row that is not finite, or
+        has no positive entry, is replaced by the clean row; the first time this happens, a line on stderr says so.
 
         Raises:
             MadError: if a row of ``clean`` is not a posterior, if ``perturb`` changes its arguments, or if it does not

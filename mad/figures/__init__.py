@@ -1,1 +1,1 @@
-"""Figures: pure functions from the records' data frame to matplotlib; nothing is trained here."""
+"""Figures and tables, drawn from the data frame of records; nothing is trained here."""

@@ -1,4 +1,4 @@
-"""Which records a figure of the paper is drawn from: one comparison group a series, said in words beside it."""
+"""The selection of records for the paper's figures: one comparison group per series."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pandas as pd
 
 from mad.figures.groups import counted, points
 
-VICTIM = ["architecture", "victim_epochs"]  # what victims of one name differ in
-LENGTH = ["knockoff_epochs", "knockoff_min_steps", "knockoff_schedule"]  # how long, and how, a thief is trained
+VICTIM = ["architecture", "victim_epochs"]  # in which victims of the same name may differ
+LENGTH = ["knockoff_epochs", "knockoff_min_steps", "knockoff_schedule"]  # how a stolen model is trained
 FILLED = {
     **{"attack_settings": "", "defense_settings": "", "strength_parameter": "epsilon", "knockoff_optimizer": ""},
     **{"victim_epochs": 0, "knockoff_learning_rate": 0.0, "knockoff_min_steps": 0, "knockoff_schedule": ""},
@@ -20,11 +20,11 @@ FILLED = {
 
 @dataclass(frozen=True)
 class Theft:
-    """All records of one victim stolen with one pool.
+    """All records of one victim and one pool.
 
     Args:
-        victim: its name.
-        pool: the pool's.
+        victim: name of the victim.
+        pool: name of the pool.
         rows: the records, as ``mad.storage.records.frame`` returns them.
     """
 
@@ -34,27 +34,27 @@ class Theft:
 
     @cached_property
     def plain(self) -> pd.DataFrame:
-        """Return the group of the paper's knockoff: random images, each asked about once, the victim's architecture."""
+        """Return the group of the paper's knockoff: random images, one query each, the victim's architecture."""
         own = self.rows[self.rows.knockoff_architecture == self.rows.architecture]
         return group(own, attack="knockoff", recovery="none", attack_settings="", knockoff_optimizer=usual(own))
 
     @property
     def same_victim(self) -> pd.DataFrame:
-        """Return the records of the victim that ``plain`` is of, not of others of its name."""
+        """Return the records of the victim of ``plain``, without those of other victims of the same name."""
         if self.plain.empty:
             return self.rows
         return self.rows[(self.rows[VICTIM] == self.plain[VICTIM].iloc[0]).all(axis=1)]
 
     def cells(self, attack: str = "knockoff", recovery: str = "none", **other: str) -> pd.DataFrame:
-        """Return the comparison group of an attack; what is not said is as in ``plain``.
+        """Return the comparison group of an attack; settings that are not given are as in ``plain``.
 
         Args:
-            attack: its name.
-            recovery: what is done to its answers.
+            attack: name of the attack.
+            recovery: name of the recovery.
             other: values of ``attack_settings``, ``knockoff_architecture`` or ``knockoff_optimizer``.
         """
         rows = self.same_victim
-        if attack != "online":  # which has a recipe of its own
+        if attack != "online":  # attack online has a recipe of its own
             optimizer = other.setdefault("knockoff_optimizer", usual(rows))
             plain = self.plain
             own = plain if len(plain) else rows
@@ -66,14 +66,14 @@ class Theft:
 
 
 def thefts(table: pd.DataFrame) -> list[Theft]:
-    """Return the thefts of a table of records, in the order of their victims' names."""
+    """Return the thefts in a table of records, one per victim and pool, sorted by the victim's name."""
     whole = table.assign(**{name: table.get(name, pd.Series(index=table.index, dtype=object)) for name in FILLED})
     whole = whole.fillna(FILLED)
     return [Theft(str(victim), str(pool), rows) for (victim, pool), rows in whole.groupby(["victim", "pool"])]
 
 
 def foremost(known: list[Theft]) -> list[Theft]:
-    """Return each victim's theft with the most records: the paper has one panel a victim."""
+    """Return each victim's theft with the most records, since the paper has one panel per victim."""
     chosen: dict[str, Theft] = {}
     for theft in known:
         if len(theft.rows) > len(chosen.setdefault(theft.victim, theft).rows):
@@ -82,13 +82,13 @@ def foremost(known: list[Theft]) -> list[Theft]:
 
 
 def usual(rows: pd.DataFrame) -> str:
-    """Return the optimizer that most knockoffs were trained with."""
+    """Return the most frequent optimizer of the knockoffs."""
     found = rows[rows.attack != "online"].knockoff_optimizer
     return str(found.mode().iloc[0]) if len(found) else ""
 
 
 def group(rows: pd.DataFrame, **wanted: str) -> pd.DataFrame:
-    """Return the records with these values, of the largest budget, of the comparison group with the most records."""
+    """Return the records with the given values: those of the largest budget, of the largest comparison group."""
     for column, value in wanted.items():
         rows = rows[rows[column] == value]
     rows = rows[rows.budget == rows.budget.max()]
@@ -96,17 +96,17 @@ def group(rows: pd.DataFrame, **wanted: str) -> pd.DataFrame:
 
 
 def undefended(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the undefended cells."""
+    """Return the records without a defense."""
     return rows[rows.defense == "none"]
 
 
 def under(rows: pd.DataFrame, defense: str, parameter: str | None = None) -> pd.DataFrame:
-    """Return a defense's cells in the settings of its YAML, or else in those that most of its cells have.
+    """Return the records of a defense with the settings of its YAML, or else with its most frequent settings.
 
     Args:
-        rows: cells of one comparison group.
-        defense: its name.
-        parameter: the strength parameter to take where a defense has been run over several.
+        rows: records of one comparison group.
+        defense: name of the defense.
+        parameter: the strength parameter to select, if records of the defense vary several.
     """
     rows = rows[rows.defense == defense]
     if parameter is not None and (rows.strength_parameter == parameter).any():
@@ -117,9 +117,10 @@ def under(rows: pd.DataFrame, defense: str, parameter: str | None = None) -> pd.
 
 
 def curve(rows: pd.DataFrame, defense: str, parameter: str | None = None) -> pd.DataFrame:
-    """Return a defense's points, from undefended on by rising strength: accuracies in percent.
+    """Return the points of a defense's curve, by rising strength, with the undefended point first.
 
-    Indexed by the strength, with the columns of ``points``; empty if the defense has no cells.
+    Accuracies are in percent. The index is the strength, the columns are those of ``points``. The frame is empty if the
+    defense has no records.
     """
     defended = under(rows, defense, parameter)
     if defended.empty:
@@ -129,7 +130,7 @@ def curve(rows: pd.DataFrame, defense: str, parameter: str | None = None) -> pd.
 
 
 def shown(theft: Theft, *parts: pd.DataFrame) -> str:
-    """Say what a panel shows: the victim, the pool, the budget and the seeds."""
+    """Return a panel's title: the victim, the pool, the budget and the seeds."""
     rows: Any = pd.concat(parts)
     budgets = " / ".join(f"{budget:,}" for budget in sorted(set(rows.budget)))
     seeds = [part.groupby(["defense", "defense_settings", "strength"], dropna=False).seed.nunique() for part in parts]

@@ -1,4 +1,4 @@
-"""What figures are drawn with: sizes are those of print, and nothing is cut off."""
+"""Drawing functions of all figures: sizes are for print, and no text is cut off."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 PANEL = (3.1, 2.7)  # inches
-LEAST = 1.7  # inches that a panel's axes are high
+LEAST = 1.7  # inches, the least height of a panel's axes
 SMALL = 8
 INK = "#444444"
 BARS: dict[str, Any] = {"capsize": 2, "elinewidth": 0.8}
-# Okabe and Ito's palette without its yellow, and a gray. 7 hues, 9 markers and 4 dashes come round at different times:
+# Okabe and Ito's palette without its yellow, and a gray. 7 hues, 9 markers and 4 dashes repeat at different periods:
 # of 28 series each two differ in at least two of the three, for the color-blind and on a gray printer.
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -31,11 +31,11 @@ DEFENSES = (
 ATTACKS = ("knockoff", "jbda", "jbself", "jbtop3")
 PLACES = {name: place for names in (DEFENSES, ATTACKS) for place, name in enumerate(names)}
 LEARNED_NOTHING = "stolen model learned nothing: no measure of the defense"
-NAME = 66  # characters that a legend's line may have: a name is never broken
+NAME = 66  # most characters of a legend's line; names are not broken
 
 
 class Shown(Figure):
-    """A figure that a notebook shows by itself, whatever its backend."""
+    """A figure that a notebook displays with any matplotlib backend."""
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
@@ -44,13 +44,13 @@ class Shown(Figure):
 
 
 def marks(place: int) -> dict[str, Any]:
-    """Return the marks of the series at a place."""
+    """Return the marks (color, marker, dash) of the series with a number."""
     hue, marker, dashes = (each[place % len(each)] for each in (HUES, MARKERS, DASHES))
     return {"color": hue, "marker": marker, "linestyle": dashes}
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the marks of each series: a known name's are the same in every figure, others take the next free ones."""
+    """Return the marks of each series: fixed for known names, the next free ones for others."""
     free = itertools.count(len(DEFENSES))
     return {name: marks(PLACES[name] if name in PLACES else next(free)) for name in names}
 
@@ -74,7 +74,7 @@ def sheet(rows: int, columns: int, heights: float = PANEL[1]) -> tuple[Figure, A
 
 
 def spread(found: Any, bars: str) -> Any:
-    """Return how far bars go from means: by a ``deviation``, or over the ``range``; None where one seed is all."""
+    """Return the lengths of error bars: one ``deviation``, or the ``range`` over seeds; None if there is one seed."""
     if bars == "deviation":
         return found["std"].fillna(0) if found["std"].notna().any() else None
     below, above = found["mean"] - found["min"], found["max"] - found["mean"]
@@ -84,7 +84,7 @@ def spread(found: Any, bars: str) -> Any:
 def line(
     axes: Axes, found: pd.DataFrame, x: str, y: str, label: str, marks: dict[str, Any], bars: str = "range"
 ) -> None:
-    """Draw a curve of ``points``: bars over the seeds, see ``spread``, and a circle where nothing is defended."""
+    """Draw a curve of ``points``, with error bars (see ``spread``) and a circle at the undefended point."""
     at_x, at_y = found[x]["mean"], found[y]["mean"]
     axes.errorbar(at_x, at_y, xerr=spread(found[x], bars), yerr=spread(found[y], bars), **marks, **BARS, label=label)
     if found.index[0] == 0:
@@ -93,13 +93,13 @@ def line(
 
 
 def circle(axes: Axes, x: float, y: float) -> None:
-    """Mark the undefended point around what is there."""
+    """Draw a circle around the undefended point."""
     ring: dict[str, Any] = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": "black"}
     axes.plot([x], [y], **ring, linestyle="none", zorder=1, label="undefended")
 
 
 def cross(axes: Axes, x: pd.Series, y: pd.Series, learned: pd.Series) -> None:
-    """Cross out the points whose stolen models learned nothing, all or some of the seeds'."""
+    """Cross out points for which the stolen models of all or some seeds learned nothing."""
     idle = ~learned.astype(bool).to_numpy()
     if idle.any():
         marker: dict[str, Any] = {
@@ -113,7 +113,7 @@ def cross(axes: Axes, x: pd.Series, y: pd.Series, learned: pd.Series) -> None:
 
 
 def ideal(axes: Axes, x: float, y: float) -> None:
-    """Mark, below all points, what a perfect defense would do: the thief at chance, honest users unharmed."""
+    """Mark the ideal defense, below all points: the thief at chance level, no cost for honest users."""
     marker: dict[str, Any] = {
         "marker": "*",
         "markersize": 13,
@@ -125,7 +125,7 @@ def ideal(axes: Axes, x: float, y: float) -> None:
 
 
 def finish(figure: Figure, axes: Iterable[Axes], title: str) -> Figure:
-    """Give a figure its title, and one legend below all panels, where it covers nothing; make room for both."""
+    """Add a title above and one legend below all panels, and make the figure high enough for both."""
     known: dict[str, Any] = {}
     said, limit = title.splitlines(), figure.bbox.width - 20
     for each in axes:
@@ -138,12 +138,12 @@ def finish(figure: Figure, axes: Iterable[Axes], title: str) -> Figure:
 
 
 def surround(figure: Figure, known: dict[str, Any], said: list[str]) -> Figure:
-    """Set a legend below and the lines of a title above a figure, whose height grows by theirs; lay it out.
+    """Add a legend below and a title above a figure, increase its height by theirs, and lay it out.
 
     Args:
-        figure: as high as its panels are to be.
-        known: a handle for each label.
-        said: the title's lines, each folded where it is too long.
+        figure: a figure with the height of its panels.
+        known: the legend's handle for each label.
+        said: the lines of the title; long ones are folded.
     """
     limit = figure.bbox.width - 20
     heading = figure.suptitle("", fontsize=9)
@@ -164,15 +164,15 @@ def surround(figure: Figure, known: dict[str, Any], said: list[str]) -> Figure:
     figure.draw_without_rendering()
     first: Any = figure.axes[0]
     lacking = LEAST - min(each.bbox.height for each in figure.axes) / figure.dpi
-    if lacking > 0:  # long names above and below a panel take from it
+    if lacking > 0:  # long labels above and below a panel reduce its height
         figure.set_figheight(figure.get_figheight() + lacking * first.get_subplotspec().get_gridspec().nrows)
         figure.draw_without_rendering()
     return figure
 
 
 def fit(text: Text, lines: list[str], limit: float) -> None:
-    """Set a text to lines that are folded so that none is wider than a limit in pixels."""
-    text.set_parse_math(False)  # a dollar sign is one
+    """Set a text to lines, folded so that none is wider than ``limit`` pixels."""
+    text.set_parse_math(False)  # dollar signs are literal
     for characters in range(max(map(len, lines), default=1), 10, -2):
         folded = [textwrap.wrap(each, characters, break_on_hyphens=False) for each in lines]
         text.set_text("\n".join(itertools.chain.from_iterable(folded)))

@@ -1,4 +1,4 @@
-"""What the records of one comparison group have in common, in words: for titles, tables and file names."""
+"""Descriptions of comparison groups, for titles, tables and file names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from mad.storage.files import LONGEST
 
-# What tells thefts apart, in the order of the pipeline, and how a value is said.
+# The columns that tell thefts apart, in the order of the pipeline, and the text of a value.
 SAID = {
     "victim": "victim {}",
     "architecture": "victim's architecture {}",
@@ -27,7 +27,7 @@ SAID = {
     "knockoff_schedule": "{}",
 }
 KNOCKOFF = [name for name in SAID if name.startswith("knockoff")]
-# In a file's name numbers need a unit, and what says nothing is left out.
+# In a file name, numbers need a unit, and default values are left out.
 NAMED = {
     "victim_epochs": "epochs{:g}",
     "budget": "{:.0f}",
@@ -41,13 +41,13 @@ MEANING = "!: a stolen model learned nothing, and gives one answer to everything
 
 
 def value(row: pd.Series, name: str) -> object:
-    """Return what a record has in a column; None where it has nothing: older records lack some columns."""
+    """Return a record's value in a column; None if it is empty or missing, as in older records."""
     found = row.get(name)
     return None if found is None or pd.isna(found) or found == "" else found
 
 
 def said(row: pd.Series, names: list[str]) -> str:
-    """Say what a record has in some of the columns of ``SAID``."""
+    """Return a text of a record's values in some of the columns of ``SAID``."""
     known = {name: value(row, name) for name in names}
     return ", ".join(SAID[name].format(found) for name, found in known.items() if found is not None)
 
@@ -59,7 +59,7 @@ def differing(rows: pd.DataFrame) -> list[str]:
 
 
 def whole(row: pd.Series) -> str:
-    """Say what a comparison group is of: the victim, attack, budget, pool and training."""
+    """Return a text that describes a comparison group: victim, attack, budget, pool and training."""
     settings, recovery, epochs = (value(row, name) for name in ("attack_settings", "recovery", "victim_epochs"))
     parts = (
         f"{row.victim} stolen by {row.attack}{f' ({settings})' if settings else ''} "
@@ -71,16 +71,16 @@ def whole(row: pd.Series) -> str:
 
 
 def counted(seeds: Sequence[int]) -> str:
-    """Say over how many seeds numbers are, from the least to the most."""
+    """Return a text of the number of seeds, or of its range."""
     least, most = min(seeds), max(seeds)
     return f"{most} seed{'' if most == 1 else 's'}" if least == most else f"{least} to {most} seeds"
 
 
 def file_name(row: pd.Series, kind: str = "tradeoff") -> str:
-    """Return the name, without its ending, of a comparison group's file: readable, unique, at most ``LONGEST`` bytes.
+    """Return the file name of a comparison group, without extension: readable, unique, at most ``LONGEST`` bytes.
 
-    It holds all by which groups may differ in the columns of ``SAID``; the group's digits, which end it, tell
-    all others apart. Of too many long words each is cut.
+    It holds the group's values in the columns of ``SAID``, and ends in digits of its hash, which make it unique. If the
+    name is too long, each word is cut.
     """
     known = {name: value(row, name) for name in SAID}
     if known["recovery"] == "none":
@@ -88,7 +88,7 @@ def file_name(row: pd.Series, kind: str = "tradeoff") -> str:
     if known["knockoff_architecture"] == known["architecture"]:
         del known["knockoff_architecture"]
     texts = [NAMED.get(name, "{}").format(found) for name, found in known.items() if found is not None]
-    words = [re.sub(r"[^\w.+-]+", "-", text) for text in texts]  # one that leads elsewhere leads nowhere
+    words = [re.sub(r"[^\w.+-]+", "-", text) for text in texts]  # also removes slashes
     for longest in range(max(map(len, words)), 0, -1):
         name = "-".join([kind, *(each[:longest] for each in words), str(row.comparison_group)[:6]])
         if len(name.encode()) <= LONGEST:
@@ -97,21 +97,21 @@ def file_name(row: pd.Series, kind: str = "tradeoff") -> str:
 
 
 def spoken(values: pd.Series, mark: str = "") -> str:
-    """Return the mean of numbers, and their deviation where there are several, with one decimal."""
+    """Return the mean of numbers, and their standard deviation if there are several, with one decimal."""
     deviation = f" ± {values.std():.1f}" if len(values) > 1 else ""
     return "" if values.empty else f"{values.mean():.1f}{deviation}{mark}"
 
 
 def mark(rows: pd.DataFrame) -> str:
-    """Return what marks a stolen model's numbers where one learned nothing, and nothing where all learned."""
+    """Return the mark of a number if a stolen model of it learned nothing; empty if all learned."""
     return "" if learned(rows).all() else MARK
 
 
 def points(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a defense's records by strength, from the least to the greatest; accuracies in percent.
+    """Return statistics over the seeds for each strength of a defense, by rising strength; accuracies in percent.
 
-    Indexed by the strength, NaN where there is none to set; with columns (value, "mean" | "std" | "min" | "max") over
-    the seeds, ("seed", "nunique"), and ("learned", "min"): 1 if all stolen models learned anything.
+    The index is the strength, NaN for a defense without one. The columns are (value, "mean" | "std" | "min" | "max"),
+    ("seed", "nunique"), and ("learned", "min"), which is 1 if all stolen models learned anything.
     """
     percent = rows[VALUES] * [1 if value == "l1_mean" else 100 for value in VALUES]
     by = percent.groupby(rows.strength, dropna=False)
@@ -122,7 +122,7 @@ def points(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def learned(rows: pd.DataFrame) -> pd.Series:
-    """Return for each record whether its stolen model learned anything; older records do not say, and count as such."""
+    """Return for each record whether its stolen model learned anything; True for older records without the column."""
     if "learned" not in rows:
         return pd.Series(True, index=rows.index)
     return rows.learned.ne(False)

@@ -1,4 +1,4 @@
-"""Labels beside points, where there is room for them."""
+"""Placement of labels beside points."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from matplotlib.path import Path
 from matplotlib.transforms import Bbox
 
 SIZE = 7.5  # points
-REACH = (4.0, 9.0)  # points from a point's middle to its label
+REACH = (4.0, 9.0)  # points from a data point's center to its label
 AROUND = [(-1, 1), (1, 1), (-1, -1), (1, -1), (-1, 0), (1, 0), (0, 1), (0, -1)]
-MARKER = 3.0  # points from a marker's middle to its edge
-CROSSED = 2  # lines, at most, that may run through a label
+MARKER = 3.0  # points from a marker's center to its edge
+CROSSED = 2  # most lines that may cross a label
 
 
 @dataclass(frozen=True)
 class Label:
-    """A text that belongs to a point of some axes, in data coordinates."""
+    """A label of a point of some axes, in data coordinates."""
 
     text: str
     x: float
@@ -32,16 +32,16 @@ class Label:
 
 
 def place(figure: Figure, axes: Axes, labels: Iterable[Label], curves: list[np.ndarray]) -> int:
-    """Write each label where it overlaps no other, no marker and no text, and crosses fewest lines; or leave it out.
+    """Place each label so that it overlaps no label, marker or text and crosses the fewest lines, or leave it out.
 
     Args:
-        figure: which has been laid out.
-        axes: where the points are.
-        labels: those that come first are placed first.
-        curves: points (N, 2) of each line, in data coordinates; their bars are taken from the axes.
+        figure: the figure, after its layout.
+        axes: the axes of the points.
+        labels: the labels, in order of placement.
+        curves: the points (N, 2) of each line, in data coordinates; error bars are taken from the axes.
 
     Returns:
-        how many were left out.
+        The number of labels that were left out.
     """
     point = figure.dpi / 72
     curves = [axes.transData.transform(curve) for curve in curves if len(curve)]
@@ -79,5 +79,5 @@ def place(figure: Figure, axes: Axes, labels: Iterable[Label], curves: list[np.n
 
 
 def around(x: float, y: float, reach: float) -> Bbox:
-    """Return the square about a point."""
+    """Return the square around a point with half its side ``reach``."""
     return Bbox([(x - reach, y - reach), (x + reach, y + reach)])

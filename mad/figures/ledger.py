@@ -1,4 +1,4 @@
-"""The paper's numbers beside ours: one row a published number, victim and pool."""
+"""The ledger: the paper's numbers beside ours, one row per published number, victim and pool."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mad.figures.groups import MEANING, mark
 from mad.figures.measures import MEASURES, OF_NO_THIEF, Found
 
 PUBLISHED = Path(__file__).with_name("published.csv")
-ANY = "*"  # a number that is stated of every victim
+ANY = "*"  # marks a number that the paper states for every victim
 PLAIN = "mnist"
-CELLS = "Table 1"  # stated of one victim and of no other
+CELLS = "Table 1"  # its numbers are for one victim each
 STATED = ("source", "victim", "claim", "published")
 NUMBERS = ("spend", "limit", "at", "low", "high")
 
 
 def published() -> pd.DataFrame:
-    """Return what the paper states: all columns text, as in the file."""
+    """Return the paper's numbers, ``published.csv``, with all columns as text."""
     return pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
 
 
 def rows_of(found: Found | None, theft: Theft | None, measure: str) -> dict[str, object]:
-    """Return our columns of a ledger's row; blank where there is nothing. Records say which overrides make them."""
+    """Return our columns of a row of the ledger, with the overrides of its records; blank if there are none."""
     if found is None or theft is None:
         return {"victim": theft.victim if theft else "", "pool": theft.pool if theft else ""}
     values, rows = found.values.dropna(), found.rows
@@ -46,8 +46,9 @@ def rows_of(found: Found | None, theft: Theft | None, measure: str) -> dict[str,
 def ledger(thefts: list[Theft]) -> pd.DataFrame:
     """Return the ledger: the columns of ``published.csv``, then ours, blank where there are no records.
 
-    A cell of Table 1, and a number stated of MNIST, is joined to its own victim's records where there are such. Any
-    other is joined to those of every victim in which it can be measured: most of the paper's text is of CIFAR-10.
+    A cell of Table 1, and a number that the paper states for MNIST, is joined to the records of its own victim if there
+    are any. Other numbers are joined to the records of every victim in which they can be measured, since most of the
+    paper's text is about CIFAR-10.
     """
     lines = []
     for _, stated in published().iterrows():

@@ -1,8 +1,8 @@
-"""How each number that the paper states is measured in our records.
+"""Measures: how each number that the paper states is computed from our records.
 
-A measure takes a theft and returns what was found: a value a seed, where it was found, and from which records; None
-where a record is missing. Accuracies, and differences of them, are in percent. What has to be chosen, such as the
-strength that costs less than a point, is chosen by means over the seeds.
+A measure takes a theft. It returns one value per seed, the choice that was made (such as a strength) and the records;
+or None if a record is missing. Accuracies and their differences are in percent. A choice, such as the strength that
+costs less than a point of accuracy, is made by means over the seeds.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ STOLEN, DEFENDED, VICTIM = "stolen_accuracy", "defended_accuracy", "victim_accur
 
 @dataclass(frozen=True)
 class Found:
-    """What a measure found.
+    """The result of a measure.
 
     Args:
-        values: one a seed, which index them.
-        rows: the records that they come from.
-        where: the choice that was made, such as a strength; empty where there was none.
+        values: one value per seed; the seeds are the index.
+        rows: the records that the values come from.
+        where: the choice that was made, such as a strength; empty if there was none.
     """
 
     values: pd.Series
@@ -41,28 +41,28 @@ Measure = Callable[..., Found | None]
 
 
 def percent(rows: pd.DataFrame, column: str = STOLEN) -> pd.Series:
-    """Return a column of cells in percent, indexed by their seeds."""
+    """Return a column of records in percent, indexed by seed."""
     return 100 * rows.groupby("seed")[column].mean()
 
 
 def at_strength(rows: pd.DataFrame, strength: float) -> pd.DataFrame:
-    """Return the cells of one strength."""
+    """Return the records of one strength."""
     return rows[np.isclose(rows.strength.astype(float), strength)]
 
 
 def turned(rows: pd.DataFrame, defense: str) -> pd.DataFrame:
-    """Return a defense's cells as the paper's figures draw them."""
+    """Return the records of a defense that the paper's figures show."""
     return under(rows, defense, PARAMETERS.get(defense))
 
 
 def difference(more: pd.DataFrame, less: pd.DataFrame, where: str = "") -> Found | None:
-    """Return by how many points the thief gets more in some cells than in others, seed by seed."""
+    """Return the difference in stolen accuracy between two sets of records, in points, seed by seed."""
     values = (percent(more) - percent(less)).dropna()
     return Found(values, pd.concat([more, less]), where) if len(values) else None
 
 
 def of(rows: pd.DataFrame, values: pd.Series, where: str = "") -> Found | None:
-    """Return what was found, or None if it is nothing."""
+    """Return the result of a measure, or None if there are no values."""
     return Found(values, rows, where) if len(values.dropna()) else None
 
 
@@ -73,16 +73,16 @@ def victim(theft: Theft) -> Found | None:
 
 
 def stolen(theft: Theft, attack: str, defense: str = "none", at: float | None = None) -> Found | None:
-    """Return the stolen model's accuracy under no defense, or at a strength of one."""
+    """Return the stolen model's accuracy, without a defense or at a strength of a defense."""
     rows = theft.cells(attack)
     rows = undefended(rows) if at is None else at_strength(turned(rows, defense), at)
     return of(rows, percent(rows))
 
 
 def cheapest(theft: Theft, attack: str, spend: float) -> tuple[pd.DataFrame, pd.DataFrame, str] | None:
-    """Return MAD's cells that leave an attack least for less than so many points of the API's accuracy.
+    """Return MAD's records with the lowest stolen accuracy that cost less than ``spend`` points of the API's accuracy.
 
-    And the undefended cells, and the strength.
+    Also return the undefended records, and the strength.
     """
     rows = theft.cells(attack)
     found = curve(rows, "mad")
@@ -97,17 +97,17 @@ def cheapest(theft: Theft, attack: str, spend: float) -> tuple[pd.DataFrame, pd.
 
 
 def stolen_within(theft: Theft, attack: str, spend: float) -> Found | None:
-    """Return the least accuracy that MAD leaves an attack for less than so many points of the API's."""
+    """Return the lowest stolen accuracy under MAD at a cost below ``spend`` points of the API's accuracy."""
     found = cheapest(theft, attack, spend)
     return of(found[0], percent(found[0]), found[2]) if found else None
 
 
 def reduction(theft: Theft, spend: float, attacks: str = "", of: str = "most") -> Found | None:
-    """Return the points that MAD takes from an attack for less than so many of the API's: of all, the most or least."""
+    """Return by how many points MAD reduces stolen accuracy at a cost below ``spend``; of all attacks, max or min."""
     names = [attacks] if attacks else ATTACKS
     known = [(name, cheapest(theft, name, spend)) for name in names]
     if len(known) > 1 and any(found is None for _, found in known):
-        return None  # the most of all attacks takes all attacks
+        return None  # the maximum over all attacks needs records of all attacks
     each = [difference(f[1], f[0], f"{name} {f[2]}" if len(known) > 1 else f[2]) for name, f in known if f]
     measured = [one for one in each if one]
     pick = max if of == "most" else min
@@ -115,7 +115,10 @@ def reduction(theft: Theft, spend: float, attacks: str = "", of: str = "most") -
 
 
 def error_ratio(theft: Theft, spend: float) -> Found | None:
-    """Return the thief's error over the victim's: of all attacks there are, the most."""
+    """Return the stolen model's error divided by the victim's, under MAD at a cost below ``spend``, in points.
+
+    It is the maximum over all attacks; None if an attack has no records.
+    """
     best = None
     for attack in ATTACKS:
         found = cheapest(theft, attack, spend)
@@ -128,7 +131,7 @@ def error_ratio(theft: Theft, spend: float) -> Found | None:
 
 
 def l1_ratio(theft: Theft, other: str, at: float) -> Found | None:
-    """Return MAD's mean L1 over what another defense needs to leave the thief as much: between its strengths."""
+    """Return MAD's mean L1 divided by that of another defense at equal stolen accuracy, by interpolation."""
     rows = theft.cells()
     ours, theirs = at_strength(turned(rows, "mad"), at), pd.concat([undefended(rows), turned(rows, other)])
     found = {}
@@ -144,7 +147,7 @@ def l1_ratio(theft: Theft, other: str, at: float) -> Found | None:
 
 
 def strongest(theft: Theft, defense: str, recovery: str = "none") -> Found | None:
-    """Return the points that a defense takes from knockoff at the strength that takes the most."""
+    """Return the largest reduction, over the strengths of a defense, of knockoff's stolen accuracy, in points."""
     rows = theft.cells(recovery=recovery)
     cells = turned(rows, defense)
     if cells.empty or undefended(rows).empty:
@@ -154,7 +157,7 @@ def strongest(theft: Theft, defense: str, recovery: str = "none") -> Found | Non
 
 
 def below(theft: Theft, defense: str, limit: float) -> tuple[pd.DataFrame, str] | None:
-    """Return the cells of the strength that keeps the API best while it holds knockoff below a limit."""
+    """Return the records of the strength with the best API accuracy that keeps knockoff's accuracy below a limit."""
     cells = turned(theft.cells(), defense)
     found = points(cells)
     found = found[found[STOLEN]["mean"] < limit]
@@ -165,30 +168,30 @@ def below(theft: Theft, defense: str, limit: float) -> tuple[pd.DataFrame, str] 
 
 
 def defended_below(theft: Theft, defense: str, limit: float) -> Found | None:
-    """Return the API's accuracy there."""
+    """Return the API's accuracy at the strength of ``below``."""
     found = below(theft, defense, limit)
     return of(found[0], percent(found[0], DEFENDED), found[1]) if found else None
 
 
 def spent_below(theft: Theft, defense: str, limit: float) -> Found | None:
-    """Return the points of the API's accuracy that are spent there."""
+    """Return the cost at the strength of ``below``, in points of the API's accuracy."""
     found = below(theft, defense, limit)
     return of(found[0], percent(found[0], VICTIM) - percent(found[0], DEFENDED), found[1]) if found else None
 
 
 def gap(theft: Theft, defense: str, other: str, at: float) -> Found | None:
-    """Return by how many points the thief gets more under a defense than under another at the same strength."""
+    """Return by how many points stolen accuracy is higher under a defense than under another of equal strength."""
     rows = theft.cells()
     return difference(at_strength(turned(rows, defense), at), at_strength(turned(rows, other), at), f"epsilon={at:g}")
 
 
 def lost_by_argmax(theft: Theft) -> Found | None:
-    """Return the points that keeping only top classes costs the thief of an undefended API."""
+    """Return by how many points stolen accuracy falls, without a defense, if only top classes are used."""
     return difference(undefended(theft.cells()), undefended(theft.cells(recovery="argmax")))
 
 
 def best(theft: Theft, defense: str) -> tuple[str, pd.DataFrame] | None:
-    """Return the counter-move that gets most under a defense, and its cells; None where no counter-move was made."""
+    """Return the counter-move with the highest accuracy under a defense, and its records; None if there are none."""
     found = {name: turned(rows, defense) for name, rows in moves(theft).items()}
     found = {name: rows for name, rows in found.items() if len(rows)}
     if len(found) < 2:
@@ -204,13 +207,13 @@ def best_move(theft: Theft, defense: str) -> Found | None:
 
 
 def kept_by(theft: Theft, defense: str) -> Found | None:
-    """Return the points that a defense takes in spite of the best counter-move."""
+    """Return by how many points a defense reduces stolen accuracy in spite of the best counter-move."""
     found = best(theft, defense)
     return difference(undefended(theft.plain), found[1], found[0]) if found else None
 
 
 def recovered(theft: Theft, defense: str) -> Found | None:
-    """Return the best counter-move's accuracy over the undefended theft's."""
+    """Return the accuracy of the best counter-move, divided by that of the undefended theft."""
     found = best(theft, defense)
     if not found:
         return None
@@ -219,14 +222,14 @@ def recovered(theft: Theft, defense: str) -> Found | None:
 
 
 def angle(theft: Theft, low: float, high: float) -> Found | None:
-    """Return the mean angular deviation under MAD at strengths of an interval, in degrees."""
+    """Return the mean angular deviation under MAD, in degrees, over the strengths in an interval."""
     rows = study(theft, BINS)
     rows = rows[(rows.defense == "mad") & rows.strength.between(low - 1e-9, high + 1e-9)]
     return of(rows, rows.groupby("seed").deviation_mean.mean()) if len(rows) else None
 
 
 def greatest_angle(theft: Theft) -> Found | None:
-    """Return the upper end of the last degree that any angular deviation fell in."""
+    """Return the largest angular deviation, rounded up to a whole degree."""
     rows = study(theft, BINS)
     rows = rows[rows.defense == "mad"]
     ends = {}
@@ -237,7 +240,7 @@ def greatest_angle(theft: Theft) -> Found | None:
 
 
 def loss_rise(theft: Theft, at: float) -> Found | None:
-    """Return the last minus the first test loss of the adversary at a strength."""
+    """Return the adversary's last test loss minus its first, at a strength."""
     rows = study(theft, LOSSES)
     rows = at_strength(rows[rows.defense == "mad"], at)
     losses = {cell.seed: numbers(cell[LOSSES]) for _, cell in rows.iterrows()}
@@ -245,9 +248,10 @@ def loss_rise(theft: Theft, at: float) -> Found | None:
 
 
 def budget_ratio(theft: Theft, at: float) -> Found | None:
-    """Return the whole budget over what the undefended theft needs for what MAD leaves of it, by interpolation.
+    """Return the full budget divided by the budget at which the undefended theft equals the theft under MAD.
 
-    Where the least budget measured already brings as much, the ratio is at least what is returned.
+    The latter is interpolated. If the undefended theft is as good at the smallest measured budget already, the value is
+    a lower bound.
     """
     rows = by_budget(theft)
     if rows.empty:
@@ -266,7 +270,7 @@ def budget_ratio(theft: Theft, at: float) -> Found | None:
 
 
 def entropy(theft: Theft, defense: str, at: float) -> Found | None:
-    """Return the mean entropy of a defense's answers, in bits, at a mean L1: between the strengths on either side."""
+    """Return the mean entropy of a defense's answers, in bits, at a mean L1, interpolated between strengths."""
     rows = turned(theft.cells(), defense)
     if "answer_entropy" not in rows:
         return None
@@ -284,4 +288,4 @@ MEASURES: dict[str, Measure] = {
         entropy,
     )
 }
-OF_NO_THIEF = ("victim", "angle", "greatest_angle", "loss_rise", "entropy")  # what the stolen model is worth is no part
+OF_NO_THIEF = ("victim", "angle", "greatest_angle", "loss_rise", "entropy")  # measures without the stolen model

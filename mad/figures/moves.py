@@ -1,4 +1,4 @@
-"""An adversary's counter-moves (figure 9), and how many queries a theft takes."""
+"""Figures of an adversary's counter-moves (figure 9) and of the query budget."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ HOLLOW = {"color": "black", "marker": "o", "markerfacecolor": "white", "linestyl
 
 
 def moves(theft: Theft) -> dict[str, pd.DataFrame]:
-    """Return the comparison group of each counter-move that there are cells of; ``none`` is the paper's knockoff.
+    """Return the comparison group of each counter-move that has records; ``none`` is the paper's knockoff.
 
-    Where all have a seed in common, only such seeds are taken: thefts differ more between seeds than between moves.
+    If all of them share seeds, only records of those seeds are used, since seeds differ more than moves do.
     """
     plain, rows = theft.plain, theft.same_victim[theft.same_victim.attack == "knockoff"]
     if plain.empty:
@@ -41,7 +41,7 @@ def moves(theft: Theft) -> dict[str, pd.DataFrame]:
 
 
 def fig9(thefts: list[Theft]) -> Figure | None:
-    """Draw what each counter-move brings under no defense, MAD and MAD-argmax."""
+    """Draw the stolen accuracy of each counter-move without a defense, under MAD and under MAD-argmax."""
     known = [(theft, moves(theft)) for theft in thefts]
     known = [(theft, found) for theft, found in known if len(found) > 1]
     if not known:
@@ -66,13 +66,13 @@ def fig9(thefts: list[Theft]) -> Figure | None:
 
 
 def stolen(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Return mean, least and greatest accuracy of the stolen models in percent, and whether all of them learned."""
+    """Return mean, minimum and maximum of the stolen accuracy in percent, and whether all stolen models learned."""
     found = 100 * rows.groupby(by).stolen_accuracy.agg(["mean", "min", "max"])
     return found.assign(learned=learned(rows).groupby(rows[by]).min().astype(float))
 
 
 def line(axes: Axes, found: pd.DataFrame, label: str, own: dict[str, Any]) -> None:
-    """Draw the accuracies that ``stolen`` returns at the places that index them, with marks of their own."""
+    """Draw the accuracies that ``stolen`` returns, at the x positions in their index."""
     if len(found):
         bars = spread(found, "range")
         axes.errorbar(found.index, found["mean"], yerr=bars, **own | {"markersize": 5}, **BARS, label=label)
@@ -80,7 +80,7 @@ def line(axes: Axes, found: pd.DataFrame, label: str, own: dict[str, Any]) -> No
 
 
 def by_budget(theft: Theft) -> pd.DataFrame:
-    """Return the cells of the paper's knockoff under MAD, and of none, at every budget."""
+    """Return the records of the paper's knockoff at every budget, under MAD and without a defense."""
     plain = theft.plain
     if plain.empty:
         return plain
@@ -94,7 +94,7 @@ def by_budget(theft: Theft) -> pd.DataFrame:
 
 
 def budget(thefts: list[Theft]) -> Figure | None:
-    """Draw the stolen model's accuracy against the queries that it took."""
+    """Draw the stolen model's accuracy against the query budget."""
     known = [(theft, by_budget(theft)) for theft in thefts]
     known = [(theft, rows) for theft, rows in known if len(rows)]
     if not known:

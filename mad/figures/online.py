@@ -1,4 +1,4 @@
-"""The white-box study: how far gradients are turned (figure 6) and the loss that this leads to (figure 7)."""
+"""Figures of the white-box study: the angular deviation of gradients (figure 6) and the test loss (figure 7)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mad.figures.drawing import finish, marks, sheet
 
 BINS = "deviation_histogram"
 LOSSES, QUERIES = "test_loss", "test_loss_queries"
-WIDTH = 5  # degrees a drawn bin
+WIDTH = 5  # degrees per bin
 
 
 def study(theft: Theft, column: str) -> pd.DataFrame:
-    """Return the cells of MAD, and of no defense, against ``attack=online`` that have a column."""
+    """Return the records of ``attack=online``, under MAD and without a defense, that have a value in a column."""
     rows = theft.cells("online")
     if column not in rows:
         return rows[:0]
@@ -27,24 +27,24 @@ def study(theft: Theft, column: str) -> pd.DataFrame:
 
 
 def numbers(series: Any) -> np.ndarray:
-    """Return a record's series as an array; in records of earlier versions it is a text that spaces part."""
+    """Return a record's series as an array; in records of earlier versions it is text, separated by spaces."""
     return np.array(series.split() if isinstance(series, str) else series, dtype=float)
 
 
 def angles(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return counts by angle, rows of one degree (index: its middle), a column a strength; seeds are added up."""
+    """Return counts, summed over seeds: one row per degree, indexed by its middle, and one column per strength."""
     sums = {at: np.sum([numbers(text) for text in cells[BINS]], axis=0) for at, cells in rows.groupby("strength")}
     found = pd.DataFrame(sums)
     return found.set_index(180 / len(found) * (np.arange(len(found)) + 0.5))
 
 
 def mean_angle(rows: pd.DataFrame) -> float:
-    """Return the mean angle of cells, in degrees."""
+    """Return the mean angle of records, in degrees."""
     return float(rows.deviation_mean.mean())
 
 
 def fig6(thefts: list[Theft]) -> Figure | None:
-    """Draw the angles' histograms, one a strength."""
+    """Draw one histogram of angles per strength."""
     known = [(theft, study(theft, BINS)) for theft in thefts]
     known = [(theft, rows) for theft, rows in known if len(rows)]
     if not known:
@@ -71,7 +71,7 @@ def fig6(thefts: list[Theft]) -> Figure | None:
 
 
 def fig7(thefts: list[Theft]) -> Figure | None:
-    """Draw the test loss along the queries: mean over seeds, a band from the least to the greatest."""
+    """Draw the test loss against the number of queries: the mean over seeds, and a band from minimum to maximum."""
     known = [(theft, study(theft, LOSSES)) for theft in thefts]
     known = [(theft, rows) for theft, rows in known if len(rows)]
     if not known:
@@ -91,6 +91,6 @@ def fig7(thefts: list[Theft]) -> Figure | None:
 
 
 def styles(strengths: Collection[float]) -> list[tuple[float, dict[str, Any]]]:
-    """Return each strength with its hue and dash, the same in both figures."""
+    """Return the color and dash of each strength, the same in both figures."""
     found = [(at, marks(place) | {"marker": ""}) for place, at in enumerate(each for each in strengths if each)]
     return [(0.0, {"color": "black", "linestyle": "-"})] * (0 in strengths) + found

@@ -1,4 +1,4 @@
-"""Every figure of the paper whose cells are there, Table 1, and the ledger of the paper's numbers beside ours."""
+"""All figures of the paper for which there are records, Table 1, and the ledger of the paper's and our numbers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ FIGURES = {
 
 
 def write_all(table: pd.DataFrame, outputs: Path) -> list[Path]:
-    """Write Table 1, the figures and the ledger below ``outputs/figures/paper``; return what was written.
+    """Write Table 1, the figures and the ledger below ``outputs/figures/paper``; return the paths.
 
-    Table 1 is printed in the end. It has every pool that a victim was stolen with; all else that of the most records.
+    Table 1 is also printed. It shows every pool of a victim; the figures show the pool with the most records.
     """
     every, area = thefts(table), Path("figures", "paper")
     known = foremost(every)

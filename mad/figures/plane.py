@@ -1,4 +1,4 @@
-"""The figures with what the thief gets on x and what the defense costs on y: 3, 4, 5 and 8."""
+"""Figures 3, 4, 5 and 8: stolen accuracy on x, and the cost of the defense on y."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ATTACKS = ("jbda", "jbself", "jbtop3", "knockoff")
 DEFENSES = ("mad", "mad_argmax", "reverse_sigmoid", "random_noise", "dp_sgd")
 ABLATION = ("mad", "mad_argmax", "mad_identity", "mad_random")
 PARAMETERS = {"random_noise": "scale"}  # as published
-AT_TRAINING = ("dp_sgd",)  # moves no answer: an L1 distance says nothing of its cost
+AT_TRAINING = ("dp_sgd",)  # does not perturb answers, so its cost is not an L1 distance
 STOLEN, DEFENDED, L1 = "stolen_accuracy", "defended_accuracy", "l1_mean"
 THIEF, USERS, DISTANCE = "accuracy of the stolen model, %", "accuracy of the defended API, %", "mean L1 distance"
 Series = tuple[str, pd.DataFrame, dict]
 
 
 def fig3(thefts: list[Theft]) -> Figure | None:
-    """Draw each attack under MAD: a panel a victim and pool."""
+    """Draw each attack under MAD, with one panel per victim and pool."""
     panels = []
     for theft in thefts:
         cells = {attack: theft.cells(attack) for attack in ATTACKS}
@@ -47,14 +47,14 @@ def fig4(thefts: list[Theft]) -> Figure | None:
 
 
 def fig5(thefts: list[Theft]) -> Figure | None:
-    """Draw the same, with the adversary who keeps only top classes beside the one who keeps posteriors."""
+    """Draw figure 4 with two adversaries: one who trains on posteriors, and one who trains on top classes only."""
     known = [theft for theft in thefts if len(set(theft.cells(recovery="argmax").defense)) > 1]
     title = "Fig. 5: the adversary who keeps only the top class (hollow), beside the one who keeps posteriors"
     return two_rows(known, title, ("none", "argmax"))
 
 
 def two_rows(thefts: list[Theft], title: str, recoveries: tuple[str, ...]) -> Figure | None:
-    """Draw the defenses' curves, a column a victim and pool; a hollow marker for those of a recovery."""
+    """Draw the defenses' curves, one column per victim and pool; curves of a recovery have hollow markers."""
     panels = []
     for theft in thefts:
         series, parts = [], []
@@ -83,7 +83,7 @@ def two_rows(thefts: list[Theft], title: str, recoveries: tuple[str, ...]) -> Fi
 
 
 def fig8(thefts: list[Theft]) -> Figure | None:
-    """Draw MAD without its parts: L1 on the left, the API's accuracy on the right."""
+    """Draw the ablations of MAD: L1 on the left, the API's accuracy on the right."""
     panels = []
     for theft in thefts:
         rows = theft.cells()
@@ -101,7 +101,7 @@ def fig8(thefts: list[Theft]) -> Figure | None:
 
 
 def plane(axes: Axes, series: list[Series], y: str, parts: list[pd.DataFrame]) -> None:
-    """Draw curves, each with its undefended circle, and the ideal."""
+    """Draw curves, each with a circle at its undefended point, and the point of an ideal defense."""
     rows = pd.concat(parts)
     for label, points, marks in series:
         line(axes, points, STOLEN, y, label, marks)
@@ -111,7 +111,7 @@ def plane(axes: Axes, series: list[Series], y: str, parts: list[pd.DataFrame]) -
 
 
 def parameters_of(panels: list[tuple[Theft, list[Series], list[pd.DataFrame]]]) -> str:
-    """Say by what each defense is turned, and how far, over all panels."""
+    """Return a text of each defense's strength parameter and its range, over all panels."""
     found: dict[str, list[float]] = {}
     for _, series, parts in panels:
         rows = pd.concat(parts)

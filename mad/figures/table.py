@@ -1,4 +1,4 @@
-"""Records as a table on the terminal: as many columns as there is room for, and no word broken."""
+"""Records as a table on the terminal; it shows as many columns as fit and breaks no word."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mad.figures.groups import MARK, MEANING, SAID, counted, differing, mark, sa
 from mad.progress import out
 
 GAP = 2
-LABEL = 30  # columns that a longer label can ask for before others are left out; it is then given lines of its own
+LABEL = 30  # most characters of the labels' column; longer labels get lines of their own
 WHAT = ["defense", "defense_settings", "strength_parameter", "strength"]
 NOTHING_LEARNED = f"{MEANING}; try a smaller knockoff.learning_rate, more steps (knockoff.min_steps) or more queries"
 ELSEWHERE = "Each seed's numbers and all other columns are in records.csv."
@@ -21,7 +21,7 @@ ELSEWHERE = "Each seed's numbers and all other columns are in records.csv."
 
 @dataclass(frozen=True)
 class Column:
-    """A column of numbers; those of a higher rank are left out first, those of rank 0 never."""
+    """A column of numbers; columns of the highest rank are left out first, those of rank 0 never."""
 
     head: str
     cells: list[str]
@@ -29,23 +29,23 @@ class Column:
 
     @property
     def width(self) -> int:
-        """How many characters it takes, with the gap before it."""
+        """The width in characters, with the gap before it."""
         return GAP + max(map(cell_len, [self.head, *self.cells]))
 
 
 def fold(text: str, width: int) -> list[str]:
-    """Return lines of at most ``width`` characters, but no broken word."""
+    """Return lines of at most ``width`` characters; words are not broken, so a long word may exceed it."""
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def grid(head: str, labels: list[str], columns: list[Column], width: int) -> tuple[list[str], list[list[str]]]:
-    """Return the lines of a table's head, and those of each row: a label and the columns that there is room for.
+    """Return the lines of a table's head, and the lines of each row: a label and the columns that fit.
 
     Args:
-        head: what stands above the labels.
-        labels: one a row; one that is too long has lines of its own above its numbers.
-        columns: in the order to show them.
-        width: characters a line.
+        head: the heading of the labels.
+        labels: one per row; a long label gets lines of its own above its numbers.
+        columns: the columns, in order.
+        width: characters per line.
     """
     longest, shown = min(LABEL, max(map(cell_len, [head, *labels]))), [each for each in columns if not each.rank]
     for each in sorted((each for each in columns if each.rank), key=lambda each: each.rank):
@@ -74,9 +74,9 @@ def show(rows: pd.DataFrame) -> None:
 
 
 def lines(rows: pd.DataFrame, width: int) -> list[str]:
-    """Return a table of records: what defenses cost honest users and what the thief got, a row a defense and strength.
+    """Return a table of the defenses' costs and of the stolen models, one row per defense and strength.
 
-    Several seeds are one row, of means and deviations. Each comparison group has a part of its own.
+    A row shows means and standard deviations over the seeds. Each comparison group has a part of its own.
     """
     rows = pd.concat([rows[rows.defense == "none"], rows[rows.defense != "none"]])
     parts = {str(name): list(cells_of(each)) for name, each in rows.groupby("comparison_group", sort=False)}
@@ -96,13 +96,13 @@ def lines(rows: pd.DataFrame, width: int) -> list[str]:
 
 
 def cells_of(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Yield the records of each defense and strength, one a seed."""
+    """Yield the records of each defense and strength, one record per seed."""
     for _, cell in group.groupby(WHAT, sort=False, dropna=False):
         yield cell
 
 
 def columns(rows: pd.DataFrame, every: list[pd.DataFrame]) -> list[Column]:
-    """Return the columns of a table whose rows are these."""
+    """Return the columns of a table with the given rows."""
     parameters = list(dict.fromkeys(rows[rows.defense != "none"].dropna(subset="strength").strength_parameter)) or [
         "epsilon"
     ]
@@ -139,7 +139,7 @@ def columns(rows: pd.DataFrame, every: list[pd.DataFrame]) -> list[Column]:
 
 
 def strength(cell: pd.DataFrame, parameters: list[str]) -> str:
-    """Say how strong a defense was; by which strength parameter, too, where there are several."""
+    """Return the strength of a defense, with the name of its parameter if there are several parameters."""
     value, parameter = cell.strength.iloc[0], cell.strength_parameter.iloc[0]
     if pd.isna(value) or (parameters != ["epsilon"] and cell.defense.iloc[0] == "none"):
         return ""
@@ -147,7 +147,7 @@ def strength(cell: pd.DataFrame, parameters: list[str]) -> str:
 
 
 def title(rows: pd.DataFrame) -> str:
-    """Say what was stolen and how: what all comparison groups have in common."""
+    """Return the title: what all comparison groups have in common."""
     first, apart = rows.iloc[0], differing(rows)
     number = rows.seed.nunique()
     seeds = counted([number]) if number > 1 else f"seed {first.seed}"
@@ -161,7 +161,7 @@ def title(rows: pd.DataFrame) -> str:
 
 
 def headings(rows: pd.DataFrame) -> dict[str, str]:
-    """Return what sets each comparison group apart; where no column does, the last digits of its figure's name."""
+    """Return how each comparison group differs from the others; if no column tells, the digits of its file name."""
     firsts = {str(group): each.iloc[0] for group, each in rows.groupby("comparison_group", sort=False)}
     found = {group: said(first, differing(rows)) for group, first in firsts.items()}
     if len(set(found.values())) == len(found):

@@ -12,9 +12,9 @@ from mad.progress import out
 
 
 def table1(thefts: list[Theft]) -> pd.DataFrame:
-    """Return a row a victim and pool: accuracies in percent, mean and deviation over the seeds; blank where unknown.
+    """Return one row per victim and pool: accuracies in percent, mean and standard deviation over the seeds.
 
-    ``!`` marks those of stolen models of which one learned nothing.
+    Unknown accuracies are blank. ``!`` marks an accuracy if one of its stolen models learned nothing.
     """
     lines = []
     for theft in thefts:

@@ -1,4 +1,4 @@
-"""What a defense costs the thief, against what it costs honest users."""
+"""Trade-off curves: accuracy of the stolen model against the cost of the defense for honest users."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from mad.figures.labels import Label, place
 from mad.storage.files import write_alone
 
 STOLEN, DEFENDED, L1 = "stolen_accuracy", "defended_accuracy", "l1_mean"
-UNCHANGED = 1e-6  # a mean L1 distance that rescaling in float32 leaves
+UNCHANGED = 1e-6  # a mean L1 distance that rescaling in float32 may cause
 WIDTH, HEIGHT, CURVE = 9.0, 3.3, 0.08  # inches, without title and legend: the more curves, the higher
 
 
 def curves(group: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return, the points of each defense of a group, from weak to strong, in percent: mean and deviation over seeds.
+    """Return the points of each defense of a comparison group, from weak to strong, by the defense's label.
 
-    Each frame is indexed by the strength, its index is named after what the defense is turned by, such as epsilon, and
-    it has columns (value, "mean" | "std"), ("seed", "nunique") and ("learned", "min"). The undefended point is every
-    curve's first: a strength of 0. The others rise, or fall where a larger number disturbs less (the classes that
-    ``top_k`` keeps).
+    Points are means and standard deviations over the seeds; accuracies are in percent.
+    The index of each frame is the strength, and has the name of the strength parameter, such as epsilon. The columns
+    are (value, "mean" | "std"), ("seed", "nunique") and ("learned", "min"). The first point of every curve is the
+    undefended one, with strength 0. The others are sorted by rising strength, or by falling values if a larger value is
+    a weaker defense (such as the classes that ``top_k`` keeps).
     """
     origin = points(group[group.defense == "none"])
     found = {}
     defended = group[group.defense != "none"]
     for (name, settings, parameter), rows in defended.groupby(["defense", "defense_settings", "strength_parameter"]):
         label = f"{name} ({settings})" if settings else str(name)
-        label = f"{label} by {parameter}" if label in found else label  # random noise is turned in two ways
+        label = f"{label} by {parameter}" if label in found else label  # random noise has two strength parameters
         own = points(rows)
         distance = own["l1_mean"]["mean"]
         own = own[::-1] if distance.iloc[0] > distance.iloc[-1] + UNCHANGED else own
@@ -46,12 +47,12 @@ def curves(group: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def moves(points: pd.DataFrame) -> bool:
-    """Return whether a defense changes answers: for one that acts at training time L1 is no measure of its cost."""
+    """Return whether a defense perturbs answers; for one that acts at training time, L1 does not measure its cost."""
     return bool(points[L1]["mean"].max() >= UNCHANGED)
 
 
 def draw(group: pd.DataFrame) -> Figure:
-    """Draw one group: stolen accuracy against defended accuracy, and against the mean L1 on the test split."""
+    """Draw a comparison group: stolen accuracy against defended accuracy, and against the mean L1 on the test split."""
     found, number = curves(group), seeds(group)
     marks = styles(found)
     moving = {label: each for label, each in found.items() if label == "none" or moves(each)}
@@ -97,7 +98,7 @@ def landmarks(axes: Axes, group: pd.DataFrame, x: str, best: float) -> None:
 
 
 def widen(axes: Axes, least: float) -> None:
-    """Leave room about what is drawn, bars included, on an x axis of at least this length."""
+    """Set the x axis to the drawn points and bars with a margin, at least ``least`` long."""
     axes.margins(x=0.08)
     low, high = axes.get_xlim()
     more = max(0.0, least - (high - low)) / 2
@@ -105,7 +106,7 @@ def widen(axes: Axes, least: float) -> None:
 
 
 def strengths(found: dict[str, pd.DataFrame], x: str, marks: dict[str, dict[str, Any]]) -> list[Label]:
-    """Return the strengths to write beside points, those of the strongest points first."""
+    """Return the labels of points with their strengths, the strongest first."""
     ranked = []
     for label, each in found.items():
         at = zip(each.index.astype(float), each[x]["mean"], each[STOLEN]["mean"], strict=True)
@@ -116,7 +117,7 @@ def strengths(found: dict[str, pd.DataFrame], x: str, marks: dict[str, dict[str,
 
 
 def seeds(group: pd.DataFrame) -> dict[str, str]:
-    """Return over how many seeds the points of each curve are, and of what is ``undefended``."""
+    """Return the numbers of seeds of the points of each curve, and of the point ``undefended``."""
     number = {}
     origin = group[group.defense == "none"]
     if len(origin):
@@ -128,7 +129,7 @@ def seeds(group: pd.DataFrame) -> dict[str, str]:
 
 
 def title(group: pd.DataFrame) -> str:
-    """Return lines that say what was stolen and how, and what bars and labels mean."""
+    """Return the lines of the title: what was stolen and how, and what bars and labels mean."""
     number = set(seeds(group).values())
     over = "the seeds, as many as the legend says; a single seed has none" if len(number) > 1 else min(number)
     said = ["one seed, no bars" if number == {"1 seed"} else f"bars: one standard deviation over {over}"]
@@ -156,10 +157,10 @@ def write_all(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def each(jobs: Mapping[str, Callable[[], Path | None]]) -> list[Path]:
-    """Do each of some jobs by itself; return what they wrote.
+    """Run all jobs, also if some fail; return the paths that they wrote.
 
     Raises:
-        MadError: once all others are done, if some could not be.
+        MadError: after all jobs, if some failed.
     """
     written, broken = [], []
     for name, job in jobs.items():

@@ -1,4 +1,4 @@
-"""Maximizing Angular Deviation over the simplex and the L1 ball: the published solvers, and the exact one."""
+"""Solvers of MAD's objective over the simplex and the L1 ball: the published ones, and an exact one."""
 
 from mad.solvers.argmax import argmax_vertex
 from mad.solvers.exact import exact

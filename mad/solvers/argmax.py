@@ -1,10 +1,10 @@
 """The published search for MAD-argmax: corners of the part of the simplex where the top class stays on top.
 
-Its corners are uniform over the sets of classes that hold the top one. Up to ten classes all 2^(K-1) sets are tried;
-above, sets grow greedily, one class a step, until TRIALS candidates have been judged or no class is left.
+A corner is uniform over a set of classes that contains the top class. Up to ten classes all 2^(K-1) sets are tried. For
+more classes a set grows greedily, one class per step, until TRIALS candidates have been tried or no class is left.
 
-Above ten classes the published code, and ``as_published``, never judge the set of the top class and nothing else, which
-is sometimes the best, nor count it. From 11 to 45 classes the published code crashes: none is left before TRIALS.
+For more than ten classes, the published code and ``as_published`` neither try nor count the set of the top class only,
+which is sometimes the best. With 11 to 45 classes the published code crashes, because no class is left before TRIALS.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 from mad.solvers.metric import TINY, cosine, dot, times
 from mad.solvers.vertex import NO_DIRECTION
 
-ENUMERATED = 10  # classes up to which every set is tried
+ENUMERATED = 10  # most classes for which every set is tried
 TRIALS = 1024
-TIE = 1e-5  # how far the top class is kept above the others of its set, before it is normalised
+TIE = 1e-5  # how far the top class is above the others of its set, before normalization
 
 
 def argmax_vertex(
@@ -30,7 +30,7 @@ def argmax_vertex(
         p: the surrogate's posteriors (B, K).
         epsilon: L1 budget in [0, 2].
         theta: inner products of the surrogate's gradients (B, K, K); None for its last linear layer.
-        as_published: search above ten classes exactly as the published code.
+        as_published: for more than ten classes, search exactly as the published code does.
     """
     corner = enumerate_sets(y, p, theta) if y.shape[1] <= ENUMERATED else grow_sets(y, p, theta, as_published)
     step = (epsilon / (corner - y).abs().sum(dim=1, keepdim=True).clamp(min=TINY)).clamp(max=1)
@@ -38,13 +38,13 @@ def argmax_vertex(
 
 
 def direction(y: Tensor, p: Tensor) -> Tensor:
-    """Return u = y - p, or zeros where its direction would be rounding only."""
+    """Return u = y - p, (B, K), or zeros if its direction would be only rounding error."""
     u = y - p
     return torch.where(u.norm(dim=1, keepdim=True) > NO_DIRECTION, u, 0.0)
 
 
 def enumerate_sets(y: Tensor, p: Tensor, theta: Tensor | None) -> Tensor:
-    """Return the corner at the widest angle of all those that hold the top class, (B, K)."""
+    """Return the corner with the largest angle over all sets that contain the top class, (B, K)."""
     classes, top = y.shape[1], y.argmax(dim=1, keepdim=True)
     number = torch.arange(2 ** (classes - 1), device=y.device)
     bits = (number.unsqueeze(1) >> torch.arange(classes - 1, device=y.device) & 1).to(y.dtype)
@@ -61,7 +61,7 @@ def enumerate_sets(y: Tensor, p: Tensor, theta: Tensor | None) -> Tensor:
 
 
 def grow_sets(y: Tensor, p: Tensor, theta: Tensor | None, as_published: bool = False) -> Tensor:
-    """Return the best corner met while the set grows, each time by the class that widens the angle most, (B, K)."""
+    """Return the best corner, (B, K), of sets that grow each time by the class that widens the angle most."""
     classes, place = y.shape[1], y.argmax(dim=1, keepdim=True)
     u = direction(y, p)
     along, toward = times(theta, u), times(theta, p)
@@ -77,7 +77,7 @@ def grow_sets(y: Tensor, p: Tensor, theta: Tensor | None, as_published: bool = F
             break
         tried += classes + 1 - size
         mass, bent = size + TIE, times(theta, chosen)
-        square = dot(chosen, bent).unsqueeze(1) + 2 * bent + own  # of the unnormalised corner with one class more
+        square = dot(chosen, bent).unsqueeze(1) + 2 * bent + own  # of the unnormalized corner with one more class
         n = (dot(chosen, along).unsqueeze(1) + along) / mass - level
         reach = (dot(chosen, toward).unsqueeze(1) + toward) / mass
         length = (square / mass**2 - 2 * reach + square_p).clamp(min=TINY).sqrt()

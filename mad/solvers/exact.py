@@ -1,14 +1,15 @@
-"""The global maximum of the angular objective over everything the budget allows.
+"""The global maximum of the angular objective over all answers in the budget.
 
-H = 2 - 2 cos(q - p, u), so the angle between q - p and u = y - p is to be as wide as possible. Three cases:
+H = 2 - 2 cos(q - p, u), so the angle between q - p and u = y - p must be as large as possible. There are three cases:
 
-1. **Mirror.** q = p + t (p - y), t > 0, turns the gradient right round: cos = -1, which nothing can beat. It lies
-   within the budget iff (1 + t) ||p - y||_1 <= epsilon, and on the simplex iff t (y_k - p_k) <= p_k for every k.
+1. **Mirror.** q = p + t (p - y), t > 0, reverses the gradient: cos = -1, the lowest value possible. It lies within
+   the budget iff (1 + t) ||p - y||_1 <= epsilon, and on the simplex iff t (y_k - p_k) <= p_k for every k.
 2. **Obtuse.** Some allowed q has <q - p, u> < 0. There {cos <= c}, c < 0, is a convex cone, so cos is quasi-convex and
    its lowest value is reached by descent: the problem is to find the point of the convex cone spanned by the allowed
    q - p that is nearest to -u.
-3. **Acute.** No allowed q has. Then {cos >= c} is a convex cone, cos is quasi-concave, and its lowest value is at an
-   extreme point. There are too many to list; ``search`` finds the best one and proves that it is.
+3. **Acute.** No allowed q has <q - p, u> < 0. Then {cos >= c} is a convex cone, cos is quasi-concave, and its lowest
+   value is at an extreme point. There are too many to try them all; ``search`` finds the best one and proves that no
+   other is better.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from mad.solvers.problem import Problem
 from mad.solvers.receiver import OneReceiver
 from mad.solvers.vertex import NO_DIRECTION, vertex
 
-ROUNDS = 300  # of the descent; it stops earlier once nothing moves
-STEPS, STILL = 30, 1e-4  # of the secant rule, which stops once t moves relatively less
+ROUNDS = 300  # most iterations of the descent; it stops when no point moves
+STEPS, STILL = 30, 1e-4  # most steps of the secant rule, and the relative change of t at which it stops
 
 
 def exact(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None, *, keep_top: bool = False) -> Tensor:
@@ -68,7 +69,7 @@ def solve(problem: Problem, start: Tensor) -> Tensor:
     blunt, sharp = obtuse.nonzero().squeeze(1), (~obtuse).nonzero().squeeze(1)
     if len(blunt):
         answer[blunt] = (turn if problem.theta is None else descend)(rest.rows(blunt), lowest[blunt])
-    if len(sharp) and problem.y.shape[1] > 2:  # of two classes every such point lies straight along u
+    if len(sharp) and problem.y.shape[1] > 2:  # with two classes every such point is a multiple of u from p
         search = OneReceiver if problem.top is None else TopStays
         answer[sharp] = search(rest.rows(sharp), answer[sharp]).run()
     wide, before = (cosine(q - rest.p, rest.u, rest.theta) for q in (answer, best[rows]))
@@ -88,7 +89,7 @@ def mirror(problem: Problem) -> tuple[Tensor, Tensor]:
         most = torch.minimum(most, torch.where(slope > 0, bound, torch.inf).amin(dim=1))
         least = torch.maximum(least, torch.where(slope < 0, bound, 0.0).amax(dim=1))
         most = torch.where(((slope == 0) & (room < 0)).any(dim=1), -1.0, most)
-    # A gradient that has all but vanished has no direction: t must leave one.
+    # t must be large enough that the gradient's direction is not rounding error.
     found = (most * u.norm(dim=1) > NO_DIRECTION) & (most >= least)
     q = (p - most.clamp(0, 1e6).unsqueeze(1) * u).clamp(min=0)
     return q / q.sum(dim=1, keepdim=True), found
@@ -97,7 +98,7 @@ def mirror(problem: Problem) -> tuple[Tensor, Tensor]:
 def turn(problem: Problem, start: Tensor) -> Tensor:
     """Return the point q of C with the lowest cos(q - p, u), (B, K), from a start where it is negative.
 
-    Minimises ||(q - p) / t + u||^2 over t > 0 and q, which is jointly convex in (1 / t, q / t). For a given t the
+    Minimizes ||(q - p) / t + u||^2 over t > 0 and q, which is jointly convex in (1 / t, q / t). For a given t the
     best q is the projection of the mirror point p - t u; for a given q the best t is t' = D^2 / -N. Where t' > t the
     optimum has a larger t: a root of t' - t, found by the secant rule within a bracket. As t is stationary there, an
     error in t costs its square in cos.
@@ -119,7 +120,7 @@ def turn(problem: Problem, start: Tensor) -> Tensor:
             break
         low, high = torch.where(off > 0, t, low), torch.where(off > 0, high, t)
         after = wanted
-        if before is not None:  # halve the bracket where the secant leaves it
+        if before is not None:  # halve the bracket if the secant leaves it
             slope = (off - before[1]) / torch.where(t == before[0], 1.0, t - before[0])
             secant = t - off / torch.where(slope == 0, -1.0, slope)
             halved = torch.where(high.isinf(), 2 * wanted, (low + high) / 2)
@@ -134,10 +135,10 @@ def best_step(v: Tensor, u: Tensor) -> Tensor:
 
 
 def descend(problem: Problem, start: Tensor) -> Tensor:
-    """Return what ``turn`` does where Theta is not the identity.
+    """Return the same as ``turn``, for a Theta that is not the identity.
 
-    Minimises ||scale (q - p) + u||^2 in the Theta inner product: the scale in closed form, q by a projected gradient
-    step with momentum, taken back where the angle does not widen.
+    Minimizes ||scale (q - p) + u||^2 in the Theta inner product. The scale has a closed form; q takes projected
+    gradient steps with momentum, each of which is undone if the angle does not widen.
     """
     steep = torch.linalg.matrix_norm(problem.theta, ord=2).unsqueeze(1)
     q, previous, pulls = start, start, None
@@ -148,7 +149,7 @@ def descend(problem: Problem, start: Tensor) -> Tensor:
         moved, pulls = problem.project(target(problem, q + (speed - 1) / faster * (q - previous), steep), pulls)
         value = cosine(moved - problem.p, problem.u, problem.theta)
         worse = (value > lowest).unsqueeze(1)
-        if worse.any():  # momentum overshot: step from where it stands, and start the momentum anew
+        if worse.any():  # momentum overshot: step from the current point and reset the momentum
             again, pulls = problem.project(target(problem, q, steep), pulls)
             moved = torch.where(worse, again, moved)
             value = cosine(moved - problem.p, problem.u, problem.theta)
@@ -162,7 +163,7 @@ def descend(problem: Problem, start: Tensor) -> Tensor:
 
 
 def target(problem: Problem, q: Tensor, steep: Tensor) -> Tensor:
-    """Return where the gradient step leads from points (B, K) at their best scale, before it is projected."""
+    """Return the points (B, K) after a gradient step at the best scale, before the projection."""
     v, u = q - problem.p, problem.u
     along, across = times(problem.theta, u), times(problem.theta, v)
     scale = (-dot(v, along) / dot(v, across).clamp(min=TINY)).clamp(min=1e-6).unsqueeze(1)

@@ -1,6 +1,7 @@
-"""Branch and bound where the top class must stay on top: many classes may receive, up to the top class's level.
+"""Branch and bound with the constraint that the top class stays on top; several classes may then receive mass.
 
-A box bounds what each class receives and gives; and so the level of the top class, below which all others are held.
+A box bounds the mass that each class receives and gives, and so the level (probability) of the top class, which all
+other classes must stay below.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ class Levels(NamedTuple):
 
 
 class TopStays(Search[Levels]):
-    """The search; see ``search`` for the bound. With many classes and no sure one, the limit may end it."""
+    """The search; see ``search`` for the bound. With many classes and a flat posterior, it may end at the limit."""
 
     limit = 500
 
     def roots(self) -> Levels:
-        """Return a box a row: the whole ball, after a descent from extreme point to extreme point."""
+        """Return one box per row, the whole ball; first improve the best points by moves between extreme points."""
         problem, row = self.problem, torch.arange(len(self.problem.y), device=self.problem.y.device)
         for _ in range(HOPS):
             slope = self.slope.unsqueeze(1)
@@ -43,7 +44,7 @@ class TopStays(Search[Levels]):
         return Levels(row, self.slope, Box.of(problem.y, problem.tau))
 
     def bound(self, boxes: Levels) -> tuple[Tensor, Levels, Cut, Cut]:
-        """Bound each box by fillings that let no class above the top class's highest level."""
+        """Bound each box by fillings in which no class exceeds the highest level of the top class."""
         row, problem = boxes.row, self.problem.rows(boxes.row)
         box = narrowed(boxes.box.below(problem, *levels(problem, boxes.box)), problem.tau)
         along, weight, square = self.along[row], self.weight[row], self.square[row]
@@ -76,7 +77,7 @@ class TopStays(Search[Levels]):
         return best, Levels(row, slope, box), *cuts
 
     def cut(self, boxes: Levels, bound: Tensor, low: Cut, high: Cut) -> tuple[Levels, Tensor]:
-        """Cut where the bound is loosest: an amount, a class that both gives and receives, or the top class's level."""
+        """Cut each box where its bound is loosest: at an amount, between giving and receiving, or at the top level."""
         problem, box, weight = self.problem.rows(boxes.row), boxes.box, self.weight[boxes.row].repeat(1, 2)
         classes = problem.y.shape[1]
         up, down = (low.up + high.up) / 2, (low.down + high.down) / 2
@@ -90,10 +91,10 @@ class TopStays(Search[Levels]):
         point = at.gather(1, place)
         a, b = lows.gather(1, place), highs.gather(1, place)
         point = torch.minimum(torch.maximum(point, a + 0.1 * (b - a)), b - 0.1 * (b - a))
-        # A class that both gives and receives does one of the two.
+        # If a class both gives and receives in the filling: one half forbids giving, the other receiving.
         clash, meet = (2 * weight[:, :classes] * up * down).max(dim=1, keepdim=True)
         split = clash > loose
-        # Where another class stands above the top one, the level between the two parts the box.
+        # If another class is above the top class: cut at the level between the two.
         top, q = assigned(problem.top).unsqueeze(1), problem.y + up - down
         above = q.amax(dim=1, keepdim=True) - q.gather(1, top)
         level = q.gather(1, top) + above / 2 - problem.y.gather(1, top)
@@ -105,7 +106,7 @@ class TopStays(Search[Levels]):
         near_high = torch.where(split, highs.scatter(1, meet, 0.0), highs.scatter(1, place, point))
         far_high = torch.where(split, highs.scatter(1, meet + classes, 0.0), highs)
         far_low = torch.where(split, lows, lows.scatter(1, place, point))
-        # Off zero on one side is zero on the other.
+        # A class that must move on one side does not move on the other.
         apart = far_low.gather(1, place) > 0
         partner = (place + classes) % (2 * classes)
         far_high = torch.where(apart & ~split, far_high.scatter(1, partner, 0.0), far_high)
@@ -130,7 +131,7 @@ def levels(problem: Problem, box: Box) -> tuple[Tensor, Tensor]:
 
 
 def narrowed(box: Box, tau: Tensor) -> Box:
-    """Shrink the upper bounds to what the other classes leave."""
+    """Lower each upper bound to the mass that the lower bounds of the other classes leave."""
     spare_up = (tau - box.up_low.sum(dim=1)).clamp(min=0).unsqueeze(1)
     spare_down = (tau - box.down_low.sum(dim=1)).clamp(min=0).unsqueeze(1)
     return Box(

@@ -1,15 +1,15 @@
-"""The paper's objective, and the inner product it is measured in (section 4, eq. 4).
+"""The paper's objective, and its inner product (section 4, eq. 4).
 
-Letters, everywhere in this package: y the victim's clean posterior and p the surrogate's posterior, (B, K); q a
-defended posterior; u = y - p; Theta (B, K, K) the inner products J J^T of the gradients of the surrogate's logits.
+Notation in this package: y is the victim's clean posterior and p the surrogate's posterior, (B, K); q is a defended
+posterior; u = y - p; Theta (B, K, K) holds the inner products J J^T of the gradients of the surrogate's logits.
 
 The gradient of the log-likelihood of soft label q with respect to the surrogate's weights is J^T (q - p). So the
-squared distance of the two normalised gradients, which MAD maximises, is
+squared distance between the two normalized gradients, which MAD maximizes, is
 
     H(q) = 2 - 2 cos(q - p, y - p)    with <a, b> = a^T Theta b.
 
-**Last linear layer**, as in the published code: J^T (q - p) = (q - p) h^T with h the last features, Theta is
-||h||^2 times the identity, and the scale cancels. Then no backward pass is needed at all: ``theta=None`` below.
+For the **last linear layer**, as in the published code, J^T (q - p) = (q - p) h^T, where h are the last features. Then
+Theta is ||h||^2 times the identity, and the scale cancels. No backward pass is needed; ``theta`` is None below.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def times(theta: Tensor | None, vectors: Tensor) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the sum of products of each row, (B,)."""
+    """Return the inner product of corresponding rows, (B,)."""
     return (a * b).sum(dim=1)
 
 
 def cosine(v: Tensor, u: Tensor, theta: Tensor | None = None) -> Tensor:
-    """Return cos(v, u) in the Theta inner product, (B,), in [-1, 1]; 0 where a length is 0."""
+    """Return cos(v, u) in the Theta inner product, (B,), in [-1, 1]; 0 if a length is 0."""
     along = times(theta, u)
     lengths = dot(v, times(theta, v)).clamp(min=0).sqrt() * dot(u, along).clamp(min=0).sqrt()
     return (dot(v, along) / lengths.clamp(min=TINY)).clamp(-1, 1)
 
 
 def objective(q: Tensor, y: Tensor, p: Tensor, theta: Tensor | None = None) -> Tensor:
-    """Return H(q) in [0, 4] for each row, (B,): 0 is the clean direction, 4 the opposite one."""
+    """Return H(q) in [0, 4] for each row, (B,): 0 is the clean gradient's direction, 4 the opposite."""
     return 2 - 2 * cosine(q - p, y - p, theta)

@@ -1,4 +1,4 @@
-"""What a batch of defended queries may be answered with, and linear programs and projections over it."""
+"""The feasible answers to a batch of queries, and linear programs and projections over them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from mad.solvers.metric import TINY, dot
 
 ROUNDS = 30
-Pulls = tuple[Tensor, Tensor]  # how far either of two sets has pulled the points, (B, K)
+Pulls = tuple[Tensor, Tensor]  # Dykstra's corrections of two sets, (B, K) each
 
 
 @dataclass(frozen=True)
 class Problem:
-    """B queries: minimise cos(q - p, u) over C = {q on the simplex, ||q - y||_1 <= 2 tau, q_j <= q_top}.
+    """The problem of B queries: minimize cos(q - p, u) over C = {q on the simplex, ||q - y||_1 <= 2 tau, q_j <= q_top}.
 
     Args:
         y: clean posteriors (B, K).
@@ -45,8 +45,8 @@ class Problem:
     def project(self, points: Tensor, pulls: Pulls | None = None) -> tuple[Tensor, Pulls | None]:
         """Return the point of C nearest to each of ``points`` in the Euclidean metric, (B, K).
 
-        With a top class: Dykstra's alternating projections, ``ROUNDS`` of them, onto the ball and onto the wedge of
-        points with that class on top. They converge from any ``pulls``; those of a nearby call save most rounds.
+        With a top class it takes ``ROUNDS`` of Dykstra's alternating projections, onto the ball and onto the wedge of
+        points with that class on top. They converge from any ``pulls``; those of a similar call save most rounds.
         """
         if self.top is None:
             return project(points, self.y, self.tau), None
@@ -63,7 +63,7 @@ class Problem:
         return self.feasible(inside), (ball, wedge)
 
     def feasible(self, q: Tensor) -> Tensor:
-        """Move points of the ball straight toward y until the top class is on top, (B, K)."""
+        """Move points of the ball along a line toward y until the top class is on top, (B, K)."""
         if self.top is None:
             return q
         place = self.top.unsqueeze(1)
@@ -72,9 +72,9 @@ class Problem:
         return torch.lerp(self.y, q, step.clamp(0, 1))
 
     def lowest(self, cost: Tensor) -> Tensor:
-        """Return a point of C where <cost, q> is lowest, (B, K)."""
+        """Return a point of C with the lowest <cost, q>, (B, K)."""
         tau = self.tau.unsqueeze(1)
-        if self.top is None:  # all to the cheapest class, from the dearest ones; from itself last, which is no move
+        if self.top is None:  # all to the cheapest class, from the most costly ones first
             rank = cost.argsort(dim=1, descending=True)
             given = torch.zeros_like(self.y).scatter_(1, rank, poured(tau, self.y.gather(1, rank)))
             return (self.y - given).scatter_add_(1, rank[:, -1:], tau)
@@ -111,7 +111,7 @@ class Box(NamedTuple):
         return cls(zero, torch.minimum(most, 1 - y), zero, torch.minimum(most, y))
 
     def below(self, problem: Problem, low: Tensor, high: Tensor) -> Box:
-        """Hold the top class between two levels (n, 1), and every class below the higher one."""
+        """Return the bounds with the top class between two levels (n, 1), and all classes below the higher level."""
         assert problem.top is not None
         y, place = problem.y, problem.top.unsqueeze(1)
         peak = y.gather(1, place)
@@ -127,7 +127,7 @@ class Box(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """How much mass goes up and down in each class (n, K), and whether the bounds allow any move at all (n,)."""
+    """The mass that each class receives and gives, (n, K) each, and whether the bounds are feasible, (n,)."""
 
     up: Tensor
     down: Tensor
@@ -135,10 +135,10 @@ class Moved(NamedTuple):
 
 
 def fill(gain_up: Tensor, gain_down: Tensor, box: Box, tau: Tensor) -> Moved:
-    """Maximise <gain_up, up> + <gain_down, down> with as much going up as down, at most tau, within the box.
+    """Maximize <gain_up, up> + <gain_down, down> in the box, with equal mass going up and down, at most tau.
 
-    Greedy: the best classes first. What the last unit of mass M gains falls as M grows, so the best M is where it
-    turns negative.
+    The greedy solution fills the classes with the largest gains first. The gain of the last unit of the mass M falls as
+    M grows, so the best M is where it becomes negative.
     """
     forced_up, forced_down = box.up_low.sum(dim=1, keepdim=True), box.down_low.sum(dim=1, keepdim=True)
     up, up_rank = gain_up.sort(dim=1, descending=True)
@@ -161,7 +161,7 @@ def fill(gain_up: Tensor, gain_down: Tensor, box: Box, tau: Tensor) -> Moved:
 
 
 def poured(mass: Tensor, room: Tensor) -> Tensor:
-    """Fill rooms (n, K) from left to right with a mass (n, 1)."""
+    """Distribute a mass (n, 1) over capacities ``room`` (n, K), from left to right; return (n, K)."""
     end = room.cumsum(dim=1)
     return torch.minimum((mass - end + room).clamp(min=0), room)
 
@@ -169,8 +169,8 @@ def poured(mass: Tensor, room: Tensor) -> Tensor:
 def project(points: Tensor, y: Tensor, tau: Tensor) -> Tensor:
     """Return the nearest posteriors within 2 tau of y in L1, (B, K), in the Euclidean metric.
 
-    Where the budget binds, classes are raised to points - a or lowered to points - b, a > b, each until tau has moved:
-    two separate waterfillings. Where a <= b it does not bind, and the nearest posterior is the simplex's own.
+    If the budget binds, classes are raised to points - a or lowered to points - b, a > b, each until tau has moved:
+    two separate waterfillings. If a <= b, the budget does not bind, and the result is the projection onto the simplex.
     """
     d, mass = points - y, tau.unsqueeze(1)
     a = _level_above(d, mass)
@@ -202,7 +202,7 @@ def _level_below(d: Tensor, y: Tensor, mass: Tensor) -> Tensor:
 
 
 def lift_top(points: Tensor, top: Tensor) -> Tensor:
-    """Return the nearest points (B, K) whose class ``top`` is on top: it and those above it meet at their mean."""
+    """Return the nearest points (B, K) with class ``top`` on top: it and the classes above it get their mean."""
     place = top.unsqueeze(1)
     others = points.scatter(1, place, -torch.inf).sort(dim=1, descending=True).values[:, :-1]
     count = torch.arange(2, points.shape[1] + 1, device=points.device, dtype=points.dtype)

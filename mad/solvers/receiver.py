@@ -1,6 +1,6 @@
-"""Branch and bound over the simplex and the L1 ball, whose extreme points have one receiver of all the mass.
+"""Branch and bound over the simplex and the L1 ball; at an extreme point, one class receives all the moved mass.
 
-A box bounds what each donor gives; which class receives it stays open, and one filling bounds all K at once.
+A box bounds the mass that each donor gives. The receiver stays open, and one filling bounds all K receivers at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mad.solvers.search import APEX, SLOP, SLOPES, Cut, Search, next_slope
 
 
 class Donors(NamedTuple):
-    """Which classes may receive, bool (n, K), and between what bounds each class gives, (n, K)."""
+    """Which classes may receive, bool (n, K), and the bounds on the mass that each class gives, (n, K) each."""
 
     row: Tensor
     slope: Tensor
@@ -30,7 +30,7 @@ class Donors(NamedTuple):
         return Donors(*(part[index] for part in self))
 
     def narrowed(self, tau: Tensor) -> Donors:
-        """Shrink each bound to what the others leave of a mass (n, 1); an empty box has no receiver."""
+        """Tighten each bound to the part of a mass (n, 1) that the others leave; an empty box has no receiver."""
         spare = tau - self.low.sum(dim=1, keepdim=True)
         high = torch.minimum(self.high, self.low + spare.clamp(min=0))
         total = high.sum(dim=1, keepdim=True)
@@ -40,12 +40,12 @@ class Donors(NamedTuple):
 
 
 class OneReceiver(Search[Donors]):
-    """The search; see ``search`` for the bound. A handful of boxes a row is the rule."""
+    """The search; see ``search`` for the bound. It usually takes a few boxes per row."""
 
     limit = 1000
 
     def roots(self) -> Donors:
-        """Return a box a row, or a box a receiver where Theta ties what is given to who receives it."""
+        """Return one box per row, or one per receiver if Theta makes the gains depend on the receiver."""
         y, tau = self.problem.y, self.problem.tau.unsqueeze(1)
         roomy = 1 - y >= tau
         self.judge_corners(~roomy)
@@ -56,7 +56,7 @@ class OneReceiver(Search[Donors]):
         return Donors(row, self.slope[row], roomy, torch.zeros_like(y[row]), y[row])
 
     def judge_corners(self, cramped: Tensor) -> None:
-        """Judge the corners e_k that the budget reaches: a class with less room than the budget ends there."""
+        """Score the corners e_k that the budget reaches, for classes whose room is less than the budget."""
         problem = self.problem
         toward = times(problem.theta, problem.p)
         own = 1.0 if problem.theta is None else problem.theta.diagonal(dim1=1, dim2=2)
@@ -91,7 +91,7 @@ class OneReceiver(Search[Donors]):
             ranked, rank = gain.sort(dim=1, descending=True)
             room = width.gather(1, rank)
             given = poured(mass, room)
-            # What r itself gives is not to be had from r: at best it comes from the last class that was asked.
+            # The receiver r cannot give to itself: at best its share comes from the last donor of the filling.
             last = torch.where(given > 0, ranked, torch.inf).amin(dim=1, keepdim=True)
             t = torch.zeros_like(width).scatter_(1, rank, given)
             value = 2 * slope * n_of - slope**2 * over_of - slope * dot(gain, low + t).unsqueeze(1)
@@ -117,7 +117,7 @@ class OneReceiver(Search[Donors]):
         return best.amin(dim=1), boxes._replace(receivers=receivers, slope=slope.squeeze(1)), *cuts
 
     def cut(self, boxes: Donors, bound: Tensor, low: Cut, high: Cut) -> tuple[Donors, Tensor]:
-        """Cut between two receivers or within what one class gives, whichever loosens the bound more."""
+        """Cut each box between two receivers or in the mass that one class gives, where its bound is loosest."""
         weight, t = self.weight[boxes.row], (low.down + high.down) / 2
         slack = weight * (t - boxes.low) * (boxes.high - t)
         if self.problem.theta is not None:  # the weight is itself an overestimate, which only smaller boxes mend

@@ -1,4 +1,4 @@
-"""Branch and bound for the acute case: the extreme point at the widest angle, with a proof that there is no wider.
+"""Branch and bound for the acute case: find the extreme point with the largest angle, and prove that it is.
 
 Let q = y + a - t, with a the mass given to each class and t the mass taken from it. N = <q - p, u> is linear in
 (a, t); D^2 = ||q - p||^2 is convex. On a box of (a, t) each square lies below the chord between its ends, so D^2 <= U
@@ -7,10 +7,10 @@ with U linear. Since (N - k U)^2 >= 0,
     N^2 / D^2  >=  N^2 / U  >=  2 k N - k^2 U        for every k >= 0,
 
 whose lowest value over the box and the budget is a greedy filling. The chord is exact at the ends of the box, and a
-filling leaves at most one class on either side between its ends: the bound is tight but for those, and cutting the
-box there makes it tight. A box whose bound is not below the best N^2 / D^2 met so far is done with.
+filling leaves at most one receiver and one donor between their ends. The bound is tight except for these, and cutting
+the box there makes it tight. A box whose bound is not below the best N^2 / D^2 so far is discarded.
 
-``receiver`` searches the simplex and the L1 ball, ``level`` those with the top class on top.
+``receiver`` searches the simplex and the L1 ball; ``level`` adds the constraint that the top class stays on top.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from torch import Tensor
 from mad.solvers.metric import TINY, dot, times
 from mad.solvers.problem import Problem
 
-SLOPES = 2  # values of k tried for a bound, from the best one of the box it was cut from
-SETTLED = 1e-3  # a bound whose best k moved less, relatively, is as tight as its box allows
-AT_ONCE = 2**20  # numbers in the tensors of one round
-SLOP = 1e-6  # mass that rounding may lose
+SLOPES = 2  # values of k tried per bound, starting at the best k of the parent box
+SETTLED = 1e-3  # relative change of the best k below which a bound is as tight as its box allows
+AT_ONCE = 2**20  # most numbers in the tensors of one round
+SLOP = 1e-6  # mass that may be lost by rounding
 APEX = 1e-8  # a box whose squares are known this well is not cut further: near q = p no bound is relatively tight
 
 
 class Cut(NamedTuple):
-    """A filling of each box, and the parabola 2 k N - k^2 U that it puts above the bound, (n,) and (n, K)."""
+    """A filling of each box, ``up`` and ``down`` (n, K), and the parabola 2 k N - k^2 U that limits the bound.
+
+    N is ``n`` and U is ``over``, (n,) each.
+    """
 
     n: Tensor
     over: Tensor
@@ -40,7 +43,7 @@ class Cut(NamedTuple):
     down: Tensor
 
     def where(self, mask: Tensor, other: Cut) -> Cut:
-        """Take this cut's rows where the mask (n,) says so, and the other's elsewhere."""
+        """Return this cut's rows where the mask (n,) is true, and the other's elsewhere."""
         pairs = zip(self, other, strict=True)
         return Cut(*(torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
@@ -66,7 +69,7 @@ class Boxes(Protocol):
 
     @property
     def slope(self) -> Tensor:
-        """The k to begin with, (n,)."""
+        """The first k to try, (n,)."""
 
     def rows(self: B, index: Tensor | slice) -> B:
         """Return some of the boxes."""
@@ -75,7 +78,7 @@ class Boxes(Protocol):
 class Search(ABC, Generic[B]):
     """The best points found so far, and how to bound and cut the boxes that may hold better ones."""
 
-    limit: ClassVar[int]  # boxes searched for a row before the proof is given up, and the best point met is taken
+    limit: ClassVar[int]  # most boxes per row; beyond it, the best point so far is returned without a proof
 
     def __init__(self, problem: Problem, start: Tensor) -> None:
         self.problem, self.best = problem, start.clone()
@@ -85,7 +88,7 @@ class Search(ABC, Generic[B]):
         self.weight = torch.ones_like(problem.y) if problem.theta is None else problem.theta.abs().sum(dim=2)
         every = torch.arange(len(problem.y), device=problem.y.device)
         self.lowest, self.slope = self.score(every, self.best)
-        # Relative to ||u||^2, the value at q = y.
+        # relative to ||u||^2, the value at q = y
         self.tolerance = self.square * (1e-5 if start.dtype == torch.float32 else 1e-8)
 
     @abstractmethod
@@ -94,7 +97,7 @@ class Search(ABC, Generic[B]):
 
     @abstractmethod
     def bound(self, boxes: B) -> tuple[Tensor, B, Cut, Cut]:
-        """Return lower bounds of N^2 / D^2 (n,), the boxes less what is hopeless, and the two cuts that say why."""
+        """Return lower bounds of N^2 / D^2, (n,), the boxes without hopeless parts, and the two cuts of the bounds."""
 
     @abstractmethod
     def cut(self, boxes: B, bound: Tensor, low: Cut, high: Cut) -> tuple[B, Tensor]:
@@ -124,7 +127,7 @@ class Search(ABC, Generic[B]):
         return self.best
 
     def target(self, row: Tensor) -> Tensor:
-        """Return what a bound must be below for its box to matter."""
+        """Return the value, (n,), that a bound must be below for its box to be searched further."""
         return self.lowest[row] - self.tolerance[row]
 
     def score(self, row: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

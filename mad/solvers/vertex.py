@@ -20,18 +20,18 @@ def vertex(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None) ->
     along, toward = times(theta, u), times(theta, p)
     square = torch.add(dot(p, toward).unsqueeze(1), toward, alpha=-2)
     square = square.add_(1 if theta is None else theta.diagonal(dim1=1, dim2=2)).clamp_(min=TINY)
-    # ||p - y|| is common to all classes and changes no argmin.
+    # ||p - y|| is the same for all classes and does not change the argmin.
     score = (dot(u, toward).unsqueeze(1) - along).mul_(square.rsqrt_())
-    # At p = y there is no direction to turn away from, and rounding must not choose one: the un-normalised objective
+    # At p = y there is no direction to turn away from, and rounding must not choose one: the unnormalized objective
     # ||Theta^(1/2) (e_k - y)||^2 of the last layer still ranks the classes, the least likely first.
-    peak = u.amax(dim=1, keepdim=True)  # u sums to zero: its largest entry is zero only where all are
+    peak = u.amax(dim=1, keepdim=True)  # u sums to zero: its largest entry is zero only if all are
     if len(y) and peak.amin() <= NO_DIRECTION:
         score = torch.where(peak > NO_DIRECTION, score, y)
     return mix(y, score.argmin(dim=1), epsilon)
 
 
 def mix(y: Tensor, target: Tensor, epsilon: float) -> Tensor:
-    """Move each y (B, K) straight toward the one-hot posterior of class ``target`` (B,), at most ``epsilon`` in L1."""
+    """Move each y (B, K) straight toward the one-hot posterior of class ``target`` (B,), by L1 ``epsilon`` at most."""
     target = target.unsqueeze(1)
     step = (epsilon / (2 * (1 - y.gather(1, target)).clamp(min=TINY))).clamp(max=1)
     return (y * (1 - step)).scatter_add_(1, target, step)

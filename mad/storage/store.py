@@ -94,19 +94,16 @@ class Store:
         weights, facts = (below(self.outputs, folder / file) for file in ("weights.safetensors", "victim.json"))
         used(folder.relative_to("victims").as_posix())
 
-        def untrained() -> nn.Module:
-            with imagenet.left_out():
-                return build()
-
         def read() -> tuple[nn.Module, float] | None:
             found = self._tensors(weights, facts)
             if found is None:
                 return None
-            tensors, about = found
-            model = untrained()
+            tensors, told = found
+            with imagenet.left_out():
+                model = build()
             try:
                 model.load_state_dict(tensors)
-                return place(model, device).eval(), float(about["seconds"])
+                return place(model, device).eval(), float(told["seconds"])
             except (RuntimeError, KeyError, TypeError, ValueError) as error:
                 raise DamagedError(weights, "it does not fit") from error
 
@@ -292,7 +289,7 @@ def kept(
         name: the name of its folder below ``outputs/victims``; letters, digits and ``_ . + -``.
         about: everything that determines its weights: recipes, settings, data sets, seeds; see ``describe``.
         build: returns the untrained network.
-        train: trains the network in place and returns None, or returns another network with the same state dict keys.
+        train: trains the network in place, or returns another with the same state dict keys.
         device: where the network is placed.
     """
     if store is not None:

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from urllib.error import URLError
 
 import pandas as pd
@@ -225,6 +226,7 @@ def test_figures_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, capf
 
     monkeypatch.setattr("mad.storage.records.read", lambda _: pd.DataFrame({"comparison_group": ["a"]}))
     monkeypatch.setattr(tradeoff, "write_all", full)
+    monkeypatch.setattr(figures_command, "figures_of", lambda groups: {Path("figures", "a"): (groups, "stamp")})
     monkeypatch.setattr(sys, "argv", ["mad-figures", "--outputs", str(tmp_path)])
     with pytest.raises(SystemExit):
         figures_command.main()

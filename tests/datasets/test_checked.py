@@ -10,7 +10,7 @@ import torch
 from toys import CPU, Blobs, Streamed, cell, trainer, victim
 
 from mad.attacks.adaptive import KnockoffAdaptive
-from mad.datasets import Split, batches, checked
+from mad.datasets import Split, batches, cached, checked
 from mad.datasets.digits import Digits
 from mad.defenses.mad import Mad
 from mad.defenses.surrogates import TrainedSurrogate
@@ -313,7 +313,7 @@ def test_who_knows_his_content_is_not_read(tmp_path):
 
 
 def test_equal_sets_are_read_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(checked, "KEPT", type(checked.KEPT)())
+    monkeypatch.setattr(cached, "KEPT", type(cached.KEPT)())
     read, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda file: read.append(file) or load(file))
     save(tmp_path / "a")

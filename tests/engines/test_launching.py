@@ -207,6 +207,7 @@ def test_locks_that_do_not_hold_between_hosts_are_said(swept, tmp_path, monkeypa
 def test_gpus_are_shared_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(launchers, "DRIVERS", ("/",))
     assert launchers.jobs("auto") == 3
     assert launchers.jobs("cuda:1") == 1
     chosen = []
