@@ -1,7 +1,7 @@
 """Remembers which record belongs to a config, so that a kept cell needs neither torch nor its data.
 
-A cell is remembered if its fingerprint follows from the config and this package only. One that depends on the source of a
-plug-in or on the contents of a file is not: both may change.
+A cell is remembered if its fingerprint follows from the config and this package only. One that depends on a plug-in or
+on the contents of a file is not: both may change.
 """
 
 from __future__ import annotations
@@ -105,7 +105,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
 @functools.cache
 def package() -> str:
     """Return a checksum of this package's files by name, size and time: after an edit nothing is remembered."""
-    place = Path(__file__).parents[1]
+    return checksum(Path(__file__).parents[1])
+
+
+def checksum(place: Path) -> str:
+    """Return a checksum of the names, sizes and times of the Python files below a folder."""
     files = {file.relative_to(place).as_posix(): file.stat() for file in place.rglob("*.py")}
     text = json.dumps([[name, found.st_size, found.st_mtime_ns] for name, found in sorted(files.items())])
     return hashlib.sha256(text.encode()).hexdigest()
