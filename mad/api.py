@@ -53,6 +53,8 @@ class BlackBox:
         self._watch, self._lock = watch, threading.Lock()
         self._turn = (turn or threading.Lock()) if defense.stateful else nullcontext()
         self._most = min(batch_limit(BATCH, shape), defense.max_batch or BATCH)
+        self._moved: list[Tensor] = []  # how far answers were moved that the counters below lack
+        self._waiting = 0  # images of these
         self._l1_total = 0.0
         self._targets = torch.zeros(0, dtype=torch.int64)  # changed answers per class that was raised most
         self.shape, self.budget = tuple(shape), budget
@@ -85,14 +87,12 @@ class BlackBox:
                 )
             self.queries += len(images)
         clean, defended = self.answer(images)
-        moved, classes = defended - clean, clean.shape[1]
-        distance = moved.abs().sum(dim=1)
-        # Counting unchanged answers as one more class and dropping it is faster than selecting rows.
-        target = moved.argmax(dim=1).masked_fill_(distance <= UNCHANGED, classes)
-        counts = torch.bincount(target, minlength=classes + 1)[:classes].cpu()
+        moved = defended - clean
         with self._lock:
-            self._l1_total += distance.sum().item()
-            self._targets = counts + self._targets if len(self._targets) else counts
+            self._moved.append(moved)
+            self._waiting += len(moved)
+            if self._waiting >= BATCH:
+                self._count()
         if self._watch is not None:
             self._watch(images, clean, defended)
         return defended
@@ -112,15 +112,32 @@ class BlackBox:
         clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
         return clean, defended
 
+    def _count(self) -> None:
+        """Add the answers that wait to the counters; the caller holds the lock. Small requests are counted together."""
+        if not self._moved:
+            return
+        moved = torch.cat(self._moved)
+        self._moved.clear()
+        self._waiting = 0
+        distance, classes = moved.abs().sum(dim=1), moved.shape[1]
+        # Counting unchanged answers as one more class and dropping it is faster than selecting rows.
+        target = moved.argmax(dim=1).masked_fill_(distance <= UNCHANGED, classes)
+        counts = torch.bincount(target, minlength=classes + 1)[:classes].cpu()
+        self._l1_total += distance.sum().item()
+        self._targets = counts + self._targets if len(self._targets) else counts
+
     def state(self) -> dict[str, Any]:
         """Return the counters so far, for ``restore``."""
         with self._lock:
+            self._count()
             counts = {"queries": self.queries, "l1_total": self._l1_total, "targets": self._targets.clone()}
             return counts | {"seconds": self.seconds}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue counting from the ``state`` of another session of the same deployment."""
         with self._lock:
+            self._moved.clear()
+            self._waiting = 0
             self.queries, self._l1_total, self._targets = state["queries"], state["l1_total"], state["targets"]
             self._since = time.perf_counter() - state["seconds"]
 
@@ -132,7 +149,9 @@ class BlackBox:
     @property
     def l1_mean(self) -> float:
         """The mean L1 distance, in [0, 2], between clean and defended answers to all queries so far."""
-        return self._l1_total / max(1, self.queries)
+        with self._lock:
+            self._count()
+            return self._l1_total / max(1, self.queries)
 
     @property
     def target_entropy(self) -> float | None:
@@ -141,7 +160,9 @@ class BlackBox:
         An answer is pushed to the class whose probability rose most. The entropy is 0 if that is the same class for
         all queries, and log2 K if all classes are equally frequent.
         """
-        counts = self._targets[self._targets > 0].double()
+        with self._lock:
+            self._count()
+            counts = self._targets[self._targets > 0].double()
         if not len(counts):
             return None
         return simplex.entropy_in_bits(counts / counts.sum()).item()

@@ -25,8 +25,8 @@ def are_posteriors(rows: Tensor, tolerance: float = TOLERANCE) -> bool:
     """Return whether every row (B, K) is finite, non-negative and sums to one, within a tolerance."""
     if not len(rows):
         return True
-    least, most = torch.aminmax(rows.sum(dim=1))
-    return bool(rows.amin() >= 0 and least >= 1 - tolerance and most <= 1 + tolerance)  # NaN compares false
+    least, most = (bound.item() for bound in torch.aminmax(rows.sum(dim=1)))
+    return bool(rows.amin().item() >= 0 and least >= 1 - tolerance and most <= 1 + tolerance)  # NaN compares false
 
 
 def repair(rows: Tensor, clean: Tensor) -> tuple[Tensor, int]:
@@ -52,7 +52,7 @@ def shrink(rows: Tensor, clean: Tensor, epsilon: float) -> Tensor:
     Points between two posteriors are posteriors, so the result also stays on the simplex.
     """
     distance = l1(rows, clean)
-    if not len(rows) or distance.amax() <= epsilon + ROUNDING / 10:
+    if not len(rows) or distance.amax().item() <= epsilon + ROUNDING / 10:
         return rows
     step = (epsilon / distance.clamp(min=1e-12)).clamp(max=1).unsqueeze(1)
     return torch.lerp(clean, rows, step)

@@ -165,7 +165,7 @@ def test_many_threads_share_one_ledger():
         alone(part)
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(shared, parts))
-    assert torch.equal(shared._targets, alone._targets)
+    assert torch.equal(shared.state()["targets"], alone.state()["targets"])
     assert shared.target_entropy == alone.target_entropy
     assert shared.l1_mean == pytest.approx(alone.l1_mean)
 

@@ -25,7 +25,7 @@ def vertex(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None) ->
     # At p = y there is no direction to turn away from, and rounding must not choose one: the unnormalized objective
     # ||Theta^(1/2) (e_k - y)||^2 of the last layer still ranks the classes, the least likely first.
     peak = u.amax(dim=1, keepdim=True)  # u sums to zero: its largest entry is zero only if all are
-    if len(y) and peak.amin() <= NO_DIRECTION:
+    if len(y) and peak.amin().item() <= NO_DIRECTION:
         score = torch.where(peak > NO_DIRECTION, score, y)
     return mix(y, score.argmin(dim=1), epsilon)
 
