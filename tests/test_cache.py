@@ -13,7 +13,7 @@ from toys import CPU, Blobs, Tiny, cell, trainer, victim
 from mad import pipeline
 from mad.cache import Cache
 from mad.cached_network import CachedNetwork
-from mad.datasets import checked
+from mad.datasets import cached
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
 from mad.defenses.surrogates import TrainedSurrogate, VictimSurrogate
@@ -245,7 +245,7 @@ def test_a_sweep_asks_each_network_once(tmp_path, monkeypatch, passes):
 
 def test_images_are_loaded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "SHARED", Cache())
-    monkeypatch.setattr(checked, "KEPT", Cache())
+    monkeypatch.setattr(cached, "KEPT", Cache())
     loaded = []
     split = Blobs._split
     monkeypatch.setattr(Blobs, "_split", lambda self, part: loaded.append(part) or split(self, part))
