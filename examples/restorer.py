@@ -51,7 +51,7 @@ class Restorer(Recovery):
     """
 
     name = "restorer"
-    knows = "the defense"
+    knows = ("the defense",)
     steps: int = 300
 
     def __post_init__(self) -> None:

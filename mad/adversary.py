@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from mad import plugins
 from mad.api import BlackBox
 from mad.datasets import batch_limit, batches, to_unit_range
+from mad.datasets.base import VALUES
 from mad.datasets.checked import say
+from mad.errors import MadError
 from mad.knowledge import Knowledge
 from mad.recoveries import Recovery
 from mad.storage.checkpoint import Checkpoint
@@ -40,7 +42,7 @@ class Adversary(Knowledge):
     recovery: Recovery
     labels: Tensor | None = None
     checkpoint: Checkpoint | None = None
-    recoveries: list[str] = field(default_factory=list, repr=False, compare=False)
+    recoveries: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @cached_property
     def live(self) -> nn.Module:
@@ -57,7 +59,12 @@ class Adversary(Knowledge):
         Raises:
             MadError: if the targets are not posteriors of the answers' shape, or if the recovery changes the answers.
         """
-        self.recoveries.append(self.recovery.name)
+        if self.recovery.learns and not self.recovery.is_prepared:
+            raise MadError(
+                f"recovery {self.recovery.name} must learn from a whole transfer set before it is applied: the attack "
+                "must say recovers_early = True, so that such recoveries are refused at the start"
+            )
+        self.recoveries.add(self.recovery.name)
         who, before = f"recovery {self.recovery.name}", plugins.versions([answers])
         found = self.recovery(answers, images if self.recovery.needs_images else None)
         plugins.unchanged(who, before, [answers])
@@ -75,7 +82,7 @@ class Adversary(Knowledge):
         The recovery must be prepared: see ``learned_from``.
         """
         answers, rows = transfer.answers[:count], transfer.rows[:count]
-        if not self.recovery.needs_images:
+        if not self.recovery.needs_images and answers.numel() <= VALUES:
             return self.recovered(answers)
         size = batch_limit(EVALUATION_BATCH, self.shape)
         images = (to_unit_range(each) for each in batches(transfer.images, rows, size, self.device))
@@ -87,13 +94,14 @@ class Adversary(Knowledge):
         if self.checkpoint is None and self.store is not None:
             say("the defense is stateful, so the attack saves no checkpoint: a run that is stopped begins again")
         if self.checkpoint is not None:
-            self.checkpoint.save(api=api.state(), **state)
+            self.checkpoint.save(api=api.state(), recoveries=sorted(self.recoveries), **state)
 
     def resume(self, api: BlackBox) -> dict[str, Any] | None:
         """Return the attack's state of the last checkpoint, and restore the API's counters; None if there is none."""
         found = None if self.checkpoint is None else self.checkpoint.load()
         if found is not None:
             api.restore(found.pop("api"))
+            self.recoveries.update(found.pop("recoveries"))
         return found
 
     def train(self, transfer: TransferSet, task: str = "knockoff", trainer: Trainer | None = None) -> nn.Module:

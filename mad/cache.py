@@ -18,16 +18,23 @@ class Cache:
     def __init__(self, limit: int = LIMIT) -> None:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.Lock()
-        self.limit, self.bytes, self.on = limit, 0, True
+        self.limit, self.bytes, self.pauses = limit, 0, 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Make ``CachedNetwork`` bypass the cache: hashing images does not pay if they are queried only once."""
-        before, self.on = self.on, False
+        with self._lock:
+            self.pauses += 1
         try:
             yield
         finally:
-            self.on = before
+            with self._lock:
+                self.pauses -= 1
+
+    @property
+    def on(self) -> bool:
+        """Whether no ``paused`` block is open."""
+        return not self.pauses
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return the value of ``key``, or make and cache it. The caller must not change the value."""

@@ -21,7 +21,7 @@ from mad.errors import MadError, check_choice, check_flag, check_name, check_num
 from mad.knockoff import Knockoff
 from mad.knowledge import KNOWLEDGE
 from mad.recoveries import Recovery
-from mad.schema import Record
+from mad.schema import Record, merged
 from mad.storage.checkpoint import Checkpoint
 from mad.storage.fingerprint import ADDED, describe, digest, identity, name_of, settings
 from mad.storage.store import Store
@@ -61,7 +61,8 @@ class Cell:
     def __post_init__(self) -> None:
         check_number("seed", self.seed, 0, 2**62, whole=True)
         check_flag("probe", self.probe)
-        check_choice(f"recovery {self.recovery.name}: knows", self.recovery.knows, KNOWLEDGE)
+        for known in self.recovery.knows:
+            check_choice(f"recovery {self.recovery.name}: what it knows", known, KNOWLEDGE)
         if not self.attack.needs_pool:
             object.__setattr__(self, "pool", None)
         elif self.pool is None:
@@ -76,6 +77,7 @@ class Cell:
         self.defense.check(self.victim)
         self.attack.check(self.victim)
         self._check_online()
+        self._check_columns()
         if self.knockoff.architecture is None:
             own = replace(self.knockoff, architecture=self.victim.architecture)
             object.__setattr__(self, "knockoff", own)
@@ -103,6 +105,13 @@ class Cell:
                     f"{what} reads a network that is trained while it queries, "
                     f"attack {self.attack.name} trains none: take attack=online"
                 )
+
+    def _check_columns(self) -> None:
+        """Raise MadError if two parts of the cell add a column of one name."""
+        parts = {
+            f"{name} {getattr(self, name).name}": getattr(self, name) for name in ("defense", "attack", "recovery")
+        }
+        merged({part: {column.name: None for column in each.schema} for part, each in parts.items()})
 
     @property
     def reference(self) -> Cell:
@@ -145,8 +154,8 @@ class Cell:
             seed=self.seed,
             device=device,
             labels=self.labels() if self.attack.labelled else None,
-            defense=self.defense if knows == "the defense" else None,
-            victim=self.victim if knows == "the victim's data" else None,
+            defense=self.defense if "the defense" in knows else None,
+            victim=self.victim if "the victim's data" in knows else None,
             store=store,
             checkpoint=Checkpoint(store.outputs, self.path.parent) if store is not None and resumes else None,
         )
@@ -195,6 +204,8 @@ def about(cell: Cell) -> Record:
         "attack": cell.attack.name,
         "attack_settings": settings(cell.attack),
         "recovery": cell.recovery.name,
+        "recovery_settings": settings(cell.recovery),
+        "recovery_knows": " and ".join(cell.recovery.knows),
         "victim_epochs": cell.victim.trainer.epochs,
         "seed": cell.seed,
         "comparison_group": cell.comparison_group,

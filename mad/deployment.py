@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,14 @@ class Deployment:
     device: torch.device
     seconds: float = 0.0
     columns: Mapping[str, Any] = field(default_factory=dict)
+    again: Callable[[], Defense] | None = field(default=None, repr=False, compare=False)
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def fresh(self) -> Deployment:
+        """Return this deployment as it was before any query: a ``stateful`` defense is prepared once more."""
+        if not self.defense.stateful or self.again is None:
+            return self
+        return replace(self, defense=self.again(), _turn=threading.Lock())
 
     def session(
         self, budget: int | None = None, watch: Callable[[Tensor, Tensor, Tensor], None] | None = None
@@ -90,8 +98,10 @@ def deploy(
     who = f"defense {defense.name}"
     if not isinstance(served, nn.Module):
         raise MadError(f"{who}: serve must return a torch.nn.Module, got {plugins.kind(served)}")
-    columns = defense.columns(context)
+    context = replace(context, model=served)
+    ready = defense.prepared(context)
+    columns = ready.columns(context)
     schema.check(columns, who, defense.schema)
-    ready = defense.prepared(Context(victim, served, seed, device, store, cache, live))
     clean = context.cached(model, victim.architecture)
-    return Deployment(victim, clean, clean if served is model else served, ready, device, seconds, columns)
+    again = partial(defense.prepared, context)
+    return Deployment(victim, clean, clean if served is model else served, ready, device, seconds, columns, again)

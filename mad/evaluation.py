@@ -6,20 +6,26 @@ import torch
 from torch import nn
 
 from mad import simplex
-from mad.api import BATCH, BlackBox
+from mad.api import BATCH
 from mad.datasets import Images, Split, batch_limit, batches, to_unit_range
+from mad.deployment import Deployment
 from mad.errors import MadError
 from mad.training import answering, logits_of
 
+HONEST = 100  # queries of one honest client
 
-def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: torch.device) -> dict[str, float]:
+
+def utility(
+    deployment: Deployment, test: Split, undefended: nn.Module | None, device: torch.device
+) -> dict[str, float]:
     """Return the utility for honest users: the accuracies, in [0, 1], with and without the defense, and its L1 cost.
 
     ``l1_mean`` and ``l1_max``, in [0, 2], are over the distances between each answer and the served model's clean
     posterior. ``answer_entropy`` is the mean entropy of the answers in bits.
 
     Args:
-        api: the defended API.
+        deployment: the defended API as it is before any query; each honest client of a ``stateful`` defense makes
+            ``HONEST`` queries, in a session of its own.
         test: the victim's test split.
         undefended: the victim, if a defense that acts at training time serves another model; else None.
         device: the device of the victim.
@@ -27,8 +33,11 @@ def utility(api: BlackBox, test: Split, undefended: nn.Module | None, device: to
     Raises:
         MadError: if ``undefended`` answers with NaN or infinite logits.
     """
-    size = batch_limit(BATCH, api.shape)
-    both = [api.answer(to_unit_range(some)) for some in batches(test.images, None, size, torch.device("cpu"))]
+    size = HONEST if deployment.defense.stateful else batch_limit(BATCH, deployment.victim.dataset.shape)
+    both = [
+        deployment.session().answer(to_unit_range(some))
+        for some in batches(test.images, None, size, torch.device("cpu"))
+    ]
     clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
     distance = simplex.l1(clean, defended)
     before = clean.argmax(dim=1) if undefended is None else top(undefended, "the victim", test.images, device)

@@ -17,6 +17,7 @@ outside such layers, or used more than once, the Jacobian itself is computed.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mad.errors import MadError
 
+RECORDING = threading.Lock()  # the hooks of one network may not change while it runs
 IMAGES, FLOATS = 64, 2**25
 """At most how many images are taken at once (more are no faster), and about how many numbers are held for them."""
 
@@ -77,7 +79,7 @@ def _chunk(model: nn.Module, images: Tensor, rest: set[str]) -> tuple[Tensor, Te
     """
     # New leaves: every parameter is included, and the model's requires_grad does not change.
     leaves = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
-    with torch.enable_grad(), _recorded(model) as calls:
+    with RECORDING, torch.enable_grad(), _recorded(model) as calls:
         logits = functional_call(model, leaves, (images.detach(),))
     if logits.dim() != 2 or len(logits) != len(images):
         raise MadError(f"the model must return logits ({len(images)}, K), got {tuple(logits.shape)}")
@@ -122,8 +124,11 @@ class _Call:
 def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
     """Record the calls of layers that have a closed form; the model's own hooks run after the recording."""
     calls: list[_Call] = []
+    thread = threading.get_ident()
 
     def note(layer: nn.Module, taken: tuple[Any, ...], output: Tensor) -> None:
+        if thread != threading.get_ident():  # another thread runs the same network
+            return
         if len(taken) == 1 and output.requires_grad:
             # The graph's edge, not the output: later layers may change the output in place.
             edge, numel = get_gradient_edge(output), taken[0].numel() + output.numel()

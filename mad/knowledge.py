@@ -15,7 +15,7 @@ from mad.seeds import seeded
 from mad.storage.store import Store, kept
 from mad.victim import Victim
 
-KNOWLEDGE = ("nothing", "the defense", "the victim's data")
+KNOWLEDGE = ("the defense", "the victim's data")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from mad.errors import MadError
 from mad.evaluation import theft, utility
 from mad.gradient_probe import GradientProbe
 from mad.progress import err
+from mad.recoveries import Recovery
 from mad.schema import Record
 from mad.storage.checkpoint import Checkpoint
 from mad.storage.fingerprint import describe, digest, identity, name_of
@@ -111,6 +112,8 @@ def made(
     Logits that an earlier cell of this process computed are cached, so ``seconds_queries`` may be smaller.
     """
     loaded = initial_weights(cell)  # before anything is trained
+    if force or store.outdated(cell.path.parent):
+        Checkpoint(store.outputs, cell.path.parent).clear()
     adversary = cell.adversary(device, store)
     live = (lambda: adversary.live) if cell.attack.online else None
     api = deploy(cell.victim, cell.defense, seed=cell.seed, store=store, device=device, cache=SHARED, live=live)
@@ -152,10 +155,11 @@ def made(
                 "learned": None if transfer is None else adversary.learned(network, transfer),
             },
             "the API": asked,
-            "utility": utility(api.session(), test, None if api.served is api.model else api.model, device),
+            "utility": utility(api.fresh(), test, None if api.served is api.model else api.model, device),
             "theft": theft(network, api.model, test, device),
             f"defense {cell.defense.name}": api.columns,
             f"attack {cell.attack.name}": stolen.columns,
+            f"recovery {cell.recovery.name}": recovered_columns(adversary.recovery),
             "the gradient probe": {} if probe is None else probe.columns(),
         }
     )
@@ -180,7 +184,7 @@ def queried(
     def spend() -> tuple[Stolen, Record]:
         api = deployment.session(budget, probe)
         # Hashing images for the cache pays only if another cell asks about the same images.
-        with SHARED.paused() if cell.attack.depends_on_answers else nullcontext():
+        with SHARED.paused() if cell.attack.depends_on_answers or images is None else nullcontext():
             stolen = cell.attack.spend(api, images, adversary)
         return stolen, counted(api)
 
@@ -196,7 +200,8 @@ def queried(
                 "pool's images and no network"
             )
         tensors = {"rows": transfer.rows, "answers": transfer.answers}
-        return tensors, {"asked": asked, "columns": dict(stolen.columns)}
+        columns = {name: schema.number_of(value) for name, value in stolen.columns.items()}
+        return tensors, {"asked": asked, "columns": columns}
 
     parts = (cell.victim, cell.pool, cell.contents(), cell.defense, cell.attack, cell.seed)
     found, told = store.transfer(cell.victim.name, parts, make, force=force)
@@ -213,6 +218,13 @@ def counted(api: BlackBox) -> Record:
         "target_entropy": api.target_entropy,
         "seconds_queries": api.seconds,
     }
+
+
+def recovered_columns(recovery: Recovery) -> Record:
+    """Return the columns that a prepared recovery adds to a record."""
+    columns = recovery.columns()
+    schema.check(columns, f"recovery {recovery.name}", recovery.schema)
+    return columns
 
 
 def initial_weights(cell: Cell) -> str | None:

@@ -69,7 +69,7 @@ def test_honest_users_are_scored_in_a_session_of_their_own(tmp_path):
     record = run(spent, Store(tmp_path), CPU)[0]
     assert record["defended_accuracy"] == record["victim_accuracy"] > 0.9  # on 200 images of their own
     assert record["l1_mean_queries"] < 1e-6
-    short = run(cell(defense=Quota(quota=100), attack=KnockoffNets(200)), Store(tmp_path), CPU)[0]
+    short = run(cell(defense=Quota(quota=50), attack=KnockoffNets(200)), Store(tmp_path), CPU)[0]
     assert short["l1_mean_queries"] > 0.1
     assert 0.5 < short["defended_accuracy"] < 0.8
 

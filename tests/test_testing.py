@@ -185,9 +185,9 @@ def test_recoveries_that_break_their_contract_are_named(how, why):
 
 def test_a_recovery_that_knows_what_nobody_can_is_named():
     class Oracle(Bad):
-        knows = "everything"
+        knows = ("everything",)
 
-    with pytest.raises(MadError, match="knows must be one of"):
+    with pytest.raises(MadError, match="what it knows must be one of"):
         check_recovery(Oracle())
 
 

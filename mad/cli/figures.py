@@ -85,7 +85,7 @@ def figures_of(groups: DataFrame) -> dict[Path, tuple[DataFrame, str]]:
 
     found = {}
     for _, rows in groups.groupby("comparison_group"):
-        text = f"{package()} {rows.to_csv()}"
+        text = f"{package()} {rows.dropna(axis=1, how='all').to_csv(index=False)}"
         found[Path("figures", file_name(rows.iloc[0]))] = (
             rows,
             hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest(),

@@ -47,7 +47,8 @@ class Known:
 
 def find(config: DictConfig) -> Known | None:
     """Return the records of a config's cell if they were remembered and are all whole; else None."""
-    if config.force is not False or config.device not in ("auto", "cpu"):
+    usual = config.force is False and config.device in ("auto", "cpu") and not config.grid
+    if not usual or not isinstance(config.threads, int) or config.threads < 1:
         return None
     with suppress(OSError, ValueError, TypeError, MadError):
         known = Known(**json.loads(below(outputs_of(config), file_of(config)).read_text()))

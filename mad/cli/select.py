@@ -1,6 +1,7 @@
-"""``mad-select``: compare settings of an attack or a knockoff without the test split.
+r"""``mad-select``: compare settings of an attack or a knockoff without the test split.
 
-    mad-select victim=mnist pool=fashion_mnist attack=jbself attack.budget=5000 -- attack.step=0.05 attack.step=0.1
+    mad-select [--config-dir FOLDER] victim=mnist pool=fashion_mnist attack=jbself attack.budget=5000 \
+        -- attack.step=0.05 attack.step=0.1
 
 What stands before the -- is what mad-run takes, and is common to all; each argument after it (one or more overrides, in
 quotes) is tried in turn, without a defense. For each, how often the stolen model agrees with the victim on up to 10,000
@@ -10,6 +11,7 @@ images of the pool that the attack did not ask about. The victim is kept in outp
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -28,6 +30,11 @@ def main() -> None:
     if not given or "-h" in given or "--help" in given:
         out.print((__doc__ or "").replace("``", ""), markup=False)
         return
+    place = None
+    if given[0].startswith("--config-dir"):
+        _, _, folder = given.pop(0).partition("=")
+        place = configs.further(folder or (given.pop(0) if given else None))
+    search = [] if place is None else [f"hydra.searchpath=['{place}']"]
     cut = given.index("--") if "--" in given else len(given)
     common, tried = given[:cut], given[cut + 1 :] or [""]
     if any(word.startswith("defense") for word in given):
@@ -35,7 +42,7 @@ def main() -> None:
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
     configs.register_aliases()
     with configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
-        words = [configs.quoted([*common, *each.split(), "defense=none"]) for each in tried]
+        words = [[*search, *configs.quoted([*common, *shlex.split(each), "defense=none"])] for each in tried]
         every: list[Any] = [hydra.compose("config", each) for each in words]
     from mad.cli.compose import cell_of  # imports torch
     from mad.device import choose, use_threads

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mad.datasets.base import Dataset, Images, Split, Stream
+from mad.datasets.cached import cached
 from mad.datasets.checked import split
 from mad.errors import MadError
 from mad.seeds import generator
@@ -57,6 +58,11 @@ def divided(dataset: Dataset, share: float) -> tuple[Split, Split]:
     Raises:
         MadError: if either part would be empty, or if the split is not valid (see ``checked.split``).
     """
+    return cached(dataset, f"divided {share}", lambda: parted(dataset, share))
+
+
+def parted(dataset: Dataset, share: float) -> tuple[Split, Split]:
+    """Divide a data set's training split; see ``divided``."""
     whole = split(dataset, "train")
     size = len(whole.labels)
     count = round(share * size)

@@ -19,6 +19,7 @@ SAID = {
     "attack_settings": "{}",
     "budget": "{:,.0f} queries",
     "recovery": "recovery {}",
+    "recovery_settings": "{}",
     "knockoff_architecture": "knockoff {}",
     "knockoff_optimizer": "{}",
     "knockoff_learning_rate": "rate {:g}",

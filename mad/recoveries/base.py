@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 from torch import Tensor
 
 from mad.knowledge import Knowledge
+from mad.schema import Column
 from mad.transfer import TransferSet
 
 Self = TypeVar("Self", bound="Recovery")
@@ -26,7 +27,8 @@ class Recovery(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    knows: ClassVar[str] = "nothing"
+    knows: ClassVar[tuple[str, ...]] = ()
+    schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record
     needs_images: ClassVar[bool] = False  # whether __call__ uses the images
     is_prepared: ClassVar[bool] = False  # true of a copy that has learned from a transfer set
 
@@ -47,6 +49,10 @@ class Recovery(ABC):
         ready.prepare(adversary, transfer)
         ready.is_prepared = True  # type: ignore[misc]  # of the copy only
         return ready
+
+    def columns(self) -> dict[str, Any]:
+        """Return further columns of the record, once prepared, under names that ``schema`` explains."""
+        return {}
 
     @property
     def learns(self) -> bool:

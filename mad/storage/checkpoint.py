@@ -39,7 +39,7 @@ class Checkpoint:
         """Save named tensors, state dicts, numbers and strings; replaces the last checkpoint."""
         content = io.BytesIO()
         torch.save(state, content)
-        write(self.file, sha256(content.getvalue()).digest() + content.getvalue())
+        write(self.file, sha256(content.getbuffer()).digest() + content.getbuffer())
 
     def load(self) -> dict[str, Any] | None:
         """Return the last checkpoint, with tensors on the CPU; None if there is none or its file is damaged."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from mad.errors import MadError, check_name
 from mad.schema import EVERY, FORMER, Record, fault
-from mad.storage.files import DamagedError, unseal
+from mad.storage.files import DamagedError, seal, unseal, write
 
 SERIES = "series.json"
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record: its lists to ``series.json`` beside it, with the checksum of all else, and then all else."""
+    series = {name: value for name, value in record.items() if isinstance(value, list)}
+    content = seal({name: value for name, value in record.items() if name not in series})
+    if series:
+        of = {"fingerprint": path.parent.name, "record": hashlib.sha256(content).hexdigest()}
+        write(path.with_name(SERIES), seal(of | series))
+    write(path, content)
 
 
 def read_record(path: Path) -> Record | None:
@@ -27,9 +38,8 @@ def read_record(path: Path) -> Record | None:
         raise DamagedError(path, wrong)
     named = str(record.get("series") or "").split()
     series = (unseal(path.with_name(SERIES)) or {}) if named else {}
-    absent = [name for name in named if name not in series]
-    if absent:
-        raise DamagedError(path, f"its {SERIES} lacks {absent[0]}")
+    if named and series.get("record") != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise DamagedError(path, f"the {SERIES} beside it is missing, or another record's")
     return record | {name: series[name] for name in named}
 
 

@@ -23,6 +23,7 @@ from mad.storage.files import (
     DamagedError,
     below,
     clear,
+    file_name,
     locked,
     seal,
     set_aside,
@@ -33,11 +34,12 @@ from mad.storage.files import (
     write_alone,
 )
 from mad.storage.fingerprint import describe, digest
-from mad.storage.record_file import SERIES, misplaced, read_record
+from mad.storage.record_file import misplaced, read_record, write_record
 from mad.training import place
 from mad.victim import Victim
 
 FAILED = "failed"
+TensorsAndNumbers = tuple[dict[str, Tensor], dict[str, Any]]
 USES: ContextVar[set[str] | None] = ContextVar("uses", default=None)  # of the current cell, see used()
 
 
@@ -91,11 +93,11 @@ class Store:
         check_name("the name of what is kept", name)
         fingerprint = digest(describe(about))
         folder = Path("victims", name, fingerprint)
-        weights, facts = (below(self.outputs, folder / file) for file in ("weights.safetensors", "victim.json"))
+        weights, numbers_file = (below(self.outputs, folder / file) for file in ("weights.safetensors", "victim.json"))
         used(folder.relative_to("victims").as_posix())
 
         def read() -> tuple[nn.Module, float] | None:
-            found = self._tensors(weights, facts)
+            found = self._tensors(weights, numbers_file)
             if found is None:
                 return None
             tensors, told = found
@@ -113,7 +115,7 @@ class Store:
             model = (train(model) or model).eval()
             seconds = time.perf_counter() - start
             told = {"seconds": seconds, "recipe": describe(about)}
-            self._write_tensors(weights, facts, fingerprint, model.state_dict(), told)
+            self._write_tensors(weights, numbers_file, fingerprint, model.state_dict(), told)
             return place(model, device), seconds
 
         return self._keep_or_make(folder, read, make)[0]
@@ -122,10 +124,10 @@ class Store:
         self,
         name: str,
         about: Any,
-        make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]],
+        make: Callable[[], TensorsAndNumbers],
         *,
         force: bool = False,
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    ) -> TensorsAndNumbers:
         """Return the tensors and the numbers of a transfer set; the API is queried once, then both are loaded.
 
         Args:
@@ -136,18 +138,20 @@ class Store:
         """
         fingerprint = digest(describe(about))
         folder = Path("transfers", name, fingerprint)
-        tensors, facts = (below(self.outputs, folder / file) for file in ("transfer.safetensors", "transfer.json"))
+        tensors, numbers_file = (
+            below(self.outputs, folder / file) for file in ("transfer.safetensors", "transfer.json")
+        )
         used(folder.as_posix())
 
-        def made() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        def made() -> TensorsAndNumbers:
             found, told = make()
-            self._write_tensors(tensors, facts, fingerprint, found, told)
+            self._write_tensors(tensors, numbers_file, fingerprint, found, told)
             return found, told
 
-        return self._keep_or_make(folder, lambda: self._tensors(tensors, facts), made, force)[0]
+        return self._keep_or_make(folder, lambda: self._tensors(tensors, numbers_file), made, force)[0]
 
-    def _tensors(self, file: Path, about: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors of a file and the facts in the JSON file ``about``; None if there are none.
+    def _tensors(self, file: Path, about: Path) -> TensorsAndNumbers | None:
+        """Return the tensors of a file and the numbers_file in the JSON file ``about``; None if there are none.
 
         Raises:
             DamagedError: if either file was changed.
@@ -166,15 +170,15 @@ class Store:
     def _write_tensors(
         self, file: Path, about: Path, fingerprint: str, tensors: Mapping[str, Tensor], told: dict[str, Any]
     ) -> None:
-        """Write tensors to ``file``, and then the facts ``told`` with the fingerprint and a checksum to ``about``."""
-        content = save({key: value.cpu().contiguous() for key, value in tensors.items()})
+        """Write tensors to ``file``, and then the numbers ``told`` with fingerprint and checksum to ``about``."""
+        content = save({key: value.cpu().contiguous().clone() for key, value in tensors.items()})
         write(file, content)
         sha256 = hashlib.sha256(content).hexdigest()
         write(about, seal({"fingerprint": fingerprint, "weights_sha256": sha256, **told}))
 
     def find(self, path: Path) -> Record | None:
         """Return the record at ``path``, relative to ``outputs``; None if it is absent, damaged or to be made again."""
-        if self._outdated(path.parent):
+        if self.outdated(path.parent):
             return None
         with contextlib.suppress(DamagedError):
             return read_record(below(self.outputs, path))
@@ -198,16 +202,13 @@ class Store:
             try:
                 record = {name: number_of(value) for name, value in make().items()}
                 record["uses"] = " ".join(sorted(USES.get() or ()))
-                series = {name: value for name, value in record.items() if isinstance(value, list)}
-                record["series"] = " ".join(series)
+                record["series"] = " ".join(name for name, value in record.items() if isinstance(value, list))
             finally:
                 USES.reset(uses)
             wrong = fault(record) or misplaced(record, full)
             if wrong:
                 raise MadError(f"the record of {path.parent.name} was not kept: {wrong}")
-            if series:
-                write(full.with_name(SERIES), seal({"fingerprint": path.parent.name, **series}))
-            write(full, seal({name: value for name, value in record.items() if name not in series}))
+            write_record(full, record)
             return record
 
         return self._keep_or_make(path.parent, lambda: read_record(full), make_and_write, force)
@@ -219,14 +220,14 @@ class Store:
 
         ``make`` runs under the lock of the folder. Damaged files are set aside first.
         """
-        if not force and not self._outdated(folder):
+        if not force and not self.outdated(folder):
             with contextlib.suppress(DamagedError):
                 found = read()
                 if found is not None:
                     return found, True
         with locked(self.outputs, folder):
             try:  # another process may have made it while this one waited
-                found = None if force or self._outdated(folder) else read()
+                found = None if force or self.outdated(folder) else read()
                 if found is not None:
                     return found, True
             except DamagedError as damage:
@@ -244,12 +245,12 @@ class Store:
                     there.rmdir()
                 raise
             if self.renewed is not None:
-                self.renewed.add(folder.name)
+                self.renewed.add(file_name(*folder.parts))
             return made, False
 
-    def _outdated(self, folder: Path) -> bool:
+    def outdated(self, folder: Path) -> bool:
         """Return whether the content of a folder must still be made again; see ``renewed``."""
-        return self.renewed is not None and folder.name not in self.renewed
+        return self.renewed is not None and file_name(*folder.parts) not in self.renewed
 
     @contextlib.contextmanager
     def noting_failure(self, path: Path) -> Iterator[None]:

@@ -27,7 +27,7 @@ class Inverse(Recovery):
     """Learn a network from a whole transfer set, and undo with it what the defense did."""
 
     name = "inverse"
-    knows = "the defense"
+    knows = ("the defense",)
     width: int = 3
 
     def prepare(self, adversary, transfer):
@@ -69,7 +69,7 @@ def test_what_it_trains_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("knows", "given"), [("nothing", ()), ("the defense", ("defense",)), ("the victim's data", ("victim",))]
+    ("knows", "given"), [((), ()), (("the defense",), ("defense",)), (("the victim's data",), ("victim",))]
 )
 def test_an_adversary_is_given_what_its_recovery_says_that_it_knows(knows, given):
     class Knowing(Inverse):
