@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks.base import REQUEST, Attack, Stolen, TransferSet, ask, drawn
-from mad.datasets import Images, allocate, batch_limit, batches, to_unit_range
+from mad.datasets import Images, allocate, base, batch_limit, batches, to_unit_range
 from mad.errors import MadError, check_number
 from mad.schema import Column
 from mad.seeds import generator
@@ -108,14 +108,18 @@ class Jacobian(Attack):
         assert pool is not None
         budget = api.budget or 0
         images, answers = allocate(budget, *api.shape), torch.empty(budget, adversary.classes)
-        held = self.images_for(budget)
-        size = batch_limit(REQUEST, api.shape)
-        seeds = batches(pool, drawn(pool, adversary, held), size, torch.device("cpu"))
-        for part, some in zip(images[:held].split(size), seeds, strict=True):
-            part.copy_(to_unit_range(some))
-        answers[:held] = ask(api, images, torch.arange(held))
-        rate = self.learning_rate
-        for turn in count():
+        size, rate, first = batch_limit(REQUEST, api.shape), self.learning_rate, 0
+        found = adversary.resume(api)
+        if found is not None:
+            held, rate, first = len(found["answers"]), found["rate"], found["turn"]
+            images[:held], answers[:held] = found["images"], found["answers"]
+        else:
+            held = self.images_for(budget)
+            seeds = batches(pool, drawn(pool, adversary, held), size, torch.device("cpu"))
+            for part, some in zip(images[:held].split(size), seeds, strict=True):
+                part.copy_(to_unit_range(some))
+            answers[:held] = ask(api, images, torch.arange(held))
+        for turn in count(first):
             if held == budget:
                 break
             known = TransferSet(images[:held], torch.arange(held), answers[:held])
@@ -129,6 +133,10 @@ class Jacobian(Attack):
                 for some, of in zip(parents.split(size), torch.arange(held, new.stop).split(size), strict=True):
                     images[some] = images[of]
             held = new.stop
+            if images.nbytes <= base.WHOLE:
+                adversary.save(
+                    api, images=images[:held].clone(), answers=answers[:held].clone(), rate=rate, turn=turn + 1
+                )
         transfer = TransferSet(images, torch.arange(budget), answers)
         return Stolen(transfer=transfer, columns={"substitute_learning_rate": rate})
 

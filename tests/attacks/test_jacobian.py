@@ -371,3 +371,26 @@ def test_a_whole_cell(attack, tmp_path):
     record, _ = run(cell(victim=victim(6), attack=replace(attack, budget=60)), Store(tmp_path), CPU)
     assert record["queries"] == record["budget"] == 60
     assert record["attack"] == attack.name
+
+
+def test_a_killed_attack_goes_on_after_its_last_round(tmp_path, monkeypatch):
+    whole = cell(attack=Jbda(budget=160, seeds=20, epochs=1))
+    expected = run(whole, Store(tmp_path / "whole"), CPU)[0]
+    call, store = BlackBox.__call__, Store(tmp_path / "killed")
+    count = [0]
+
+    def dying(self, images):
+        count[0] += len(images)
+        if count[0] > 80:
+            raise KeyboardInterrupt
+        return call(self, images)
+
+    monkeypatch.setattr(BlackBox, "__call__", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(whole, store, CPU)
+    again = []
+    monkeypatch.setattr(BlackBox, "__call__", lambda self, images: again.append(len(images)) or call(self, images))
+    found = run(whole, store, CPU)[0]
+    assert sum(again) == 80  # not the seeds and the first rounds
+    for name in ("stolen_accuracy", "agreement", "queries", "l1_mean_queries", "substitute_learning_rate"):
+        assert found[name] == pytest.approx(expected[name]), name
