@@ -263,7 +263,8 @@ def _rest(model: nn.Module, parameters: dict[str, Tensor], images: Tensor) -> Te
         seeds = torch.eye(len(z), dtype=z.dtype, device=z.device)
         return [torch.cat([value.flatten() for value in pull(seed)[0].values()]) for seed in seeds]
 
-    jacobian = torch.stack(vmap(rows)(images.detach()), dim=1)
+    with RECORDING:  # functional_call puts its values into the network while it runs
+        jacobian = torch.stack(vmap(rows)(images.detach()), dim=1)
     return jacobian @ jacobian.mT
 
 

@@ -130,9 +130,9 @@ def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
         with untouched(who, defense):
             context = Context(victim, victim.untrained(seed=0, purpose="victim"), 0, CPU)
             served = defense.serve(context)
-            schema.check(defense.columns(context), who, defense.schema)
             context = replace(context, model=served)
             first, again = defense.prepared(context), defense.prepared(context)
+            schema.check(first.columns(context), who, defense.schema)
         images = torch.rand(ROWS, *victim.dataset.shape, generator=generator(count, "images"))
         twin = torch.softmax(logits_of(victim.untrained(seed=0, purpose="surrogate"), images, CPU), dim=1)
         for kind in (*KINDS, "surrogate"):

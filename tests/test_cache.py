@@ -252,3 +252,19 @@ def test_images_are_loaded_once(tmp_path, monkeypatch):
     for epsilon in (0.5, 0.1):
         pipeline.run(cell(epsilon), Store(tmp_path), CPU)
     assert sorted(loaded) == ["pool", "test", "train"]
+
+
+def test_pauses_that_overlap_end_with_the_last():
+    cache = Cache()
+    first, second = cache.paused(), cache.paused()
+    seen = [cache.on]
+    for step in (first.__enter__, second.__enter__):
+        step()
+        seen.append(cache.on)
+    for block in (first, second):
+        block.__exit__(None, None, None)
+        seen.append(cache.on)
+    assert seen == [True, False, False, False, True]
+    with pytest.raises(KeyError), cache.paused():
+        raise KeyError
+    assert cache.on

@@ -15,6 +15,8 @@ from mad.defenses.mad import Mad
 from mad.deployment import deploy
 from mad.errors import BudgetExceededError, MadError
 from mad.pipeline import run
+from mad.recoveries import AsAnswered
+from mad.recoveries.argmax import Argmax
 from mad.schema import Column
 from mad.storage.store import Store
 
@@ -191,3 +193,45 @@ def test_the_live_network_is_handed_to_the_defense_alone():
     assert deploy(victim(), Live()).defense.live is None
     network = victim().untrained(seed=1, purpose="knockoff")
     assert deploy(victim(), Live(), live=lambda: network).defense.live() is network
+
+
+@dataclass
+class Wearing(Quota):
+    """Answer the first images of all clients together as they are, and all further ones with a wrong class."""
+
+    name = "wearing"
+    quota: int = 120
+
+    def prepare(self, context):
+        self._all = [0]
+
+    def begin(self):
+        self._own = 0
+
+    def perturb(self, images, clean):
+        left = max(0, self.quota - self._all[0])
+        self._all[0] += len(clean)
+        return torch.where((torch.arange(len(clean)) < left).unsqueeze(1), clean, clean.roll(1, dims=1))
+
+
+def test_honest_users_do_not_see_what_the_thief_left_of_a_shared_state(tmp_path):
+    asking, loading = (cell(defense=Wearing(), recovery=each) for each in (AsAnswered(), Argmax()))
+    found = [run(each, Store(tmp_path), CPU)[0] for each in (asking, loading)]
+    assert len(list(tmp_path.glob("transfers/toy/*"))) == 1  # the second asked nothing
+    apart = run(loading, Store(tmp_path / "apart"), CPU)[0]
+    for name in ("defended_accuracy", "l1_mean", "l1_max", "answer_entropy"):
+        assert found[0][name] == found[1][name] == apart[name]
+    assert 0.55 < found[0]["defended_accuracy"] < 0.65  # 120 of 200 images; 70 if the thief's 50 counted
+
+
+def test_a_fresh_deployment_has_forgotten_every_query():
+    worn = deploy(victim(), Wearing(quota=10))
+    assert changed(worn.session(), 15).sum() == 5
+    assert changed(worn.session(), 15).all()
+    fresh = worn.fresh()
+    assert changed(fresh.session(), 15).sum() == 5
+    assert changed(worn.fresh().session(), 15).sum() == 5
+    assert fresh._turn is not worn._turn
+    assert (fresh.served, fresh.model, fresh.columns) == (worn.served, worn.model, worn.columns)
+    stateless = deploy(victim(), Mad(0.5))
+    assert stateless.fresh() is stateless

@@ -1,5 +1,8 @@
 """Theta of all layers against its definition: one backward pass an image and class, in float64."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -394,3 +397,47 @@ def test_hooks_go_when_the_model_fails():
 def test_refusals(model, images, message):
     with pytest.raises(MadError, match=message):
         theta(model, torch.rand(images, 3, 2, 2))
+
+
+class Parts(nn.Module):
+    """A forward pass that lets other threads in, with a scale that has no closed form if ``scaled``."""
+
+    def __init__(self, scaled):
+        super().__init__()
+        self.body, self.head = nn.Linear(12, 6), nn.Linear(6, 4)
+        self.scale = nn.Parameter(torch.rand(4)) if scaled else 1
+
+    def forward(self, images):
+        hidden = torch.relu(self.body(images.flatten(1)))
+        time.sleep(0.001)
+        return self.head(hidden) * self.scale
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_threads_that_share_a_network_get_the_serial_answers(scaled):
+    model = drawn(Parts(scaled))
+    images = [draw(24, 3, 2, 2)[place : place + 2] for place in range(16)]
+    serial = [theta(model, some) for some in images]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda some: theta(model, some), images))
+    for mine, theirs in zip(found, serial, strict=True):
+        assert all(map(torch.equal, mine, theirs))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_another_threads_forward_pass_is_not_recorded(monkeypatch):
+    """One that runs while the layers are watched, as the API's own does: no layer then looks used twice."""
+    model, first, rest = drawn(Parts(scaled=False)), draw(2, 3, 2, 2), []
+    want = theta(model, first)
+    call = gradients.functional_call
+
+    def beside(*arguments):
+        other = threading.Thread(target=model, args=(first,))
+        other.start()
+        other.join()
+        return call(*arguments)
+
+    monkeypatch.setattr(gradients, "functional_call", beside)
+    monkeypatch.setattr(gradients, "_rest", lambda *_: rest.append(1) or 0)
+    assert all(map(torch.equal, theta(model, first), want))
+    assert rest == []

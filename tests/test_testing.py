@@ -210,3 +210,28 @@ def test_the_toys_are_those_of_these_tests():
     blobs = testing.Blobs()
     assert torch.equal(blobs.labels(), blobs.test().labels)
     assert len(blobs.images((1, 8, 8))) == blobs.size
+
+
+@dataclass
+class Small(Wrong):
+    """Fail for more images at once than it can take."""
+
+    name = "small"
+
+    def perturb(self, images, clean):
+        if len(clean) > 4:
+            raise MadError(f"small got {len(clean)} images")
+        return clean
+
+
+def test_a_defense_is_given_no_more_images_at_once_than_it_takes():
+    class Saying(Small):
+        max_batch = 4
+
+    class Overstating(Small):
+        max_batch = 5
+
+    check_defense(Saying(), classes=(4,))
+    for defense, count in ((Small(), 12), (Overstating(), 5)):
+        with pytest.raises(MadError, match=f"small got {count} images"):
+            check_defense(defense, classes=(4,))

@@ -85,7 +85,9 @@ def figures_of(groups: DataFrame) -> dict[Path, tuple[DataFrame, str]]:
 
     found = {}
     for _, rows in groups.groupby("comparison_group"):
-        text = f"{package()} {rows.dropna(axis=1, how='all').to_csv(index=False)}"
+        # Neither columns that only other groups have nor their order and types in the whole table count.
+        own = rows.dropna(axis=1, how="all").sort_index(axis=1).convert_dtypes(convert_string=False)
+        text = f"{package()} {own.to_csv(index=False)}"
         found[Path("figures", file_name(rows.iloc[0]))] = (
             rows,
             hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest(),

@@ -37,7 +37,7 @@ def main() -> None:
     search = [] if place is None else [f"hydra.searchpath=['{place}']"]
     cut = given.index("--") if "--" in given else len(given)
     common, tried = given[:cut], given[cut + 1 :] or [""]
-    if any(word.startswith("defense") for word in given):
+    if any(word.lstrip("+~").startswith("defense") for each in given for word in each.split()):
         raise MadError("mad-select compares thefts without a defense: leave defense out")
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
     configs.register_aliases()

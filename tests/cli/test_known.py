@@ -1,12 +1,17 @@
 """A kept cell is found without torch, unless something that its fingerprint depends on may have changed."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
+from toys import compose
 
 from mad.cli import known
+from mad.cli.figures import figures_of
+from mad.storage import records
 
 QUICK = [
     *("pool.size=60", "architecture=mlp", "trainer.epochs=1", "trainer.min_steps=0", "knockoff.epochs=1"),
@@ -121,3 +126,62 @@ def test_a_plug_in_is_looked_at_each_time(mad_run, tmp_path):
 )
 def test_what_depends_on_files_is_told_by_its_description(description, expected):
     assert known.self_contained(description) is expected
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([], True),
+        (["threads=2"], True),
+        (["grid=['defense=none']"], False),
+        (["threads=0"], False),
+        (["threads=many"], False),
+        (["force=true"], False),
+        (["device=cuda"], False),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_what_the_command_must_look_at_is_not_found_at_once(tmp_path, monkeypatch, words, found):
+    usual = [f"outputs={tmp_path}", *QUICK]
+    remembered = known.Known("runs/a", "runs/b", "a label")
+    file = tmp_path / known.file_of(compose(*usual))
+    file.parent.mkdir()
+    file.write_text(json.dumps(asdict(remembered)))
+    monkeypatch.setattr(known, "records", lambda *_: [{"whole": True}])
+    assert known.find(compose(*usual, *words)) == (remembered if found else None)
+
+
+def row(group, defense, strength, **more):
+    return {
+        **{"victim": "toy", "architecture": "tiny", "pool": "blobs", "attack": "knockoff", "recovery": "none"},
+        **{"defense": defense, "strength": strength, "defense_settings": "", "seed": 0, "queries": 50, "budget": 50},
+        **{"stolen_accuracy": 0.5, "comparison_group": group * 16, "fingerprint": f"{group}{defense}", **more},
+    }
+
+
+def stamps(rows):
+    """Return the checksum of each group's figure."""
+    return {found.comparison_group.iloc[0]: stamp for found, stamp in figures_of(records.frame(rows)).values()}
+
+
+MINE = [row("b", "mad", 0.5, attack_settings="x"), row("b", "none", 0.0)]
+OTHERS = {
+    "before mine": {"attack": "jbda", "pool": "a"},
+    "after mine": {"attack": "knockoff", "pool": "z"},
+    "with a column": {"attack": "jbda", "loss": 0.5},
+    "without a whole number": {"attack": "jbda", "rounds": None},
+    "without a flag": {"attack": "jbda", "learned": None},
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_new_record_of_another_group_leaves_a_figure_as_it_is(kind, first):
+    mine = [each | {"rounds": 3, "learned": True} for each in MINE]
+    other = row("a", "mad", 0.5, **OTHERS[kind])
+    both = stamps([other, *mine] if first else [*mine, other])
+    assert len(both) == 2
+    assert both["b" * 16] == stamps(mine)["b" * 16]
+    for column, value in (("stolen_accuracy", 0.6), ("rounds", 4), ("learned", False)):
+        assert stamps([mine[0] | {column: value}, mine[1]])["b" * 16] != both["b" * 16]
+    assert stamps([*mine, row("b", "mad", 0.7, attack_settings="x")])["b" * 16] != both["b" * 16]

@@ -15,6 +15,7 @@ from mad.errors import MadError
 from mad.pipeline import run
 from mad.recoveries import AsAnswered, Recovery
 from mad.recoveries.argmax import Argmax
+from mad.schema import Column
 from mad.storage.store import Store
 from mad.transfer import TransferSet
 
@@ -156,3 +157,43 @@ class Wrong(Recovery):
 
     def __call__(self, answers, images=None):
         return answers.roll(self._by, dims=1)
+
+
+@dataclass
+class Told(Recovery):
+    """Add a column that a defense adds, too."""
+
+    name = "told"
+    schema = (Column("spent", "number", "", "what it cost"),)
+
+    def columns(self):
+        return {"spent": 1.0}
+
+    def __call__(self, answers, images=None):
+        return answers
+
+
+@dataclass
+class Costly(Mad):
+    schema = (Column("spent", "number", "", "what it cost"),)
+
+    def columns(self, context):
+        return {"spent": 2.0}
+
+
+def test_two_parts_with_one_column_are_refused_at_once(tmp_path):
+    with pytest.raises(MadError, match=r"^recovery told and defense mad both write the column spent: rename one$"):
+        cell(recovery=Told(), defense=Costly(0.5))
+    for parts, spent in (({"recovery": Told()}, 1), ({"defense": Costly(0.5)}, 2)):
+        assert run(cell(**parts), Store(tmp_path), CPU)[0]["spent"] == spent
+
+
+def test_what_must_learn_first_is_not_applied_before(tmp_path):
+    adversary = cell(recovery=Inverse()).adversary(CPU)
+    with pytest.raises(MadError, match=r"^recovery inverse must learn .*recovers_early = True.*") as refused:
+        adversary.recovered(torch.full((5, 4), 0.25))
+    assert "\n" not in str(refused.value)
+    assert adversary.recoveries == set()
+    transfer = TransferSet(Blobs().images((1, 8, 8)), torch.arange(5), torch.full((5, 4), 0.25))
+    assert adversary.learned_from(transfer).recovered(transfer.answers).shape == (5, 4)
+    assert adversary.recoveries == {"inverse"}

@@ -11,6 +11,7 @@ from mad.attacks import Attack, Stolen, TransferSet
 from mad.attacks.base import drawn
 from mad.defenses.mad import Mad
 from mad.pipeline import run
+from mad.recoveries.argmax import Argmax
 from mad.storage.checkpoint import Checkpoint
 from mad.storage.store import Store
 
@@ -136,3 +137,43 @@ def test_without_a_store_nothing_is_left(tmp_path):
     api = BlackBox(slow().victim.untrained(seed=0, purpose="victim"), Mad(0), (1, 8, 8), 50, CPU)
     adversary.save(api, a=1)
     assert adversary.resume(api) is None
+
+
+@pytest.mark.parametrize(("force", "renewed"), [(True, None), (False, set())])
+def test_a_cell_that_is_made_anew_begins_its_attack_anew(tmp_path, asked, force, renewed):
+    stopped(tmp_path, 20)
+    asked.clear()
+    record, kept = run(slow(), Store(tmp_path, renewed), CPU, force=force)
+    assert (record["queries"], kept) == (50, False)
+    assert asked == [10] * 5
+
+
+@dataclass(frozen=True)
+class Trained(Attack):
+    """Train a network itself, leave a checkpoint with it, and nothing is left to do."""
+
+    name = "trained"
+
+    def run(self, api, pool, adversary):
+        rows, state, network = drawn(pool, adversary, api.budget), adversary.resume(api), adversary.untrained()
+        if state is None:
+            stolen = adversary.train(TransferSet(pool, rows, api(pool[rows] / 255)))
+            state = {"network": stolen.state_dict()}
+            adversary.save(api, **state)
+            if STOP:
+                STOP.pop(0)
+                raise KeyboardInterrupt
+        network.load_state_dict(state["network"])
+        return Stolen(network=network.eval())
+
+
+def test_what_was_recovered_before_the_last_checkpoint_counts(tmp_path, asked, fits):
+    whole = cell(attack=Trained(50), recovery=Argmax())
+    record = run(whole, Store(tmp_path / "whole"), CPU)[0]
+    STOP.append("once")
+    with pytest.raises(KeyboardInterrupt):
+        run(whole, Store(tmp_path / "broken"), CPU)
+    asked.clear()
+    fits.clear()
+    assert numbers(run(whole, Store(tmp_path / "broken"), CPU)[0]) == numbers(record)
+    assert asked == fits == []

@@ -16,7 +16,8 @@ from mad import schema
 from mad.errors import MadError
 from mad.storage import files, records
 from mad.storage import store as stores
-from mad.storage.store import SERIES, Store
+from mad.storage.record_file import SERIES
+from mad.storage.store import Store
 
 PATH = Path("runs/toy/mad/knockoff/0123456789abcdef/record.json")
 PLAIN = {"text": "x", "number": 0, "whole number": 0, "true or false": False}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from toys import CPU, Tiny, trainer, victim
 
 from mad.architectures import imagenet
@@ -223,3 +224,30 @@ def test_many_at_once_train_a_network_once(tmp_path):
 def test_a_kept_networks_name_leads_nowhere_else(tmp_path, name):
     with pytest.raises(MadError, match="the name of what is kept"):
         kept(Store(tmp_path), name, DEPTH, lambda: Tiny((1, 8, 8), 4), print, CPU)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_networks_of_one_recipe_and_two_names_are_both_renewed(tmp_path, shared):
+    trained = []
+    (tmp_path / "sweep").mkdir()
+    renewed = sweep_folder.Renewed(tmp_path / "sweep") if shared else set()
+    for store in (Store(tmp_path), Store(tmp_path, renewed), Store(tmp_path, renewed)):
+        for name in ("encoder", "decoder"):
+            kept(store, name, DEPTH, lambda: Tiny((1, 8, 8), 4), lambda _, name=name: trained.append(name), CPU)
+    assert trained == ["encoder", "decoder"] * 2
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+
+def test_a_network_with_tied_weights_is_kept(tmp_path):
+    first, again = (kept(Store(tmp_path), "tied", "tied", Tied, lambda _: None, CPU) for _ in range(2))
+    assert first is not again
+    assert again.first.weight is again.second.weight
+    assert torch.equal(weights(first), weights(again))

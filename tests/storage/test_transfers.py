@@ -16,6 +16,7 @@ from mad.knockoff import Knockoff
 from mad.pipeline import run
 from mad.recoveries import AsAnswered
 from mad.recoveries.argmax import Argmax
+from mad.schema import Column
 from mad.storage.checkpoint import Checkpoint
 from mad.storage.store import Store
 
@@ -139,3 +140,22 @@ def test_pruning_leaves_what_a_record_used(tmp_path, asked, capfd):
     assert asked == []
     prune(tmp_path, yes=True)
     assert "nothing to prune" in capfd.readouterr().out
+
+
+@dataclass(frozen=True)
+class Telling(KnockoffNets):
+    """Say how much was asked, as a tensor."""
+
+    name = "telling"
+    schema = (Column("asked_in_all", "whole number", "", "queries"), Column("share", "number", "", "of the pool"))
+
+    def run(self, api, pool, adversary):
+        found = super().run(api, pool, adversary)
+        return replace(found, columns={"asked_in_all": torch.tensor(50), "share": torch.tensor(0.25)})
+
+
+def test_a_column_that_is_a_tensor_is_kept_as_its_number(tmp_path, asked):
+    for recovery in (AsAnswered(), Argmax()):
+        record = run(cell(attack=Telling(50), recovery=recovery), Store(tmp_path), CPU)[0]
+        assert (record["asked_in_all"], record["share"]) == (50, 0.25)
+    assert asked == [50]

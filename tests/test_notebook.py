@@ -1,0 +1,68 @@
+"""What a notebook calls: run, records, plot, deploy."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from toys import cell, victim
+
+import mad
+from mad.defenses.mad import Mad
+from mad.errors import MadError
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """Two comparison groups, one with its reference."""
+    folder = tmp_path_factory.mktemp("outputs")
+    mad.run(cell(), folder, device="cpu")
+    mad.run(cell(budget=40), folder, device="cpu", reference=False)
+    return folder
+
+
+def test_a_cell_is_run_with_its_reference_unless_that_is_unwanted(tmp_path, fits):
+    record = mad.run(cell(), tmp_path, device="cpu", reference=False)
+    assert record["fingerprint"] == cell().fingerprint
+    assert fits == ["victim toy", "knockoff"]
+    assert mad.run(cell(), tmp_path, device="cpu") == record  # kept; the reference is run
+    assert mad.run(cell().reference, tmp_path, device="cpu")["defense"] == "none"
+    assert fits == ["victim toy", "knockoff", "knockoff"]
+    mad.run(cell(), tmp_path, device="cpu", force=True)  # this cell alone
+    assert fits == ["victim toy", *["knockoff"] * 3]
+
+
+def test_threads_are_as_they_were(tmp_path):
+    before = torch.get_num_threads()
+    assert mad.run(cell(), tmp_path, device="cpu", threads=2, reference=False)["threads"] == 2
+    assert torch.get_num_threads() == before
+
+
+def test_records_are_a_table(outputs, tmp_path):
+    table = mad.records(outputs)
+    assert sorted(zip(table.defense, table.budget, strict=True)) == [("mad", 40), ("mad", 50), ("none", 50)]
+    assert mad.records(tmp_path).empty
+
+
+def test_one_comparison_group_is_plotted_and_no_other_number(outputs, tmp_path):
+    table = mad.records(outputs)
+    figure = mad.plot(table[table.budget == 50])
+    assert isinstance(figure, Figure)
+    with pytest.raises(MadError, match=r"records of 2 comparison groups that differ in .*plot one") as refused:
+        mad.plot(table)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(MadError, match="no record to plot"):
+        mad.plot(mad.records(tmp_path))
+    with pytest.raises(MadError, match="no record to plot"):
+        mad.plot(table[:0])
+
+
+def test_a_deployment_is_a_cells_or_a_victims(outputs, fits):
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours = mad.deploy(cell(), outputs=outputs, device="cpu").session(5)(images)
+    theirs = mad.deploy(victim(), Mad(0.5), outputs=outputs, device="cpu").session(5)(images)
+    assert torch.equal(ours, theirs)
+    assert fits == []  # the victim is kept
+    assert not torch.allclose(ours, mad.deploy(victim(), outputs=outputs, device="cpu").session()(images), atol=0.01)
+    with pytest.raises(MadError, match=r"^a cell has a defense of its own: .*a victim and a defense$"):
+        mad.deploy(cell(), Mad(0.5), outputs=outputs, device="cpu")
+    mad.deploy(victim(), outputs=None, device="cpu")
+    assert fits == ["victim toy"]

@@ -1,0 +1,87 @@
+"""Settings of an adversary are compared on images of its pool that it did not ask about."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from toys import CPU, Blobs, cell, trainer
+
+from mad.attacks import Attack, Stolen
+from mad.attacks.base import ask, drawn
+from mad.attacks.jbda import Jbda
+from mad.defenses.mad import Mad
+from mad.errors import MadError
+from mad.knockoff import Knockoff
+from mad.selection import HELD, held_out_agreement
+from mad.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Untested(Blobs):
+    """Blobs whose test split is asked for its labels only: nobody may judge by it."""
+
+    def test(self):
+        images, labels = super().test()
+        return type(super().test())(images * 0, labels * 0)
+
+
+def test_a_good_thief_agrees_and_a_bad_one_does_not(tmp_path, fits):
+    good = held_out_agreement(cell(), Store(tmp_path), CPU)
+    bad = held_out_agreement(cell(knockoff=Knockoff(trainer(), learning_rate=1e-9)), Store(tmp_path), CPU)
+    assert good.images == bad.images == 150
+    assert good.share > 0.9 > 0.6 > bad.share
+    assert fits == ["victim toy", "knockoff", "knockoff"]  # the victim is kept
+    assert not list(tmp_path.rglob("record.json"))
+    assert held_out_agreement(cell(), Store(tmp_path), CPU) == good
+
+
+def test_neither_the_defense_nor_the_test_split_plays_a_part(tmp_path):
+    plain = held_out_agreement(cell(), Store(tmp_path), CPU)
+    assert held_out_agreement(cell(defense=Mad(2.0)), Store(tmp_path), CPU) == plain
+    blind = replace(cell(), victim=replace(cell().victim, dataset=Untested()))
+    assert held_out_agreement(blind, Store(tmp_path), CPU) == plain
+
+
+@dataclass(frozen=True)
+class Own(Attack):
+    """Return a network that answers with one class, and no transfer set."""
+
+    name = "own"
+
+    def run(self, api, pool, adversary):
+        ask(api, pool, drawn(pool, adversary, api.budget))
+        network = adversary.untrained()
+        network.head.weight.data.zero_()
+        network.head.bias.data.copy_(torch.eye(4)[2])
+        return Stolen(network=network.eval())
+
+
+def test_a_network_of_the_attacks_own_is_judged(tmp_path):
+    found = held_out_agreement(cell(attack=Own(80)), Store(tmp_path), CPU)
+    assert found.images == 120
+    assert 0.15 < found.share < 0.35
+
+
+def test_an_attack_that_makes_images_of_its_own_is_judged_on_those_that_it_did_not_start_from(tmp_path):
+    assert held_out_agreement(cell(attack=Jbda(40, seeds=20, epochs=1)), Store(tmp_path), CPU).images == 180
+
+
+def test_no_more_than_ten_thousand_are_held_out(tmp_path):
+    large = cell(pool=Blobs(shape=(1, 8, 8), size=HELD + 60))
+    assert held_out_agreement(large, Store(tmp_path), CPU).images == HELD
+
+
+def test_an_attack_that_asks_about_the_whole_pool_is_refused(tmp_path):
+    with pytest.raises(MadError, match=r"asks about the whole pool.*lower attack\.budget"):
+        held_out_agreement(cell(budget=200), Store(tmp_path), CPU)
+
+
+@dataclass(frozen=True)
+class Poolless(Own):
+    needs_pool = False
+
+
+def test_an_attack_without_a_pool_is_refused_before_training(tmp_path, fits):
+    with pytest.raises(MadError, match="attack own has no pool to hold images out of"):
+        held_out_agreement(cell(attack=Poolless(20)), Store(tmp_path), CPU)
+    assert fits == []
