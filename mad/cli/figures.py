@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mad.cli import configs
 from mad.cli.command import Parser, command
@@ -85,14 +86,21 @@ def figures_of(groups: DataFrame) -> dict[Path, tuple[DataFrame, str]]:
 
     found = {}
     for _, rows in groups.groupby("comparison_group"):
-        # Neither columns that only other groups have nor their order and types in the whole table count.
-        own = rows.dropna(axis=1, how="all").sort_index(axis=1).convert_dtypes(convert_string=False)
-        text = f"{package()} {own.to_csv(index=False)}"
-        found[Path("figures", file_name(rows.iloc[0]))] = (
-            rows,
-            hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest(),
-        )
+        # Neither columns that only other groups have, nor their order and types in the whole table, count.
+        own = [{name: whole(each) for name, each in row.items() if not empty(each)} for row in rows.to_dict("records")]
+        text = package() + json.dumps(own, sort_keys=True, default=str)
+        found[Path("figures", file_name(rows.iloc[0]))] = rows, hashlib.sha256(text.encode()).hexdigest()
     return found
+
+
+def empty(value: Any) -> bool:
+    """Tell whether a record has nothing in a column."""
+    return value is None or value != value
+
+
+def whole(value: Any) -> Any:
+    """Return a whole number as such, also where its column is of floats; anything else as it is."""
+    return int(value) if isinstance(value, (bool, float)) and float(value).is_integer() else value
 
 
 def is_drawn(outputs: Path, path: Path, stamp: str) -> bool:
