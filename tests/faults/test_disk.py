@@ -24,7 +24,7 @@ def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     try:
-        mounted = mount("size=512k").returncode == 0
+        mounted = mount("size=1m").returncode == 0
     except FileNotFoundError:
         mounted = False
     if not mounted:
