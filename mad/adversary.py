@@ -84,10 +84,12 @@ class Adversary(Knowledge):
         answers, rows = transfer.answers[:count], transfer.rows[:count]
         if not self.recovery.needs_images and answers.numel() <= VALUES:
             return self.recovered(answers)
-        size = batch_limit(EVALUATION_BATCH, self.shape)
-        images = (to_unit_range(each) for each in batches(transfer.images, rows, size, self.device))
-        found = [self.recovered(some, each) for some, each in zip(answers.split(size), images, strict=True)]
-        return torch.cat(found)
+        parts = answers.split(batch_limit(EVALUATION_BATCH, self.shape))
+        if not self.recovery.needs_images:  # images may be slow to decode
+            return torch.cat([self.recovered(some) for some in parts])
+        images = batches(transfer.images, rows, len(parts[0]), self.device)
+        both = zip(parts, images, strict=True)
+        return torch.cat([self.recovered(some, to_unit_range(each)) for some, each in both])
 
     def save(self, api: BlackBox, **state: Any) -> None:
         """Save a checkpoint: the API's counters, and the attack's own state; see ``Checkpoint.save``."""

@@ -145,7 +145,7 @@ class Cell:
             store: stores the networks that it trains, and its checkpoints; None stores nothing.
         """
         dataset, knows = self.victim.dataset, self.recovery.knows
-        resumes = store is not None and not self.defense.stateful  # a stateful defense's state is not saved
+        keeps = None if self.defense.stateful else store  # a stateful defense's state is not saved
         return Adversary(
             knockoff=self.knockoff,
             recovery=self.recovery,
@@ -157,7 +157,7 @@ class Cell:
             defense=self.defense if "the defense" in knows else None,
             victim=self.victim if "the victim's data" in knows else None,
             store=store,
-            checkpoint=Checkpoint(store.outputs, self.path.parent) if store is not None and resumes else None,
+            checkpoint=None if keeps is None else Checkpoint(keeps.outputs, self.path.parent),
         )
 
     def labels(self) -> Tensor:

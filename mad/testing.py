@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mad import plugins, schema, simplex
+from mad import plugins, simplex
 from mad.adversary import Adversary
 from mad.attacks import Attack, Stolen, TransferSet
-from mad.context import Context
 from mad.datasets import Split, checked
 from mad.defenses import Defense, Undefended
 from mad.deployment import deploy
@@ -58,6 +57,9 @@ class Blobs:
     size: int = 200
     name: str = "blobs"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))  # a list in a YAML file
+
     def train(self) -> Split:
         """Return the training split."""
         return self.split("train")
@@ -72,15 +74,12 @@ class Blobs:
         assert isinstance(drawn, Tensor)
         return drawn
 
-    def labels(self) -> Tensor:
-        """Return the labels of the pool's images."""
-        return torch.arange(self.size) % self.classes
-
     def split(self, part: str) -> Split:
         """Return the images and labels of a part, whose name is the seed of the noise."""
-        centers = torch.randint(0, 200, (self.classes, *self.shape), generator=generator(0, "centers"))
+        centers = torch.randint(0, 200, (self.classes, *self.shape), generator=generator(0, "centres"))
+        labels = torch.arange(self.size) % self.classes
         noise = torch.randint(0, 56, (self.size, *self.shape), generator=generator(0, part))
-        return Split((centers[self.labels()] + noise).to(torch.uint8), self.labels())
+        return Split((centers[labels] + noise).to(torch.uint8), labels)
 
 
 class Linear(nn.Module):
@@ -108,7 +107,8 @@ def toy_victim(classes: int = 4) -> Victim:
 def toy_adversary(recovery: Recovery | None = None, classes: int = 4, **given: Any) -> Adversary:
     """Return an adversary of a toy victim; ``given`` are further fields of ``Adversary``."""
     blobs, knockoff = Blobs(classes), Knockoff(trainer(), Linear)
-    known = {"shape": blobs.shape, "classes": classes, "seed": 0, "device": CPU, "labels": blobs.labels()}
+    labels = blobs.test().labels  # the pool's, too
+    known = {"shape": blobs.shape, "classes": classes, "seed": 0, "device": CPU, "labels": labels}
     return Adversary(knockoff=knockoff, recovery=recovery or AsAnswered(), **{**known, **given})
 
 
@@ -126,13 +126,8 @@ def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
         raise MadError(f"{who}: strength_parameter must name one of its fields, got {defense.strength_parameter!r}")
     for count in classes:
         victim = toy_victim(count)
-        defense.check(victim)
         with untouched(who, defense):
-            context = Context(victim, victim.untrained(seed=0, purpose="victim"), 0, CPU)
-            served = defense.serve(context)
-            context = replace(context, model=served)
-            first, again = defense.prepared(context), defense.prepared(context)
-            schema.check(first.columns(context), who, defense.schema)
+            first, again = (deploy(victim, defense).defense for _ in range(2))
         images = torch.rand(ROWS, *victim.dataset.shape, generator=generator(count, "images"))
         twin = torch.softmax(logits_of(victim.untrained(seed=0, purpose="surrogate"), images, CPU), dim=1)
         for kind in (*KINDS, "surrogate"):

@@ -247,8 +247,8 @@ def test_images_are_loaded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "SHARED", Cache())
     monkeypatch.setattr(cached, "KEPT", Cache())
     loaded = []
-    split = Blobs._split
-    monkeypatch.setattr(Blobs, "_split", lambda self, part: loaded.append(part) or split(self, part))
+    split = Blobs.split
+    monkeypatch.setattr(Blobs, "split", lambda self, part: loaded.append(part) or split(self, part))
     for epsilon in (0.5, 0.1):
         pipeline.run(cell(epsilon), Store(tmp_path), CPU)
     assert sorted(loaded) == ["pool", "test", "train"]

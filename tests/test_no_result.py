@@ -70,7 +70,7 @@ class LabelledBlobs(Blobs):
     """Blobs that say which class each is of."""
 
     def labels(self):
-        return self._split("pool").labels
+        return self.split("pool").labels
 
 
 @dataclass(frozen=True)

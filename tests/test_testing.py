@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from toys import Tiny
 
-from mad import testing
 from mad.attacks import Stolen, TransferSet
 from mad.attacks.adaptive import KnockoffAdaptive
 from mad.attacks.jbda import Jbda
@@ -204,12 +203,6 @@ def test_a_victim_that_mixes_images_is_named():
         check_victim(replace(toy_victim(), architecture=Mixing))
     with pytest.raises(MadError, match=r"victim toy must answer .* with logits \(2, 4\)"):
         check_victim(replace(toy_victim(), architecture=lambda shape, classes: nn.Flatten()))
-
-
-def test_the_toys_are_those_of_these_tests():
-    blobs = testing.Blobs()
-    assert torch.equal(blobs.labels(), blobs.test().labels)
-    assert len(blobs.images((1, 8, 8))) == blobs.size
 
 
 @dataclass

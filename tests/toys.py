@@ -12,45 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.cli import configs
-from mad.datasets import Split
 from mad.defenses.mad import Mad
 from mad.errors import MadError
 from mad.knockoff import Knockoff
 from mad.pipeline import Cell
 from mad.recoveries import AsAnswered
-from mad.seeds import generator
+from mad.testing import Blobs
 from mad.training import Trainer
 from mad.victim import Victim
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Blobs:
-    """Noisy copies of one random image a class; as a pool, the same in other noise."""
-
-    classes: int = 4
-    shape: tuple[int, int, int] = (1, 8, 8)
-    size: int = 200
-    name: str = "blobs"
-
-    def __post_init__(self):
-        object.__setattr__(self, "shape", tuple(self.shape))
-
-    def train(self) -> Split:
-        return self._split("train")
-
-    def test(self) -> Split:
-        return self._split("test")
-
-    def images(self, shape):
-        return self._split("pool").images
-
-    def _split(self, part: str) -> Split:
-        centres = torch.randint(0, 200, (self.classes, *self.shape), generator=generator(0, "centres"))
-        labels = torch.arange(self.size) % self.classes
-        noise = torch.randint(0, 56, (self.size, *self.shape), generator=generator(0, part))
-        return Split((centres[labels] + noise).to(torch.uint8), labels)
 
 
 @dataclass(frozen=True)

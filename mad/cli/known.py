@@ -45,26 +45,22 @@ class Known:
     label: str
 
 
-def find(config: DictConfig) -> Known | None:
-    """Return the records of a config's cell if they were remembered and are all whole; else None."""
+def find(config: DictConfig) -> tuple[Known, list[Record]] | None:
+    """Return where the records of a config's cell are, and these, if they were remembered and are all whole; else None.
+
+    The records are the reference's and the cell's, or the one that is both.
+    """
     usual = config.force is False and config.device in ("auto", "cpu") and not config.grid
     if not usual or not isinstance(config.threads, int) or config.threads < 1:
         return None
     with suppress(OSError, ValueError, TypeError, MadError):
         known = Known(**json.loads(below(outputs_of(config), file_of(config)).read_text()))
-        if all(records(config, known)):
-            return known
+        paths = dict.fromkeys((known.reference, known.record))
+        found = [read_record(below(outputs_of(config), Path(path))) for path in paths]
+        whole = [record for record in found if record is not None]
+        if len(whole) == len(paths):
+            return known, whole
     return None
-
-
-def records(config: DictConfig, known: Known) -> list[Record | None]:
-    """Return the reference's record and the cell's, or the one that both are; None for a missing one.
-
-    Raises:
-        MadError: if one is damaged.
-    """
-    paths = dict.fromkeys((known.reference, known.record))
-    return [read_record(below(outputs_of(config), Path(path))) for path in paths]
 
 
 def remember(config: DictConfig, cell: Cell, label: str) -> None:

@@ -10,11 +10,14 @@ import hydra
 from omegaconf import DictConfig
 
 from mad.cli import grid, known, messages
+from mad.schema import Record
 
 if TYPE_CHECKING:
     from mad.cell import Cell
 
-KEPT: dict[tuple[str, ...], known.Known] = {}  # of the sweep that this process launches: its jobs that are done
+KEPT: dict[
+    tuple[str, ...], tuple[known.Known, list[Record]]
+] = {}  # of the sweep that this process launches: its jobs that are done
 PLAN = "cells.jsonl"  # in a sweep's folder
 
 
@@ -38,7 +41,7 @@ def plan(jobs: list[grid.Job]) -> list[Planned]:
             kept = known.find(config)
             if kept is not None:
                 KEPT[tuple(job)] = kept
-            both = reference_and_cell(config, kept, label)
+            both = reference_and_cell(config, kept[0] if kept else None, label)
         except Exception as error:
             found[label] = Planned(label, error=messages.one_line(error))
             continue

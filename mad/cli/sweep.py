@@ -11,7 +11,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from mad.cli import grid, known, launchers, sweep_folder
+from mad.cli import grid, launchers, sweep_folder
 from mad.cli.configs import outputs_of
 from mad.cli.figures import finish
 from mad.cli.messages import report
@@ -41,21 +41,21 @@ class Sweep(Callback):
                 lines = [json.dumps(dataclasses.asdict(cell), default=str) + "\n" for cell in plan(jobs)]
                 write(folder / PLAN, "".join(lines).encode())
             first = launched(jobs)  # Hydra numbers the jobs that it launches from 0
-            kept = [job for job in jobs if job not in first]
+            kept = [job for job in jobs if tuple(job) in KEPT]
             sweep_folder.plan(folder, [*first, *kept])  # a job that dies cannot write its own note
             for number, job in enumerate(kept, len(first)):
-                self.keep(config, folder, number, job)
+                self.keep(folder, number, job)
         except Exception as error:
             report(error)
             sys.exit(1)
 
-    def keep(self, config: DictConfig, folder: Path, number: int, job: grid.Job) -> None:
+    def keep(self, folder: Path, number: int, job: grid.Job) -> None:
         """Note that a job is done, and say so; nothing is launched for it."""
-        found = KEPT[tuple(job)]
-        for record in known.records(config, found):
-            tell(record or {}, "kept")
+        place, records = KEPT[tuple(job)]
+        for record in records:
+            tell(record, "kept")
         sweep_folder.start(folder, number, {"overrides": job, "doubt": None})
-        err.print(sweep_folder.over(folder, number, {"record": found.record}, made=False), soft_wrap=True)
+        err.print(sweep_folder.over(folder, number, {"record": place.record}, made=False), soft_wrap=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read the notes of the sweep's jobs; write figures, print the table and the failures."""

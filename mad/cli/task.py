@@ -91,9 +91,10 @@ def run_cell(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool]
     """
     found = known.find(config)
     if found is not None:
-        for record in known.records(config, found):
-            tell(record or {}, "kept")
-        return Path(found.record), False
+        kept_at, records = found
+        for each in records:
+            tell(each, "kept")
+        return Path(kept_at.record), False
     from mad.cli.compose import cell_of
     from mad.device import choose, use_threads  # imports torch, so only after the config is checked
     from mad.pipeline import run

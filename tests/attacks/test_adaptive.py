@@ -29,7 +29,7 @@ class Sorted(Blobs):
     """A pool with labels."""
 
     def labels(self):
-        return self._split("pool").labels
+        return self.split("pool").labels
 
 
 @dataclass(frozen=True)

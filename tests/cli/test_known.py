@@ -147,8 +147,9 @@ def test_what_the_command_must_look_at_is_not_found_at_once(tmp_path, monkeypatc
     file = tmp_path / known.file_of(compose(*usual))
     file.parent.mkdir()
     file.write_text(json.dumps(asdict(remembered)))
-    monkeypatch.setattr(known, "records", lambda *_: [{"whole": True}])
-    assert known.find(compose(*usual, *words)) == (remembered if found else None)
+    monkeypatch.setattr(known, "read_record", lambda path: {"at": path.name})
+    records = [{"at": "a"}, {"at": "b"}]
+    assert known.find(compose(*usual, *words)) == ((remembered, records) if found else None)
 
 
 def row(group, defense, strength, **more):

@@ -6,37 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mad.datasets import Split
-from mad.seeds import generator
+from mad import testing
 from mad.training import Trainer
 
 
 @dataclass(frozen=True)
-class Blobs:
-    """Noisy copies of one random image a class; as a pool, the same in other noise."""
+class Blobs(testing.Blobs):
+    """The same, smaller."""
 
-    name: str = "toy"
-    classes: int = 4
     shape: tuple[int, int, int] = (1, 4, 4)
     size: int = 120
-
-    def __post_init__(self):
-        object.__setattr__(self, "shape", tuple(self.shape))
-
-    def train(self) -> Split:
-        return self._split("train")
-
-    def test(self) -> Split:
-        return self._split("test")
-
-    def images(self, shape):
-        return self._split("pool").images
-
-    def _split(self, part: str) -> Split:
-        centres = torch.randint(0, 200, (self.classes, *self.shape), generator=generator(0, "centres"))
-        labels = torch.arange(self.size) % self.classes
-        noise = torch.randint(0, 56, (self.size, *self.shape), generator=generator(0, part))
-        return Split((centres[labels] + noise).to(torch.uint8), labels)
+    name: str = "toy"
 
 
 class Linear(nn.Module):
