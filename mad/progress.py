@@ -34,7 +34,7 @@ REFRESHES_A_SECOND = 4
 plain = False  # True prints lines instead of bars, if several processes print at once
 
 
-def fitting(name: int, width: int) -> list[ProgressColumn]:
+def columns_for(name: int, width: int) -> list[ProgressColumn]:
     """Return the columns of a progress bar that fit a terminal; the time left is the last to be dropped.
 
     Args:
@@ -67,7 +67,7 @@ def bar(task: str, total: int) -> Iterator[Callable[[int, str, Tensor | None], N
 
     Yields a function of (images done since its last call, stage, loss). Nothing is drawn if stderr is not a terminal.
     """
-    columns = fitting(len(task), err.width)
+    columns = columns_for(len(task), err.width)
     watched = err.is_terminal and not plain
     with Progress(*columns, console=err, disable=not watched, refresh_per_second=REFRESHES_A_SECOND) as progress:
         row = progress.add_task(task, total=total, stage="", loss="", rate="")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
+from toys import exit_code
 
 from mad.cli import data
 from mad.cli import run as run_command
@@ -51,12 +52,7 @@ def mad_data(monkeypatch):
     """Start mad-data in this process, and return its exit code."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mad-data", *map(str, arguments)])
-        try:
-            data.main()
-        except SystemExit as ended:
-            return ended.code
-        return 0
+        return exit_code(monkeypatch, data.main, "mad-data", *arguments)
 
     return call
 
@@ -73,12 +69,7 @@ def mad_run(tmp_path, monkeypatch, capfd):
     def call(*arguments):
         GlobalHydra.instance().clear()
         wishes = {name: os.environ.get(name) for name in ("HYDRA_FULL_ERROR", TRACEBACK)}
-        monkeypatch.setattr(sys, "argv", ["mad-run", *arguments])
-        code = 0
-        try:
-            run_command.main()
-        except SystemExit as exit_:
-            code = exit_.code
+        code = exit_code(monkeypatch, run_command.main, "mad-run", *arguments)
         for name, value in wishes.items():  # mad-run changes them for the rest of its process
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
         return code, *capfd.readouterr()

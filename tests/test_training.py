@@ -365,7 +365,7 @@ def test_large_images_are_moved_batch_by_batch(monkeypatch, rows):
     targets = SPLIT.labels[: 41 if rows is None else 40]
 
     def moves(limit):
-        monkeypatch.setattr("mad.datasets.base.WHOLE", limit)
+        monkeypatch.setattr("mad.datasets.base.IN_MEMORY", limit)
         with Moves() as moved:
             sizes = [len(batch) for batch in batches(images, rows, 20, device)]
         model, how = Tiny((1, 8, 8), 4), {"rows": rows, "seed": 0, "device": device, "task": "test"}
@@ -382,7 +382,7 @@ def test_large_images_are_moved_batch_by_batch(monkeypatch, rows):
 
 def test_large_images_train_to_the_same_bits(monkeypatch):
     small = weights(fitted(trainer(augment="crop")))
-    monkeypatch.setattr("mad.datasets.base.WHOLE", 0)
+    monkeypatch.setattr("mad.datasets.base.IN_MEMORY", 0)
     assert torch.equal(small, weights(fitted(trainer(augment="crop"))))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import hydra
@@ -114,3 +115,13 @@ def build(node, **changes):
 
 def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (configs.config_dir() / group).glob("*.yaml"))
+
+
+def exit_code(monkeypatch, main, *line):
+    """Enter a command in this process, by the words of its line; return its exit code."""
+    monkeypatch.setattr(sys, "argv", list(map(str, line)))
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code
+    return 0

@@ -133,7 +133,7 @@ class Jacobian(Attack):
                 for some, of in zip(parents.split(size), torch.arange(held, new.stop).split(size), strict=True):
                     images[some] = images[of]
             held = new.stop
-            if images.nbytes <= base.WHOLE:
+            if images.nbytes <= base.IN_MEMORY:
                 adversary.save(
                     api, images=images[:held].clone(), answers=answers[:held].clone(), rate=rate, turn=turn + 1
                 )

@@ -14,7 +14,7 @@ from torch.utils import data
 
 from mad.errors import MadError
 
-WHOLE = 1_000_000_000  # the most bytes of images that are kept in memory or moved to a device at once
+IN_MEMORY = 1_000_000_000  # the most bytes of images that are kept in memory or moved to a device at once
 WORKERS = min(8, os.cpu_count() or 1)
 VALUES = 10_000_000  # numbers in a batch: 66 images of 224 x 224; activations of 1000 of them would take tens of GB
 
@@ -133,12 +133,12 @@ def batch_limit(size: int, shape: Sequence[int]) -> int:
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Return images on a device. Above ``WHOLE`` bytes they stay where they are, and ``batches`` moves each batch."""
-    return images if images.nbytes > WHOLE else images.to(device)
+    """Return images on a device; above ``IN_MEMORY`` bytes they stay, and ``batches`` moves each batch."""
+    return images if images.nbytes > IN_MEMORY else images.to(device)
 
 
 def allocate(*shape: int) -> Tensor:
-    """Return an uninitialized float32 tensor for images, on the CPU; above ``WHOLE`` bytes, in a file in TMPDIR.
+    """Return an uninitialized float32 tensor for images, on the CPU; above ``IN_MEMORY`` bytes, in a file in TMPDIR.
 
     The file has no name. Its disk space is freed with the tensor, or when the process ends in any way.
 
@@ -146,7 +146,7 @@ def allocate(*shape: int) -> Tensor:
         MadError: if the disk has too little free space.
     """
     size = math.prod(shape)
-    if 4 * size <= WHOLE:
+    if 4 * size <= IN_MEMORY:
         return torch.empty(shape)
     try:
         with tempfile.NamedTemporaryFile(prefix="mad-") as file:
@@ -164,7 +164,7 @@ def batches(images: Images, rows: Tensor | None, size: int, device: torch.device
     """Yield batches (size, C, H, W) on a device, in the dtype of the images; ``to_unit_range`` makes them floats.
 
     Args:
-        images: uint8 or float, (N, C, H, W). A tensor of no more than ``WHOLE`` bytes is moved to the device as a
+        images: uint8 or float, (N, C, H, W). A tensor of no more than ``IN_MEMORY`` bytes is moved to the device as a
             whole; for several passes, move it there first with ``to_device``.
         rows: int64 (B,), which images and in which order; None for all of them in order.
         size: images per batch; the last batch may be smaller.

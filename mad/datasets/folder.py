@@ -90,7 +90,7 @@ class ImageFolder:
         return images
 
     def images(self, shape: tuple[int, int, int]) -> Images:
-        """Return the images, uint8 (N, C, H, W): in memory, or as a stream if they are above ``WHOLE`` bytes.
+        """Return the images, uint8 (N, C, H, W): in memory, or as a stream if they are above ``IN_MEMORY`` bytes.
 
         Raises:
             MadError: if the shape does not have 1 or 3 channels, if a file is not a valid image (of a stream only the
@@ -188,5 +188,7 @@ class Files:
 
 
 def loaded(stream: Files) -> Images:
-    """Return the images of a stream in memory, (N, C, H, W), or the stream itself if they are above ``WHOLE`` bytes."""
-    return stream if math.prod(stream.shape) > base.WHOLE else torch.stack([stream[row] for row in range(len(stream))])
+    """Return a stream's images in memory, (N, C, H, W); above ``IN_MEMORY`` bytes, the stream itself."""
+    if math.prod(stream.shape) > base.IN_MEMORY:
+        return stream
+    return torch.stack([stream[row] for row in range(len(stream))])

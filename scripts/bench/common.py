@@ -85,11 +85,11 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], given: argparse.Namespace) -> None:
-    """Print rows as a table, and write them with the machine's facts to ``--json``.
+    """Print rows as a table, and write them with what the machine is to ``--json``.
 
     A row's ``bar`` and ``met`` columns, where it has them, say what was promised and whether it was kept.
     """
-    facts = machine(given.device)
+    described = machine(given.device)
     console = Console(width=160, highlight=False)
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     headings = list(dict.fromkeys(key for row in rows for key in row))
@@ -98,10 +98,10 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], given: argparse.Namesp
     for row in rows:
         table.add_row(*(show(row.get(heading)) for heading in headings))
     console.print(table)
-    console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    console.print(", ".join(f"{key} {value}" for key, value in described.items()))
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps({"title": title, "machine": facts, "rows": list(rows)}, indent=2) + "\n")
+        given.json.write_text(json.dumps({"title": title, "machine": described, "rows": list(rows)}, indent=2) + "\n")
         console.print(str(given.json))
 
 

@@ -28,10 +28,10 @@ from mad.gradients import theta
 from mad.training import place
 
 CLASSES = 10
-THETA, WHOLE, CHUNKED, PASSES = "closed forms", "vmap(jacrev)", "vmap(jacrev), chunked", "one pass a class"
+THETA, IN_MEMORY, CHUNKED, PASSES = "closed forms", "vmap(jacrev)", "vmap(jacrev), chunked", "one pass a class"
 # What a call of each method takes: images, and of those at once. Ten gradients of VGG16-BN are 590 MB an image.
 NETWORKS: dict[str, Any] = {
-    "lenet": (LeNet, (1, 28, 28), {THETA: (256, 0), WHOLE: (256, 256), CHUNKED: (256, 8), PASSES: (8, 1)}),
+    "lenet": (LeNet, (1, 28, 28), {THETA: (256, 0), IN_MEMORY: (256, 256), CHUNKED: (256, 8), PASSES: (8, 1)}),
     "vgg16_bn": (VGG16BN, (3, 32, 32), {THETA: (17, 0), CHUNKED: (2, 1), PASSES: (2, 1)}),
 }
 FASTER, SMALLER = 10, 0.1
@@ -135,7 +135,7 @@ def measure(network: str, rate: float, given: Any) -> list[dict[str, Any]]:
         }
         if method == THETA:
             row |= {"Mflop/image": operations / 1e6, "of roofline": 1000 * operations / milliseconds / rate}
-        if method == WHOLE:
+        if method == IN_MEMORY:
             row["bar"] = f"ours {FASTER}x as fast, {SMALLER:g} of the memory"
             row["met"] = row["times ours"] >= FASTER and memory[THETA] <= SMALLER * memory[method]
         rows.append(row)

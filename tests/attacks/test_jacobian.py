@@ -298,7 +298,7 @@ def test_a_large_set_lies_in_a_file_that_nobody_sees(attack, monkeypatch, tmp_pa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     small = steal(attack, 95)[0]
     assert small.images.untyped_storage().filename is None
-    monkeypatch.setattr("mad.datasets.base.WHOLE", small.images.nbytes - 1)
+    monkeypatch.setattr("mad.datasets.base.IN_MEMORY", small.images.nbytes - 1)
     large = steal(attack, 95)[0]
     assert Path(large.images.untyped_storage().filename).parent == tmp_path
     assert list(tmp_path.glob("mad-*")) == []
@@ -310,7 +310,7 @@ def test_a_large_set_without_room_is_one_line(monkeypatch, tmp_path):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mad.datasets.base.WHOLE", 0)
+    monkeypatch.setattr("mad.datasets.base.IN_MEMORY", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with monkeypatch.context() as patched:
         patched.setattr(os, "posix_fallocate", full)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from toys import exit_code
 
 from mad.cli import configs, select
 
@@ -24,13 +25,7 @@ def mad_select(tmp_path, monkeypatch, capfd):
 
     def call(*arguments):
         GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["mad-select", *arguments])
-        code = 0
-        try:
-            select.main()
-        except SystemExit as ended:
-            code = ended.code
-        return code, *capfd.readouterr()
+        return exit_code(monkeypatch, select.main, "mad-select", *arguments), *capfd.readouterr()
 
     yield call
     GlobalHydra.instance().clear()

@@ -121,7 +121,7 @@ def test_a_large_folder_streams_the_same_images(tmp_path, monkeypatch, shape):
         save(tmp_path, f"{name}.png", np.random.default_rng(name).integers(0, 256, (20 + name, 30, 3)))
     whole = ImageFolder(str(tmp_path)).images(shape)
     assert isinstance(whole, torch.Tensor)
-    monkeypatch.setattr("mad.datasets.base.WHOLE", whole.numel() - 1)
+    monkeypatch.setattr("mad.datasets.base.IN_MEMORY", whole.numel() - 1)
     stream = ImageFolder(str(tmp_path)).images(shape)
     assert not isinstance(stream, torch.Tensor)
     assert (len(stream), tuple(stream.shape)) == (5, (5, *shape))
@@ -131,7 +131,7 @@ def test_a_large_folder_streams_the_same_images(tmp_path, monkeypatch, shape):
 def test_a_large_folder_names_its_broken_image(tmp_path, monkeypatch):
     save(tmp_path, "good.png", np.full((9, 9), 7))
     (tmp_path / "broken.png").write_bytes(b"no image")
-    monkeypatch.setattr("mad.datasets.base.WHOLE", 0)
+    monkeypatch.setattr("mad.datasets.base.IN_MEMORY", 0)
     with pytest.raises(MadError, match=r"^[^\n]*broken\.png[^\n]*$"):
         list(batches(ImageFolder(str(tmp_path)).images((1, 28, 28)), None, 2, CPU))
 

@@ -141,7 +141,7 @@ def test_tiny_imagenet_streams_where_it_is_large(tmp_path, monkeypatch):
     assert isinstance(kept, torch.Tensor)
     assert kept.shape == (3, 3, 32, 32)
     assert tuple(tiny.train().images.shape) == (3, 3, 64, 64)
-    monkeypatch.setattr("mad.datasets.base.WHOLE", kept.numel() - 1)
+    monkeypatch.setattr("mad.datasets.base.IN_MEMORY", kept.numel() - 1)
     stream = tiny.images((3, 32, 32))
     assert not isinstance(stream, torch.Tensor)
     assert torch.equal(torch.cat(list(batches(stream, None, 2, CPU))), kept)

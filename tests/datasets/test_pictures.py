@@ -176,7 +176,7 @@ def test_what_has_no_pixels_is_one_line_that_names_it(tmp_path, monkeypatch, mak
     Image.new("L", (12, 12), 9).save(tmp_path / "a.png")
     make(tmp_path / name)
     if stream:
-        monkeypatch.setattr("mad.datasets.base.WHOLE", 0)
+        monkeypatch.setattr("mad.datasets.base.IN_MEMORY", 0)
     with pytest.raises(MadError, match=rf"^[^\n]*{name}[^\n]*{words}[^\n]*; remove it from the pool[^\n]*$"):
         list(batches(ImageFolder(str(tmp_path)).images((3, 12, 12)), None, 2, CPU))
 
@@ -184,7 +184,7 @@ def test_what_has_no_pixels_is_one_line_that_names_it(tmp_path, monkeypatch, mak
 def test_a_stream_is_looked_through_before_anything_is_trained(tmp_path, monkeypatch):
     Image.new("L", (12, 12), 9).save(tmp_path / "a.png")
     bomb(tmp_path / "b.png")
-    monkeypatch.setattr("mad.datasets.base.WHOLE", 0)
+    monkeypatch.setattr("mad.datasets.base.IN_MEMORY", 0)
     with pytest.raises(MadError, match=r"b\.png"):
         ImageFolder(str(tmp_path)).images((1, 12, 12))
 

@@ -39,7 +39,7 @@ class Moody(Defense):
 
     name = "moody"
 
-    def prepare(self, setting):
+    def prepare(self, context):
         if self.epsilon == 0.3:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.epsilon == 0.4 and not pathlib.Path("hung").exists():

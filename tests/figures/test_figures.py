@@ -54,11 +54,11 @@ ROWS = [
     row("none", 0.0, 1, 0.90, 0.84, 0.0),
     row("random_noise", 0.5, 0, 0.85, 0.75, 0.45),
 ]
-SCENE = records.frame(ROWS)
+GROUP = records.frame(ROWS)
 
 
 def test_curves_are_means_and_deviations_in_percent():
-    mad = tradeoff.curves(SCENE)["mad"]
+    mad = tradeoff.curves(GROUP)["mad"]
     assert mad.index.tolist() == [0, 0.5, 1]
     assert mad["stolen_accuracy"]["mean"].tolist() == pytest.approx([82, 55, 30])
     assert mad["defended_accuracy"]["mean"].tolist() == pytest.approx([90, 87, 70])
@@ -76,22 +76,22 @@ def test_every_defense_and_setting_is_its_own_curve():
 
 
 def test_the_undefended_alone_and_a_defense_alone_are_curves():
-    assert len(tradeoff.curves(SCENE[SCENE.defense == "none"])["none"]) == 1
-    assert tradeoff.curves(SCENE[SCENE.defense == "mad"])["mad"].index.tolist() == [0.5, 1]
+    assert len(tradeoff.curves(GROUP[GROUP.defense == "none"])["none"]) == 1
+    assert tradeoff.curves(GROUP[GROUP.defense == "mad"])["mad"].index.tolist() == [0.5, 1]
 
 
 def test_curves_do_not_touch_the_records():
-    before = SCENE.copy()
-    tradeoff.draw(SCENE)
-    pd.testing.assert_frame_equal(SCENE, before)
+    before = GROUP.copy()
+    tradeoff.draw(GROUP)
+    pd.testing.assert_frame_equal(GROUP, before)
 
 
 @pytest.mark.parametrize(("side", "x"), [(0, "defended_accuracy"), (1, "l1_mean")])
 def test_the_figure_shows_exactly_the_curves(side, x):
-    figure = tradeoff.draw(SCENE)
+    figure = tradeoff.draw(GROUP)
     axes = figure.axes[side]
     drawn = {bars.get_label(): bars.lines[0].get_xydata() for bars in axes.containers}
-    curves = tradeoff.curves(SCENE)
+    curves = tradeoff.curves(GROUP)
     assert set(drawn) == set(curves)
     for label, points in curves.items():
         expected = np.column_stack([points[x]["mean"], points["stolen_accuracy"]["mean"]])
@@ -172,14 +172,14 @@ def test_each_two_curves_differ_in_two_of_hue_marker_and_dash():
 def test_a_name_has_the_same_marks_in_every_figure():
     alone = records.frame([each for each in ROWS if each["defense"] in ("none", "random_noise")])
     found = [
-        {bars.get_label(): bars.lines[0] for bars in tradeoff.draw(each).axes[0].containers} for each in (alone, SCENE)
+        {bars.get_label(): bars.lines[0] for bars in tradeoff.draw(each).axes[0].containers} for each in (alone, GROUP)
     ]
     both = [lines["random_noise"] for lines in found]
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in both}) == 1
 
 
 def test_what_marks_a_place_hides_no_point():
-    for axes in tradeoff.draw(SCENE).axes:
+    for axes in tradeoff.draw(GROUP).axes:
         lines = {line.get_label(): line for line in axes.lines}
         curves = [bars.lines[0] for bars in axes.containers]
         assert lines["undefended"].get_markerfacecolor() == "none"
@@ -193,8 +193,8 @@ def test_what_bars_are_is_said():
     assert "bars: one standard deviation over 3 seeds" in tradeoff.title(records.frame(seeds))
     one = records.frame([each for each in ROWS if each["seed"] == 0])
     assert "one seed, no bars" in tradeoff.title(one)
-    assert "a single seed has none" in tradeoff.title(SCENE)
-    said = [text.get_text() for text in tradeoff.draw(SCENE).legends[0].get_texts()]
+    assert "a single seed has none" in tradeoff.title(GROUP)
+    said = [text.get_text() for text in tradeoff.draw(GROUP).legends[0].get_texts()]
     assert {"mad, 1 to 2 seeds", "random_noise, 1 seed", "undefended, 2 seeds"} <= set(said)
     assert not any("seed" in text.get_text() for text in tradeoff.draw(one).legends[0].get_texts())
 
@@ -215,7 +215,7 @@ def test_a_thief_that_learned_nothing_is_crossed_out():
         assert np.allclose(cross.get_xydata(), [[x, 30]])
     assert drawing.LEARNED_NOTHING in [text.get_text() for text in figure.legends[0].get_texts()]
     older = [{**each, "learned": None} for each in ROWS]  # of records that do not say it beside such that do
-    for table in (SCENE, records.frame(older), records.frame([*older[:3], *ROWS[3:]])):
+    for table in (GROUP, records.frame(older), records.frame([*older[:3], *ROWS[3:]])):
         lines = [line.get_label() for line in tradeoff.draw(table).axes[0].lines]
         assert drawing.LEARNED_NOTHING not in lines
 
@@ -271,7 +271,7 @@ def test_a_long_name_can_be_written_and_still_says_what_differs(letter, tmp_path
 
 
 def test_the_figure_marks_chance_ideal_and_undefended():
-    left, right = tradeoff.draw(SCENE).axes
+    left, right = tradeoff.draw(GROUP).axes
     marks = [{line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in (left, right)]
     ideal = "ideal: no cost, chance for the thief"
     assert np.allclose([marks[0][ideal], marks[1][ideal]], [[[90, 10]], [[0, 10]]])
@@ -280,9 +280,9 @@ def test_the_figure_marks_chance_ideal_and_undefended():
 
 
 def test_the_title_says_what_was_stolen():
-    title = tradeoff.title(SCENE)
+    title = tradeoff.title(GROUP)
     assert all(word in title for word in ("toy", "tiny", "knockoff", "50 queries", "blobs"))
-    assert "argmax" in tradeoff.title(SCENE.assign(recovery="argmax"))
+    assert "argmax" in tradeoff.title(GROUP.assign(recovery="argmax"))
 
 
 def test_a_defense_without_epsilon_is_drawn(tmp_path):
@@ -341,7 +341,7 @@ def test_reading_skips_what_is_no_record(tmp_path, capfd):
     table = records.read(tmp_path)
     assert len(table) == len(ROWS)
     assert " ".join(capfd.readouterr().err.split()).count("was left out") == len(foreign)
-    pd.testing.assert_frame_equal(table[SCENE.columns], SCENE)
+    pd.testing.assert_frame_equal(table[GROUP.columns], GROUP)
 
 
 def test_reading_skips_what_is_no_text(tmp_path):
@@ -355,21 +355,21 @@ def test_nothing_to_read_is_an_empty_table(tmp_path):
 
 
 def test_the_undefended_theft_stands_beside_its_seed():
-    beside = SCENE.set_index("fingerprint").stolen_accuracy_undefended
+    beside = GROUP.set_index("fingerprint").stolen_accuracy_undefended
     assert beside["mad-0.5-0-0"] == 0.80
     assert beside["mad-0.5-1-0"] == 0.84
     assert records.frame(ROWS[:1]).stolen_accuracy_undefended.isna().all()
 
 
 def test_the_order_of_records_does_not_matter():
-    pd.testing.assert_frame_equal(records.frame(ROWS[::-1])[SCENE.columns], SCENE)
+    pd.testing.assert_frame_equal(records.frame(ROWS[::-1])[GROUP.columns], GROUP)
 
 
 def test_csv_comes_back(tmp_path):
-    path = records.write_csv(SCENE, tmp_path)
+    path = records.write_csv(GROUP, tmp_path)
     assert path == tmp_path / "records.csv"
     back = pd.read_csv(path, keep_default_na=False, dtype={"comparison_group": str})
-    pd.testing.assert_frame_equal(back, SCENE, check_dtype=False)
+    pd.testing.assert_frame_equal(back, GROUP, check_dtype=False)
 
 
 def test_names_that_lead_elsewhere_lead_nowhere(tmp_path):

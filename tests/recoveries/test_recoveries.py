@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from toys import CPU, Blobs, cell, victim
+from toys import CPU, Blobs, Streamed, cell, victim
 
 from mad.attacks.adaptive import KnockoffAdaptive
 from mad.attacks.jbda import Jbda
@@ -125,7 +125,7 @@ class Looking(Recovery):
         return answers
 
 
-def test_images_are_those_that_were_answered(tmp_path):
+def test_images_are_those_that_were_answered(tmp_path, monkeypatch):
     pool, rows = Blobs().images((1, 8, 8)), torch.randperm(200)[:130]
     transfer = TransferSet(pool, rows, torch.full((130, 4), 0.25))
     adversary = cell(recovery=Looking()).adversary(CPU)
@@ -133,6 +133,11 @@ def test_images_are_those_that_were_answered(tmp_path):
         SEEN.clear()
         assert adversary.targets(transfer, count).shape == (count or 130, 4)
         assert torch.equal(torch.cat(SEEN), to_unit_range(pool[rows[:count]]))
+    with pytest.raises(MadError, match="cannot be read"):
+        adversary.targets(TransferSet(Streamed(pool, broken=3), torch.arange(5), transfer.answers[:5]))
+    monkeypatch.setattr("mad.adversary.VALUES", 0)  # as if the answers were too many for one call
+    unread = TransferSet(Streamed(pool, broken=3), torch.arange(5), transfer.answers[:5])
+    assert torch.equal(cell(recovery=AsAnswered()).adversary(CPU).targets(unread), unread.answers)
     given = cell(recovery=AsAnswered()).adversary(CPU)
     assert torch.equal(given.targets(transfer), transfer.answers)
     record = run(cell(recovery=Looking(), attack=Online(20, batch_size=4)), Store(tmp_path), CPU)[0]
