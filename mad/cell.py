@@ -23,7 +23,7 @@ from mad.knowledge import KNOWLEDGE
 from mad.recoveries import Recovery
 from mad.schema import Record, merged
 from mad.storage.checkpoint import Checkpoint
-from mad.storage.fingerprint import ADDED, describe, digest, identity, name_of, settings
+from mad.storage.fingerprint import ADDED, describe, digest, identity, settings
 from mad.storage.store import Store
 from mad.victim import Victim
 
@@ -193,7 +193,7 @@ def about(cell: Cell) -> Record:
     return {
         "victim": cell.victim.name,
         "dataset": cell.victim.dataset.name,
-        "architecture": name_of(cell.victim.architecture),
+        "architecture": cell.victim.network_name,
         "pool": cell.pool_name,
         "defense": cell.defense.name,
         "defense_settings": settings(cell.defense),

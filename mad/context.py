@@ -45,7 +45,7 @@ class Context:
 
     def trained(self, recipe: Victim) -> nn.Module:
         """Return the trained network of a victim recipe, in eval mode; with a store, trained once and then loaded."""
-        return recipe.train(self.device) if self.store is None else self.store.victim(recipe, self.device)[0]
+        return recipe.ready(self.device) if self.store is None else self.store.victim(recipe, self.device)[0]
 
     def cached(self, network: nn.Module, about: Any) -> nn.Module:
         """Return a network in eval mode whose logits are cached; without a cache, the network itself."""

@@ -92,7 +92,7 @@ def deploy(
     """
     defense, device = Undefended() if defense is None else defense, torch.device(device)
     defense.check(victim)
-    model, seconds = (victim.train(device), 0.0) if store is None else store.victim(victim, device)
+    model, seconds = (victim.ready(device), 0.0) if store is None else store.victim(victim, device)
     context = Context(victim, model, seed, device, store, cache, live)
     served = defense.serve(context)
     who = f"defense {defense.name}"
@@ -102,6 +102,6 @@ def deploy(
     ready = defense.prepared(context)
     columns = ready.columns(context)
     schema.check(columns, who, defense.schema)
-    clean = context.cached(model, victim.architecture)
+    clean = context.cached(model, [victim.architecture, victim.given])
     again = partial(defense.prepared, context)
     return Deployment(victim, clean, clean if served is model else served, ready, device, seconds, columns, again)

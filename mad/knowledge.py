@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from mad.architectures.untrained import untrained
 from mad.defenses import Defense
 from mad.knockoff import Knockoff
-from mad.seeds import seeded
 from mad.storage.store import Store, kept
 from mad.victim import Victim
 
@@ -47,8 +47,8 @@ class Knowledge:
 
         Initial weights of the recipe, if given, are loaded.
         """
-        with seeded(self.seed, purpose):
-            model = self.knockoff.architecture(shape=self.shape, classes=self.classes)  # type: ignore[misc]
+        assert self.knockoff.architecture is not None  # a cell fills it in
+        model = untrained(self.knockoff.architecture, self.shape, self.classes, self.seed, purpose)
         self.knockoff.start(model)
         return model
 

@@ -117,6 +117,7 @@ def made(
     adversary = cell.adversary(device, store)
     live = (lambda: adversary.live) if cell.attack.online else None
     api = deploy(cell.victim, cell.defense, seed=cell.seed, store=store, device=device, cache=SHARED, live=live)
+    cell.victim.examine(api.model, test, device)
     probe = GradientProbe(adversary, test, budget) if cell.probe else None
     stolen, asked = queried(cell, api, images, budget, adversary, store, probe, force)
 

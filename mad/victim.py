@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from mad.architectures.untrained import untrained
 from mad.datasets import Dataset, Split, checked
 from mad.datasets.held_out import divided
 from mad.errors import MadError, check_name, check_number
 from mad.seeds import seeded
-from mad.storage.fingerprint import ADDED
+from mad.storage.fingerprint import ADDED, name_of
 from mad.training import Trainer
 
 Architecture = Callable[..., nn.Module]  # called with (shape, classes)
@@ -48,8 +51,39 @@ class Victim:
         object.__setattr__(self, "trainer", self.trainer.but(epochs=self.epochs))
         object.__setattr__(self, "epochs", None)
 
+    @property
+    def given(self) -> Any:
+        """What identifies a network that is given and not trained, see ``mad.own``; None for one that is trained."""
+        return None
+
+    @property
+    def network_name(self) -> str:
+        """The name of the victim's network, for records and tables."""
+        return name_of(self.architecture)
+
+    def ready(self, device: torch.device, outputs: Path | None = None) -> nn.Module:
+        """Return the victim's network, in eval mode on ``device``: trained, or as it is given.
+
+        Args:
+            device: where to compute.
+            outputs: the outputs folder, where a given network may keep what it paid for; None keeps nothing.
+        """
+        return self.train(device)
+
+    def check_trainable(self, who: str) -> None:
+        """Raise MadError if the victim cannot be trained anew; ``who`` wants to."""
+
+    def check_open(self, who: str) -> None:
+        """Raise MadError if the victim's weights and gradients cannot be had; ``who`` needs them."""
+
+    def examine(self, network: nn.Module, test: Split, device: torch.device) -> None:
+        """Check the network on the test split before anything is stolen; a trained victim needs no check."""
+
     def untrained(self, architecture: Architecture | None = None, *, seed: int, purpose: str) -> nn.Module:
         """Return a randomly initialized network for this victim's images and classes, in eval mode.
+
+        A network for any purpose but ``"victim"`` has random weights even if its factory loads some; see
+        ``mad.architectures.untrained``.
 
         Args:
             architecture: replaces the victim's architecture.
@@ -57,6 +91,8 @@ class Victim:
             purpose: what the network is for, such as ``"victim"`` or ``"surrogate"``.
         """
         make = architecture or self.architecture
+        if purpose != "victim":
+            return untrained(make, self.dataset.shape, self.dataset.classes, seed, purpose)
         with seeded(seed, purpose):
             return make(shape=self.dataset.shape, classes=self.dataset.classes).eval()
 

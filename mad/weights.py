@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import re
+import warnings
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,38 +19,89 @@ WRAPPERS = re.compile(r"((module|model|network|_orig_mod)\.)+")  # what may stan
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER = "num_batches_tracked"  # no answer depends on it, and older files lack it
 SHOWN = 3
+NESTED = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "network",
+    "net",
+    "weights",
+    "params",
+)  # where checkpoints hold them
 
 
-def load_into(model: nn.Module, content: bytes) -> str:
-    """Load the weights of a safetensors file into a network; return what was loaded and what was not.
+def read(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, or of a state dict that ``torch.save`` wrote, by name.
+
+    A state dict may lie inside a checkpoint, under one of the names in ``NESTED``. No code of the file is run.
+
+    Raises:
+        MadError: if the file is neither; the text goes on a sentence that names the file.
+    """
+    from safetensors.torch import load
+
+    archive_or_pickle = content[:2] == b"PK" or content[:1] == b"\x80"
+    if content[8:9] == b"{" or not archive_or_pickle:  # a safetensors file begins with a length, then JSON
+        try:
+            return load(content)
+        except Exception as error:
+            advice = "save it with safetensors.torch.save_file"
+            raise MadError(f"cannot be read as safetensors ({error}): is it whole? {advice}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles by other programs
+            found: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise MadError(
+            "holds more than tensors, and opening it could run any code: where it was made, write the weights only, "
+            "with safetensors.torch.save_file(model.state_dict(), FILE)"
+        ) from error
+    except Exception as error:
+        raise MadError(f"cannot be read as a file of torch.save ({first_line(error)}): is it whole?") from error
+    while isinstance(found, Mapping):
+        tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+        inner = next((found[name] for name in NESTED if isinstance(found.get(name), Mapping)), None)
+        if tensors or inner is None:
+            break
+        found = inner
+    else:
+        tensors = {}
+    if not tensors:
+        raise MadError("holds no state dict: save model.state_dict()")
+    return tensors
+
+
+def first_line(error: Exception) -> str:
+    """Return the beginning of an error's text, at most 150 characters."""
+    return " ".join(str(error).split())[:150] or type(error).__name__
+
+
+def load_into(model: nn.Module, content: bytes, *, whole: bool = False) -> str:
+    """Load the weights of a file into a network; return what was loaded and what was not.
 
     All but the last layer must be there, in the network's shapes; the last layer is loaded whole or left as it was.
     Names may have a prefix of ``WRAPPERS``, in the file or in the network.
 
     Args:
         model: changed in place, or not at all.
-        content: the file's.
+        content: the file's, as ``read`` takes it.
+        whole: the last layer must be there, too.
 
     Raises:
         MadError: if the file does not hold that; the text goes on a sentence that names the file.
     """
-    from safetensors.torch import load
-
-    try:
-        given = load(content)
-    except Exception as error:
-        raise MadError(f"cannot be read as safetensors ({error}): save it with safetensors.torch.save_file") from error
+    given = read(content)
     own, last = model.state_dict(), last_path(model) + "."
     named = pairs(given, own)
     fits = {name: theirs for name, theirs in named.items() if given[theirs].shape == own[name].shape}
     absent = [name for name in own if name not in fits]
-    body = [name for name in absent if not name.startswith(last) and not name.endswith(COUNTER)]
-    if body:
-        why = [f"{name} {shape(own[name])} {fault(given, named.get(name))}" for name in body]
-        raise MadError(
-            f"fits {len(fits)} of the network's {len(own)} tensors, and must fit all but the last layer's: {few(why)}; "
-            "give weights of this architecture"
-        )
+    needed = [name for name in absent if (whole or not name.startswith(last)) and not name.endswith(COUNTER)]
+    if needed:
+        why = [f"{name} {shape(own[name])} {fault(given, named.get(name))}" for name in needed]
+        what = "must fit all of them" if whole else "must fit all but the last layer's"
+        head = whole and all(name.startswith(last) and name in named for name in needed)
+        advice = "is it of another number of classes?" if head else "give weights of this architecture"
+        raise MadError(f"fits {len(fits)} of the network's {len(own)} tensors, and {what}: {few(why)}; {advice}")
     if any(name.startswith(last) for name in absent):
         fits = {name: theirs for name, theirs in fits.items() if not name.startswith(last)}
     if not fits:

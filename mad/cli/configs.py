@@ -22,6 +22,7 @@ ALIASES = {
     "defense/surrogate/dataset": "dataset",
 }
 FURTHER: list[Path] = []  # the user's folder of configs, if the command line names one
+OWN = re.compile(r"^victim\.architecture=([\w,]+)$")
 HOME = re.compile(r"([\w./@+]+)=(~[^'\"(){}\[\],]*)")  # a value with ~, which Hydra needs in quotes
 
 
@@ -110,6 +111,10 @@ def further(folder: str | None) -> Path | None:
 
 
 def quoted(words: list[str]) -> list[str]:
-    """Return the overrides of a command line, with values that begin with ``~`` in quotes, as Hydra needs them."""
+    """Return the overrides of a command line as Hydra needs them.
+
+    Values that begin with ``~`` get quotes. ``victim.architecture=NAME`` is the choice ``architecture=NAME``.
+    """
+    words = [OWN.sub(r"architecture=\1", word) for word in words]
     found = ((word, HOME.fullmatch(word)) for word in words)
     return [f"{match[1]}='{match[2]}'" if match else word for word, match in found]

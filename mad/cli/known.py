@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(".known")  # below the outputs folder; it can be removed at any time
 ELSEWHERE = ("outputs", "device", "threads", "grid", "hydra")  # keys that change no fingerprint
-OUTSIDE = ("contents", "content", "initial_sha256")  # keys of a description that hold checksums of files
+OUTSIDE = ("contents", "content", "initial_sha256", "checksums")  # keys of a description that hold checksums of files
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,7 @@ class DpSgd(Defense):
 
     def check(self, victim: Victim) -> None:
         """Raise MadError if Opacus is not installed, or cannot train the network (it is tried on two images)."""
+        victim.check_trainable("defense=dp_sgd")
         if importlib.util.find_spec("opacus") is None:
             raise MadError("defense=dp_sgd needs Opacus: pip install 'mad[dp]'")
         try:

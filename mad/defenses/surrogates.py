@@ -140,6 +140,10 @@ class VictimSurrogate(Surrogate):
     name = "victim"
     train_mode = False
 
+    def check(self, victim: Victim) -> None:
+        """Raise MadError if the victim only answers."""
+        victim.check_open("defense/surrogate=victim")
+
     def build(self, context: Context) -> nn.Module:
         """Return the model that is served."""
         return context.model

@@ -34,7 +34,9 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def describe(thing: Any) -> Any:
-    """Return a description, which JSON can hold, of a dataclass, a partial, a callable, a tensor or a plain value.
+    """Return a description, which JSON can hold, of a part of an experiment.
+
+    A part is a dataclass, a partial, a callable, a network, a tensor or a plain value.
 
     Raises:
         MadError: for anything else, because its text need not identify it.
@@ -57,7 +59,10 @@ def describe(thing: Any) -> Any:
         return named(thing)
     if type(thing).__module__.partition(".")[0] in ("torch", "numpy") and hasattr(thing, "dtype"):
         return numbers(thing)
-    raise MadError(f"cannot fingerprint {thing!r}: make it a dataclass, a partial or a plain value")
+    if hasattr(thing, "state_dict") and hasattr(thing, "named_modules"):  # a network
+        return {"network": describe(type(thing)), "layers": repr(thing), "weights": describe(thing.state_dict())}
+    text = " ".join(repr(thing).split())[:200]
+    raise MadError(f"cannot fingerprint {text}: make it a dataclass, a partial or a plain value")
 
 
 def described(thing: Any) -> dict[str, Any]:

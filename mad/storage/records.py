@@ -55,9 +55,22 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
 
 
 def column(values: list[Any]) -> pd.Series[Any]:
-    """Return values as a column, of dtype ``object`` if a whole number is above ``EXACT``, else as pandas infers."""
+    """Return values as a column, of the type that pandas infers, or of objects where that type could not hold them.
+
+    Floats hold no whole number above ``EXACT``; pandas' texts, where pyarrow is installed, nothing but UTF-8.
+    """
     large = any(isinstance(value, int) and abs(value) > EXACT for value in values)
-    return pd.Series(values, dtype=object if large else None)
+    odd = any(isinstance(value, str) and not value.isascii() and not encodes(value) for value in values)
+    return pd.Series(values, dtype=object if large or odd else None)
+
+
+def encodes(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: a file's name may hold bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_csv(table: pd.DataFrame, outputs: Path) -> Path:

@@ -68,11 +68,12 @@ class Store:
         self.outputs, self.renewed = Path(outputs), renewed
 
     def victim(self, victim: Victim, device: torch.device) -> tuple[nn.Module, float]:
-        """Return the trained victim, in eval mode on ``device``, and how many seconds its training took.
+        """Return the victim's network, in eval mode, and its training's seconds; a given network is not stored.
 
-        Raises:
-            MadError: if its training diverges; nothing is stored then.
+        If its training diverges, a MadError is raised and nothing is stored.
         """
+        if victim.given is not None:
+            return victim.ready(device, self.outputs), 0.0
         return self.network(
             victim.name,
             victim,

@@ -1,5 +1,6 @@
 """What an author writes outside this package belongs to the name of what it makes."""
 
+import copy
 import importlib
 import subprocess
 import sys
@@ -263,9 +264,15 @@ def test_an_argument_that_is_no_field_is_refused():
         cell(defense=Hidden(3)).fingerprint  # noqa: B018
 
 
+def test_a_network_is_named_by_its_class_layers_and_weights():
+    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert describe(one) == describe(copy.deepcopy(one)) != describe(other)
+    assert describe(torch.nn.Dropout(0.1)) != describe(torch.nn.Dropout(0.2))
+
+
 def test_what_has_no_name_is_one_line():
     with pytest.raises(MadError, match="cannot fingerprint"):
-        describe(victim(architecture=torch.nn.Linear(1, 1)))
+        describe(victim(architecture=torch.Generator()))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

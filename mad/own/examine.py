@@ -1,0 +1,107 @@
+"""Whether a given network is right on its owner's labeled images; if not, what may be wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mad.architectures.pixels import Standardize
+from mad.datasets import Split
+from mad.datasets.checked import say
+from mad.own.normalized import PUBLISHED, Normalized
+from mad.seeds import generator
+from mad.training import logits_of
+
+SAMPLE = 500  # images on which other normalizations are tried
+GAIN = 0.05  # a smaller gain in accuracy is not worth a warning
+
+
+def examine(
+    network: nn.Module, test: Split, device: torch.device, *, who: str, names: Sequence[str], normalization: str | None
+) -> None:
+    """Print a network's accuracy on labeled images; warn if another normalization or order of classes is right more.
+
+    Args:
+        network: images in [0, 1] to logits (B, K), in eval mode on ``device``.
+        test: the owner's labeled images.
+        device: the network's.
+        who: names the network.
+        names: the names of the K classes.
+        normalization: what it is given now, for the text; None if normalizations cannot be tried.
+    """
+    predicted = logits_of(network, test.images, device).argmax(dim=1)
+    right = share(predicted, test.labels)
+    say(f"{who}: {right:.1%} of {len(predicted):,} labeled images right")
+    order(predicted, test.labels, who, names)
+    if normalization is not None:
+        normalizations(network, test, device, who, normalization)
+    if right < 2 / len(names) and right < 0.5:
+        say(f"warning: {who} is hardly right more often than chance, {1 / len(names):.1%}: is it the right model?")
+
+
+def order(predicted: Tensor, labels: Tensor, who: str, names: Sequence[str]) -> None:
+    """Warn if the answers would be right more often with the classes in another order.
+
+    The order is found on one half of the images and judged on the other, since the best of K! orders fits by chance.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    classes, half = len(names), torch.rand(len(labels), generator=generator(0, "order of classes")) < 0.5
+    counts = torch.zeros(classes, classes)
+    counts.index_put_((predicted[half], labels[half]), torch.ones(int(half.sum())), accumulate=True)
+    places = torch.as_tensor(linear_sum_assignment(counts.numpy(), maximize=True)[1])
+    before, after = share(predicted[~half], labels[~half]), share(places[predicted[~half]], labels[~half])
+    if not better(after, before, int((~half).sum())):
+        return
+    seen = predicted.bincount(minlength=classes)
+    moved = [k for k in seen.argsort(descending=True).tolist() if places[k] != k and seen[k]][:3]
+    some = ", ".join(f"its class {k} is {names[int(places[k])]}, not {names[k]}" for k in moved)
+    say(
+        f"warning: {who}: {after:.1%} would be right, not {before:.1%}, with its classes in another order ({some}): "
+        "give the names in the model's order, victim.dataset.class_names=FILE"
+    )
+
+
+def normalizations(network: nn.Module, test: Split, device: torch.device, who: str, normalization: str) -> None:
+    """Warn if a network is right more often with another normalization of the images."""
+    rows = torch.randperm(len(test.labels), generator=generator(0, "examine"))[:SAMPLE]
+    labels, found = test.labels[rows], {}
+    before = share(logits_of(network, test.images, device, rows).argmax(dim=1), labels)
+    for name, (mean, std) in PUBLISHED.items():
+        with instead(network, Standardize(test.images.shape[1], mean, std).to(device)) as other:
+            found[name] = share(logits_of(other, test.images, device, rows).argmax(dim=1), labels)
+    best = max(found, key=lambda name: found[name])
+    if better(found[best], before, len(rows)):
+        say(
+            f"warning: {who}: {found[best]:.1%} of {len(rows)} images right with victim.normalize={best}, "
+            f"{before:.1%} as it is ({normalization}): which one was it trained with?"
+        )
+
+
+@contextmanager
+def instead(network: nn.Module, layer: Standardize) -> Iterator[nn.Module]:
+    """Give a network another normalization for the block: in its own layer ``normalize``, or in front of it."""
+    own = getattr(network, "normalize", None)
+    if not isinstance(own, Standardize):
+        yield Normalized(layer, network).eval()
+        return
+    network.normalize = layer
+    try:
+        yield network
+    finally:
+        network.normalize = own
+
+
+def share(predicted: Tensor, labels: Tensor) -> float:
+    """Return the share of predictions, int64 (N,), that are right."""
+    return (predicted == labels).double().mean().item() if len(labels) else 0.0
+
+
+def better(after: float, before: float, count: int) -> bool:
+    """Return whether a share of ``count`` images is larger than another by ``GAIN`` and three standard errors."""
+    error = math.sqrt(max(1e-9, after * (1 - after) + before * (1 - before)) / max(1, count))
+    return after - before > max(GAIN, 3 * error)

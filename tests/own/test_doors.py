@@ -1,0 +1,249 @@
+"""The same model through every door is the same victim; the thief gets nothing of it but answers."""
+
+import warnings
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from toys import CPU, Blobs, Tiny, cell, trainer, victim
+
+from mad.architectures.pixels import Standardize
+from mad.deployment import deploy
+from mad.errors import MadError
+from mad.notebook import run
+from mad.own import Own
+from mad.pipeline import run as run_cell
+from mad.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Named(Blobs):
+    """Blobs whose classes have names."""
+
+    @property
+    def names(self):
+        return ["ant", "bee", "cat", "dog"]
+
+
+class Conv(nn.Module):
+    """A small network with a batch norm and dropout, which a program must have in eval mode."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(shape[0], 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2))
+        self.head = nn.Linear(6 * shape[1] * shape[2], classes)
+
+    def forward(self, images):
+        return self.head(self.body(images).flatten(1))
+
+
+RECIPE = victim(architecture=Conv, dataset=Named())
+MODEL = RECIPE.train(CPU).to(memory_format=torch.contiguous_format)
+
+
+def own(**given):
+    return Own(name="own", dataset=Named(), architecture=Conv, trainer=trainer(), **given)
+
+
+def state_dict(file):
+    torch.save(MODEL.state_dict(), file)
+
+
+def checkpoint(file):
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in MODEL.state_dict().items()}}, file)
+
+
+def legacy(file):
+    torch.save(MODEL.state_dict(), file, _use_new_zipfile_serialization=False)
+
+
+def safetensors(file):
+    save_file({name: value.contiguous() for name, value in MODEL.state_dict().items()}, file)
+
+
+def torchscript(file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(MODEL, torch.zeros(1, 1, 8, 8)).save(str(file))
+
+
+def exported(file, batch=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        size = {"images": {0: torch.export.Dim("batch")}} if batch is None else None
+        torch.export.save(torch.export.export(MODEL, (torch.zeros(batch or 4, 1, 8, 8),), dynamic_shapes=size), file)
+
+
+def onnx(file, batch=None):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        size = {"images": {0: torch.export.Dim("batch")}} if batch is None else None
+        torch.onnx.export(
+            MODEL, (torch.zeros(batch or 4, 1, 8, 8),), str(file), dynamo=True, dynamic_shapes=size, verbose=False
+        )
+
+
+FILES = {
+    "w.safetensors": safetensors,
+    "w.pt": state_dict,
+    "checkpoint.pth": checkpoint,
+    "legacy.bin": legacy,
+    "w.ts": torchscript,
+    "w.pt2": exported,
+    "fixed.pt2": lambda file: exported(file, 2),
+    "w.onnx": onnx,
+    "fixed.onnx": lambda file: onnx(file, 1),
+}
+
+
+@torch.no_grad()
+def predict(images):
+    """What a service of the model would answer."""
+    return torch.softmax(MODEL(images), dim=1).numpy()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The record of the model when it is trained here."""
+    return run_cell(cell(victim=RECIPE), Store(tmp_path_factory.mktemp("trained")), CPU)[0]
+
+
+def stolen(tmp_path, **given):
+    return run_cell(cell(victim=own(**given)), Store(tmp_path), CPU)[0]
+
+
+def check_same(record, trained):
+    assert record["victim_accuracy"] == trained["victim_accuracy"] > 0.9
+    assert record["stolen_accuracy"] == pytest.approx(trained["stolen_accuracy"], abs=0.02)
+    for column in ("defended_accuracy", "l1_mean", "l1_mean_queries", "answer_entropy", "target_entropy"):
+        assert record[column] == pytest.approx(trained[column], abs=1e-3), column
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_gives_the_record_of_the_model_in_it(tmp_path, trained, file):
+    FILES[file](tmp_path / file)
+    check_same(stolen(tmp_path, weights=str(tmp_path / file)), trained)
+
+
+def test_a_function_gives_the_record_of_the_model_behind_it(tmp_path, trained):
+    check_same(stolen(tmp_path, function=predict), trained)
+
+
+def test_a_function_of_logits_or_labels_is_told_by_answers(tmp_path, trained):
+    check_same(stolen(tmp_path, function=MODEL), trained)
+    check_same(stolen(tmp_path, function=MODEL.forward, answers="logits"), trained)
+    labels = cell(victim=own(function=lambda images: MODEL(images).argmax(1), answers="labels"), epsilon=0)
+    assert run_cell(labels, Store(tmp_path), CPU)[0]["answer_entropy"] == 0
+
+
+def test_posteriors_pass_exactly():
+    images = Named().images((1, 8, 8)).float()[:20] / 255
+    answers = deploy(own(function=predict)).session()(images)
+    assert torch.allclose(answers, torch.softmax(MODEL(images), dim=1), atol=1e-6)
+
+
+class Loads(Conv):
+    """A factory that gives the victim's weights to whoever builds it."""
+
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.load_state_dict(MODEL.state_dict())
+
+
+def test_knockoff_and_surrogate_start_untrained_whatever_the_factory_loads(tmp_path, capsys):
+    safetensors(tmp_path / "w.safetensors")
+    given = replace(own(weights=str(tmp_path / "w.safetensors")), architecture=Loads)
+    mine, theirs = MODEL.state_dict(), Conv((1, 8, 8), 4).state_dict()
+    for purpose in ("knockoff", "surrogate"):
+        start = given.untrained(seed=0, purpose=purpose).state_dict()
+        for name in ("body.0.weight", "body.0.bias", "head.weight"):
+            assert not start[name].equal(mine[name]), name
+            assert start[name].std() == pytest.approx(theirs[name].std(), rel=1)
+        assert start["body.1.running_mean"].abs().max() == 0
+    again = given.untrained(seed=0, purpose="knockoff").state_dict()
+    assert again["head.weight"].equal(given.untrained(seed=0, purpose="knockoff").state_dict()["head.weight"])
+    assert not again["head.weight"].equal(given.untrained(seed=1, purpose="knockoff").state_dict()["head.weight"])
+    adversary = cell(victim=given).adversary(CPU)
+    assert not adversary.untrained().state_dict()["head.weight"].equal(mine["head.weight"])
+    assert "start" in capsys.readouterr().err
+    assert deploy(given).model.state_dict()["head.weight"].equal(mine["head.weight"])  # the victim has its own
+
+
+class Raw(Conv):
+    """A factory that sets a parameter which no layer can draw anew."""
+
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.scale = nn.Parameter(torch.arange(6.0).view(6, 1, 1))
+
+
+def test_a_parameter_that_cannot_be_drawn_anew_is_refused():
+    with pytest.raises(MadError, match=r"raw sets scale to the same values whatever the seed"):
+        victim(architecture=Raw).untrained(seed=0, purpose="knockoff")
+
+
+def test_factories_that_draw_their_weights_keep_them():
+    """A network's own initialization is not replaced by its layers' usual ones."""
+
+    class Wide(Tiny):
+        def __init__(self, shape, classes):
+            super().__init__(shape, classes)
+            nn.init.normal_(self.head.weight, std=9)
+
+    assert victim(architecture=Wide).untrained(seed=0, purpose="knockoff").head.weight.std() > 5
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_the_path(tmp_path):
+    for name in ("a.safetensors", "b.safetensors"):
+        safetensors(tmp_path / name)
+    first, second = (cell(victim=own(weights=str(tmp_path / name))) for name in ("a.safetensors", "b.safetensors"))
+    assert first.fingerprint == second.fingerprint != cell(victim=own(function=predict)).fingerprint
+    save_file({k: v.contiguous() * 1.001 for k, v in MODEL.state_dict().items() if v.dim()}, tmp_path / "b.safetensors")
+    assert cell(victim=own(weights=str(tmp_path / "b.safetensors"))).fingerprint != first.fingerprint
+    with pytest.raises(MadError, match="changed after the start"):
+        deploy(second.victim)
+
+
+def test_functions_of_one_architecture_do_not_share_cached_answers():
+    half = own(function=lambda images: torch.full((len(images), 4), 0.25))
+    images = Named().images((1, 8, 8)).float()[:4] / 255
+    from mad.cell import SHARED
+
+    first = deploy(half, cache=SHARED).session()(images)
+    assert not deploy(own(function=predict), cache=SHARED).session()(images).equal(first)
+
+
+def test_normalization_is_the_networks(tmp_path):
+    """Images reach the network as it was trained to see them, in its own layer if it has one."""
+    images = Named().images((1, 8, 8)).float()[:20] / 255
+    safetensors(tmp_path / "w.safetensors")
+    plain = deploy(own(weights=str(tmp_path / "w.safetensors"), normalize={"mean": [0.2], "std": [0.7]})).session()
+    assert torch.allclose(plain(images), torch.softmax(MODEL((images - 0.2) / 0.7), 1), atol=1e-6)
+
+    class Inside(Conv):
+        def __init__(self, shape, classes):
+            super().__init__(shape, classes)
+            self.normalize = Standardize(1, [0.5], [0.5])
+
+        def forward(self, images):
+            return super().forward(self.normalize(images))
+
+    inside = replace(own(weights=str(tmp_path / "w.safetensors")), architecture=Inside)
+    assert torch.allclose(deploy(inside).session()(images), torch.softmax(MODEL((images - 0.5) * 2), 1), atol=1e-6)
+    none = replace(inside, normalize="none")
+    assert torch.allclose(deploy(none).session()(images), torch.softmax(MODEL(images), 1), atol=1e-6)
+
+
+def test_without_a_model_it_is_trained_and_its_file_is_the_same_victim(tmp_path, trained):
+    record = stolen(tmp_path)
+    check_same(record, trained)
+    file = next((tmp_path / "victims" / "own").rglob("weights.safetensors"))
+    check_same(stolen(tmp_path, weights=str(file)), trained)
+
+
+def test_a_run_from_python_takes_it(tmp_path):
+    assert run(cell(victim=own(function=predict)), outputs=tmp_path)["architecture"] == "function"

@@ -1,0 +1,233 @@
+"""What an owner may get wrong: a warning that says what to do, or one line that names the file or function."""
+
+import pickle
+import warnings
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_doors import FILES, MODEL, Conv, Named, own, predict, safetensors
+from toys import CPU, cell
+
+from mad.datasets import Split
+from mad.datasets.checked import say
+from mad.defenses.dp_sgd import DpSgd
+from mad.defenses.mad import Mad
+from mad.defenses.surrogates import VictimSurrogate
+from mad.deployment import deploy
+from mad.errors import MadError
+from mad.own.normalized import layer
+from mad.pipeline import run
+from mad.storage.store import Store
+
+
+def examined(capsys, victim):
+    network = victim.ready(CPU)
+    victim.examine(network, Named().test(), CPU)
+    return capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def _lines_are_said_again():
+    say.cache_clear()
+
+
+def weights(tmp_path, change=lambda state: state):
+    state = change({name: value.clone() for name, value in MODEL.state_dict().items()})
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "w.safetensors")
+    return own(weights=str(tmp_path / "w.safetensors"))
+
+
+def test_a_right_model_gets_its_accuracy_and_no_warning(tmp_path, capsys):
+    said = examined(capsys, weights(tmp_path))
+    assert "of 200 labeled images right" in said
+    assert "warning" not in said
+
+
+def test_another_order_of_the_classes_is_told(tmp_path, capsys):
+    order = torch.tensor([1, 2, 3, 0])
+
+    def turned(state):
+        return state | {name: state[name][order] for name in ("head.weight", "head.bias")}
+
+    said = examined(capsys, weights(tmp_path, turned))
+    assert "100.0% would be right, not 0.0%, with its classes in another order" in said
+    assert "its class 0 is bee, not ant" in said
+    assert "class_names" in said
+
+
+@dataclass(frozen=True)
+class Shifted(Named):
+    """Images whose model was trained on normalized ones."""
+
+    def split(self, part):
+        images, labels = super().split(part)
+        return Split((images.float() * 0.1 + 120).to(torch.uint8), labels)
+
+
+def test_a_wrong_normalization_is_told(tmp_path, capsys):
+    recipe = replace(own(normalize="mnist"), dataset=Shifted())
+    model = recipe.train(CPU)
+    save_file({k: v.contiguous() for k, v in model.network.state_dict().items()}, tmp_path / "w.safetensors")
+    for normalize, wrong in (("mnist", False), ("bytes", True)):
+        given = replace(own(weights=str(tmp_path / "w.safetensors"), normalize=normalize), dataset=Shifted())
+        network = given.ready(CPU)
+        given.examine(network, Shifted().test(), CPU)
+        said = capsys.readouterr().err
+        assert ("images right with victim.normalize=" in said) is wrong, said
+        assert wrong is False or f"as it is (victim.normalize={normalize})" in said
+
+
+def test_chance_is_told(capsys):
+    said = examined(capsys, own(function=lambda images: torch.eye(4)[torch.arange(len(images)) // 3 % 4]))
+    assert "hardly right more often than chance, 25.0%" in said
+
+
+def truncated(file):
+    safetensors(file)
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def cut_archive(file):
+    FILES["w.pt"](file)
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def whole_model(file):
+    torch.save(MODEL, file)
+
+
+def plain_pickle(file):
+    file.write_bytes(pickle.dumps(MODEL))
+
+
+def other_head(file):
+    save_file(Conv((1, 8, 8), 7).state_dict(), file)
+
+
+def other_network(file):
+    save_file({"layer.weight": torch.zeros(3)}, file)
+
+
+def other_shape(file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Conv((3, 5, 5), 4).eval(), torch.zeros(1, 3, 5, 5)).save(str(file))
+
+
+def other_classes(file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Conv((1, 8, 8), 7).eval(), torch.zeros(1, 1, 8, 8)).save(str(file))
+
+
+def not_finite(file):
+    save_file({k: v / 0 if v.is_floating_point() else v for k, v in MODEL.state_dict().items()}, file)
+
+
+def nonsense(file):
+    file.write_bytes(b"\x08\x01 nonsense" * 9)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "said"),
+    [
+        (truncated, "w.safetensors", "cannot be read as safetensors"),
+        (cut_archive, "w.pt", "cannot be read as a file of torch.save"),
+        (whole_model, "w.pt", "holds more than tensors.*safetensors.torch.save_file"),
+        (plain_pickle, "w.pkl", "holds more than tensors"),
+        (other_head, "w.safetensors", r"head.weight \(4, 384\) is \(7, 384\) there.*another number of classes"),
+        (other_network, "w.safetensors", "fits 0 of the network's .*give weights of this architecture"),
+        (other_shape, "w.ts", r"takes no images of \(1, 8, 8\)"),
+        (other_classes, "w.ts", r"must answer .* with logits .*\(4\), got.*, 7\)|another number of classes"),
+        (not_finite, "w.safetensors", "NaN or infinite values"),
+        (nonsense, "w.onnx", "cannot be opened as onnx"),
+    ],
+)
+def test_a_file_that_does_not_do_is_one_line_that_names_it(tmp_path, make, name, said):
+    make(tmp_path / name)
+    with pytest.raises(MadError, match=said) as raised:
+        deploy(own(weights=str(tmp_path / name))).session()(torch.zeros(2, 1, 8, 8))
+    assert str(tmp_path / name) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there_is_one_line():
+    with pytest.raises(MadError, match=r"^victim.weights=nowhere.pt cannot be read \(No such file or directory\)"):
+        own(weights="nowhere.pt")
+
+
+def fails(images):
+    raise ValueError("no\nsuch thing")
+
+
+@pytest.mark.parametrize(
+    ("function", "answers", "said"),
+    [
+        (fails, None, r"^victim.function=fails failed on images \(2, 1, 8, 8\): no such thing$"),
+        (lambda images: torch.zeros(2, 3), None, r"posteriors \(2, 4\), got a tensor of \(2, 3\)"),
+        (lambda images: torch.zeros(2, 4), None, "rows that are no posteriors.*victim.answers=logits"),
+        (lambda images: torch.full((2, 4), float("nan")), None, "NaN or infinities"),
+        (lambda images: torch.full((2, 4), float("nan")), "logits", "NaN or infinite logits"),
+        (predict, "logits", "rows that sum to one: set victim.answers=posteriors"),
+        (predict, "labels", "labels .*whole numbers from 0 to 3"),
+        (lambda images: torch.tensor([1, 4]), "labels", "whole numbers from 0 to 3"),
+    ],
+)
+def test_what_a_function_may_not_answer_is_one_line(function, answers, said):
+    with pytest.raises(MadError, match=said):
+        deploy(own(function=function, answers=answers)).session()(torch.zeros(2, 1, 8, 8))
+
+
+def test_logits_that_are_posteriors_are_refused_before_anything_is_stolen(tmp_path):
+    class Soft(Conv):
+        def forward(self, images):
+            return super().forward(images).softmax(1)
+
+    safetensors(tmp_path / "w.safetensors")
+    given = replace(own(weights=str(tmp_path / "w.safetensors")), architecture=Soft)
+    with pytest.raises(MadError, match=r"set victim\.answers=posteriors"):
+        run(cell(victim=given), Store(tmp_path), CPU)
+    answers = deploy(replace(given, answers="posteriors")).session()(torch.zeros(2, 1, 8, 8))
+    assert torch.allclose(answers, torch.softmax(MODEL(torch.zeros(2, 1, 8, 8)), 1), atol=1e-6)
+
+
+def test_what_needs_weights_or_training_is_refused_at_the_start(tmp_path):
+    with pytest.raises(MadError, match=r"defense/surrogate=victim needs the weights of victim own; victim.function"):
+        cell(victim=own(function=predict), defense=Mad(0.5, surrogate=VictimSurrogate()))
+    assert cell(victim=weights(tmp_path), defense=Mad(0.5, surrogate=VictimSurrogate()))
+    with pytest.raises(MadError, match=r"defense=dp_sgd trains victim own anew, and victim\.function=predict is given"):
+        cell(victim=own(function=predict), defense=DpSgd())
+    with pytest.raises(MadError, match="victim own anew"):
+        own(function=predict).fit(MODEL, CPU)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"weights": "a", "function": predict}, "takes one of"),
+        ({"function": "no_such_module.predict"}, "victim.function=no_such_module.predict: No module named"),
+        ({"function": "os.no_such"}, "give my_module.predict"),
+        ({"function": "predict"}, "give my_module.predict"),
+        ({"function": 3}, "must be a function"),
+        ({"function": predict, "answers": "odds"}, "victim.answers must be one of logits, posteriors, labels"),
+        ({"function": predict, "normalize": "image_net"}, "victim.normalize must be none, imagenet"),
+        ({"function": predict, "normalize": {"mean": [1], "std": [0]}}, "victim.normalize must be"),
+        ({"function": predict, "initial_weights": "a"}, "a given network is not trained"),
+    ],
+)
+def test_what_cannot_be_a_victim_is_one_line(given, said):
+    with pytest.raises(MadError, match=said):
+        own(**given)
+
+
+def test_a_network_in_train_mode_is_refused():
+    with pytest.raises(MadError, match=r"call its eval\(\)"):
+        own(function=Conv((1, 8, 8), 4))
+
+
+@pytest.mark.parametrize("given", [{"mean": [0.1, 0.2], "std": [1, 1]}, {"mean": "x", "std": [1]}, [0.5], {}, 3])
+def test_a_normalization_of_other_channels_is_refused(given):
+    with pytest.raises(MadError, match=r"with 3 numbers each"):
+        layer(given, 3)
