@@ -194,6 +194,7 @@ def about(cell: Cell) -> Record:
         "victim": cell.victim.name,
         "dataset": cell.victim.dataset.name,
         "architecture": cell.victim.network_name,
+        "class_names": cell.victim.class_names,
         "pool": cell.pool_name,
         "defense": cell.defense.name,
         "defense_settings": settings(cell.defense),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,13 +13,12 @@ from mad.datasets import Images, Split, batch_limit, batches, to_unit_range
 from mad.deployment import Deployment
 from mad.errors import MadError
 from mad.training import answering, logits_of
+from mad.victim import Victim
 
 HONEST = 100  # queries of one honest client
 
 
-def utility(
-    deployment: Deployment, test: Split, undefended: nn.Module | None, device: torch.device
-) -> dict[str, float]:
+def utility(deployment: Deployment, test: Split, undefended: nn.Module | None, device: torch.device) -> dict[str, Any]:
     """Return the utility for honest users: the accuracies, in [0, 1], with and without the defense, and its L1 cost.
 
     ``l1_mean`` and ``l1_max``, in [0, 2], are over the distances between each answer and the served model's clean
@@ -47,10 +48,10 @@ def utility(
         "l1_mean": distance.mean().item(),
         "l1_max": distance.max().item(),
         "answer_entropy": simplex.entropy_in_bits(defended).mean().item(),
-    }
+    } | by_class(deployment.victim, "defended_by_class", defended.argmax(dim=1), test.labels)
 
 
-def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device) -> dict[str, float]:
+def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device, victim: Victim) -> dict[str, Any]:
     """Return the accuracy of the stolen model, and its fidelity (``agreement``), both in [0, 1].
 
     Fidelity is the share of test images on which the stolen model and the undefended victim have the same top class.
@@ -61,7 +62,8 @@ def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device
     """
     theirs = top(stolen, "the stolen network", test.images, device)
     ours = top(model, "the victim", test.images, device)
-    return {"stolen_accuracy": accuracy(theirs, test.labels), "agreement": accuracy(theirs, ours)}
+    found = {"stolen_accuracy": accuracy(theirs, test.labels), "agreement": accuracy(theirs, ours)}
+    return found | by_class(victim, "stolen_by_class", theirs, test.labels)
 
 
 def top(network: nn.Module, name: str, images: Images, device: torch.device) -> torch.Tensor:
@@ -80,6 +82,18 @@ def top(network: nn.Module, name: str, images: Images, device: torch.device) -> 
     if not answering(logits):
         raise MadError(f"{name} answers with NaN or infinities: its training diverged; lower its learning_rate")
     return logits.argmax(dim=1)
+
+
+def by_class(victim: Victim, column: str, predictions: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    """Return a column: the share of each class's images that are right; nothing if the classes have no names.
+
+    The share is None for a class without images.
+    """
+    if not hasattr(victim.dataset, "names"):
+        return {}
+    count = labels.bincount(minlength=victim.dataset.classes)
+    right = labels[predictions == labels].bincount(minlength=victim.dataset.classes)
+    return {column: [r / n if n else None for r, n in zip(right.tolist(), count.tolist(), strict=True)]}
 
 
 def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:

@@ -157,7 +157,7 @@ def made(
             },
             "the API": asked,
             "utility": utility(api.fresh(), test, None if api.served is api.model else api.model, device),
-            "theft": theft(network, api.model, test, device),
+            "theft": theft(network, api.model, test, device, cell.victim),
             f"defense {cell.defense.name}": api.columns,
             f"attack {cell.attack.name}": stolen.columns,
             f"recovery {cell.recovery.name}": recovered_columns(adversary.recovery),

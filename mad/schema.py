@@ -31,7 +31,7 @@ class Column:
     Args:
         name: its name in ``records.csv``; a Python identifier.
         kind: ``text``, ``number``, ``whole number``, ``true or false``; or ``series``, a list of numbers such as a
-            curve or a histogram, which is stored in ``series.json`` and left out of tables.
+            curve or a histogram (None where there is none), which is stored in ``series.json`` and left out of tables.
         unit: unit and range, or empty.
         meaning: a one-line explanation.
         writer: the module or plug-in that writes it; a plug-in's own columns may leave it out.
@@ -54,7 +54,7 @@ class Column:
         if value is None:
             return True
         if self.kind == "series":
-            return isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
+            return isinstance(value, list) and all(isinstance(each, (int, float, type(None))) for each in value)
         return isinstance(value, KINDS[self.kind]) and (self.kind == "true or false") == isinstance(value, bool)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,12 @@ class Victim:
     def network_name(self) -> str:
         """The name of the victim's network, for records and tables."""
         return name_of(self.architecture)
+
+    @property
+    def class_names(self) -> str | None:
+        """The names of the classes in the order of the labels, as a JSON list; None if the data set has none."""
+        names = getattr(self.dataset, "names", None)
+        return None if names is None else json.dumps(list(names), ensure_ascii=False)
 
     def ready(self, device: torch.device, outputs: Path | None = None) -> nn.Module:
         """Return the victim's network, in eval mode on ``device``: trained, or as it is given.

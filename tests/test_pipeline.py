@@ -71,7 +71,11 @@ def test_a_record(tmp_path):
     assert 0 <= record["target_entropy"] <= 2
     assert (record["device"], record["torch"]) == ("cpu", torch.__version__)
     assert (record["precision"], record["initial_weights"]) == ("float32", None)
-    assert set(record) == set(EVERY) - {"stolen_accuracy_undefended"}  # none of these may be a plug-in's own
+    assert set(record) == set(EVERY) - {
+        "stolen_accuracy_undefended",
+        "defended_by_class",
+        "stolen_by_class",
+    }  # none of these may be a plug-in's own
     assert record["series"] == ""
     stored = json.loads((tmp_path / cell().path).read_text())
     assert stored.pop("sha256")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
@@ -26,6 +27,7 @@ from mad.schema import Record
 if TYPE_CHECKING:
     from mad.cell import Cell
 
+SHOWN = 3  # classes at either end
 NOTHING_LEARNED = "; the knockoff gives one answer to everything: try a smaller knockoff.learning_rate, or more steps"
 
 
@@ -128,6 +130,19 @@ def tell(record: Record, how: str, place: str = "") -> None:
         f"({how}){place}{NOTHING_LEARNED if record.get('learned') is False else ''}",
         soft_wrap=True,
     )
+    if record.get("class_names") and record.get("stolen_by_class"):
+        err.print(by_class(record), soft_wrap=True, markup=False)
+
+
+def by_class(record: Record) -> str:
+    """Return which classes the stolen model has right most and least often, and how often the API has."""
+    names = json.loads(record["class_names"])
+    each = zip(record["stolen_by_class"], record["defended_by_class"], names, strict=True)
+    found = sorted((triple for triple in each if triple[0] is not None), key=lambda triple: triple[0])
+    some = [f"{name} {stolen:.0%} (API {kept:.0%})" for stolen, kept, name in found]
+    if len(some) < 2 * SHOWN:
+        return f"stolen by class: {', '.join(reversed(some))}"
+    return f"stolen most: {', '.join(some[: -SHOWN - 1 : -1])}; least: {', '.join(some[:SHOWN])}"
 
 
 def in_turn(cell: Cell, sweep: Path | None) -> list[Cell]:

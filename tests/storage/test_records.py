@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import CPU, Blobs, cell, choices, compose
+from toys import CPU, Blobs, cell, choices, compose, victim
 
 from mad import gradient_probe, schema
 from mad.attacks.adaptive import KnockoffAdaptive
@@ -36,9 +36,16 @@ def real(tmp_path_factory):
         cell(attack=Jbda(budget=40, seeds=20)),
         cell(attack=KnockoffAdaptive(20), pool=Classes()),
         cell(defense=DpSgd(noise_multiplier=1.0)),
+        cell(victim=victim(dataset=Named())),
     ]
     made = [run(one, store, CPU)[0] for one in [*cells, *(each.reference for each in cells)]]
     return records.frame(made)
+
+
+class Named(Blobs):
+    """A data set whose classes have names."""
+
+    names = ("a", "b", "c", "d")
 
 
 class Classes(Blobs):
