@@ -31,12 +31,14 @@ class Listing:
         labels: the name of each image's class; None if the images have no classes.
         names: all names of classes, in the order that they have by default.
         testing: whether each image is one for testing; None if nothing says so.
+        bare: why the images have no classes, and what to do.
     """
 
     images: Sequence[Source]
     labels: list[str] | None
     names: list[str]
     testing: list[bool] | None
+    bare: str = ""
 
     def checksums(self) -> list[str]:
         """Return the SHA-256 of each image file's bytes; a file is read again only if it has changed.
@@ -162,7 +164,8 @@ def joined(parts: list[tuple[Path, bool]], who: str) -> Listing:
         below, classes = images_below(place, who), folders(place)
         outside: list[Source] = [file for file in below if file.parent == place]
         if outside and not classes and len(parts) == 1:
-            return Listing(outside, None, [], None)
+            bare = f"{place} holds images, but no folders of classes; give each class a folder of its images"
+            return Listing(outside, None, [], None, bare)
         if outside and len(outside) < len(below):
             say(f"{who}: left out {len(outside)} images that lie in no class folder, such as {outside[0]}")
         if len(outside) == len(below):

@@ -20,7 +20,7 @@ from mad.datasets.content import place
 from mad.datasets.folder import Files, loaded, say_frames
 from mad.datasets.held_out import Part
 from mad.datasets.listing import Listing, of_folder, whole
-from mad.errors import MadError, check_choice, check_name, check_number
+from mad.errors import MadError, check_name, check_number
 
 KINDS = "a folder of images with one folder a class, a CSV or Parquet file, or a folder of Hugging Face datasets"
 
@@ -75,12 +75,13 @@ class OwnImages:
 
     def __post_init__(self) -> None:
         check_name("dataset.name", self.name)
-        check_choice("channels", self.channels, (None, 1, 3))  # type: ignore[arg-type]
+        if self.channels not in (None, 1, 3):
+            raise MadError(f"channels must be 1 or 3, or null, got {self.channels!r}")
         check_number("test_share", self.test_share, 0, 0.9)
         check_number("split_seed", self.split_seed, 0, 2**62, whole=True)
         if self.size is not None:
-            sides = [self.size] * 2 if isinstance(self.size, int) else list(self.size)
-            if len(sides) != 2:
+            sides = [self.size] * 2 if isinstance(self.size, int) else self.size
+            if not isinstance(sides, (list, tuple)) or len(sides) != 2:
                 raise MadError(f"size must be one number of pixels or two, [H, W], got {self.size!r}")
             object.__setattr__(self, "size", [check_number("size", side, 1, 10_000, whole=True) for side in sides])
         assert self.place  # raises if it is not there
@@ -197,6 +198,8 @@ class OwnImages:
             given = [line.strip() for line in lines if line.strip()]
         if given is None:
             return None
+        if not isinstance(given, (list, tuple)):
+            raise MadError(f"class_names must be a list of names, or a file with one name a line, got {given!r}")
         names = [str(name) for name in given]
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
@@ -208,7 +211,7 @@ class OwnImages:
         """The names of the classes, and the label of each image."""
         held = self._listing
         if held.labels is None:
-            raise MadError(f"{self.place} {self._bare}")
+            raise MadError(held.bare)
         names, labels = self._given or held.names, held.labels
         if self._given and all(map(whole, labels)) and not set(labels) <= set(names):
             wrong = next((each for each in labels if not 0 <= int(each) < len(names)), None)
@@ -228,13 +231,6 @@ class OwnImages:
         if len(names) < 2:
             raise MadError(f"{self.place} holds one class only, {names[0]!r}; give the folder that its folder lies in")
         return names, [numbers[label] for label in labels]
-
-    @property
-    def _bare(self) -> str:
-        """What is missing where there are no classes."""
-        if tables.is_table(self.place):
-            return "has no column of classes that is known; set label_column to its name"
-        return "holds images, but no folders of classes; give each class a folder of its images"
 
     @cached_property
     def _testing(self) -> list[bool]:

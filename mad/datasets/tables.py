@@ -128,26 +128,31 @@ def _listed(
     path: Path, image: str | None, label: str | None, who: str, _stamps: tuple[tuple[int, ...], ...]
 ) -> Listing:
     tables = saved(path) if path.is_dir() else [parquet(path) if path.suffix.lower() in PARQUET else csv(path)]
+    words = {part for table in tables for part in parts_of(table) if part}
+    train, test = sides(words, f"{who}, {path}") if words else (None, None)
+    tables = [table for table in tables if table.part in (None, train, test)]
     parts = [part for table in tables for part in parts_of(table)]
     rows = [(number, row) for number, table in enumerate(tables) for row in range(table.rows)]
-    train, test = sides(set(filter(None, parts)), f"{who}, {path}") if any(parts) else (None, None)
     kept = [number for number, part in enumerate(parts) if part in (train, test)]
     if not kept:
         raise MadError(f"{path} lists no image for training")
     column = [chosen(table, image, IMAGES, table.pictures, "image_column") for table in tables]
-    if None in column:
-        raise MadError(f"{tables[0].name} has no column of images that is known; {columns(tables[0], 'image_column')}")
+    for table, name in zip(tables, column, strict=True):
+        if name is None:
+            raise MadError(f"{table.name} has no column of images that is known; {columns(table, 'image_column')}")
     held = [(table.name, table.read(str(name))) for table, name in zip(tables, column, strict=True)]
     images: Sequence[Source] = Column(held, [rows[number] for number in kept], path if path.is_dir() else path.parent)
     if isinstance(images[0], Path):
         images = list(images)  # each is found to be there
+    testing = [parts[number] == test for number in kept] if test else None
     named = [chosen(table, label, LABELS, list(table.classes), "label_column") for table in tables]
     if None in named:
-        return Listing(images, None, [], None)
+        bare = next(table for table, name in zip(tables, named, strict=True) if name is None)
+        why = f"{bare.name} has no column of classes that is known; {columns(bare, 'label_column')}"
+        return Listing(images, None, [], testing, why)
     labels = [each for table, name in zip(tables, named, strict=True) for each in classes_of(table, str(name))]
     labels = [labels[number] for number in kept]
     known = [each for table, name in zip(tables, named, strict=True) for each in table.classes.get(str(name), [])]
-    testing = [parts[number] == test for number in kept] if test else None
     return Listing(images, labels, list(dict.fromkeys(known)) or ordered(labels), testing)
 
 
