@@ -155,8 +155,8 @@ class OwnImages:
         if shape[0] not in (1, 3):
             raise MadError(f"{self.who} gives 1 or 3 channels, the victim takes {shape[0]}")
         rows = self._rows(testing=False)
-        labels = "no classes" if self._listing.labels is None else f"{len(set(self._listing.labels))} classes"
-        say(f"{self.who}: {len(rows)} images of {labels}, resized to {' x '.join(map(str, shape))}")
+        labels = "without" if self._listing.labels is None else f"of {len(set(self._listing.labels))}"
+        say(f"{self.who}: {len(rows)} images {labels} classes, resized to {' x '.join(map(str, shape))}")
         return self._decoded(rows, shape)
 
     def labels(self) -> Tensor:
@@ -274,11 +274,10 @@ class OwnImages:
         names, labels = self._named
         counts = [Counter(labels[row] for row in self._rows(testing)) for testing in (False, True)]
         train, test = ([count[number] for number in range(len(names))] for count in counts)
-        few, many = train.index(min(train)), train.index(max(train))
+        few, many = (f"{count} ({names[train.index(count)]})" for count in (min(train), max(train)))
         say(
             f"{self.who}: {len(names)} classes, {sum(train)} training and {sum(test)} test images of "
-            f"{' x '.join(map(str, self.shape))}; from {train[few]} ({names[few]}) to {train[many]} ({names[many]}) "
-            "training images a class"
+            f"{' x '.join(map(str, self.shape))}; {few}{'' if few == many else f' to {many}'} training images a class"
         )
         if absent := [name for name, count in zip(names, test, strict=True) if not count]:
             say(f"{self.who}: no test image of class {absent[0]!r}{more(absent)}")

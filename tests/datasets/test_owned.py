@@ -121,7 +121,7 @@ def test_every_class_of_two_is_in_both_parts(tmp_path, capsys):
     counts = [torch.bincount(part.labels, minlength=4).tolist() for part in (data.train(), data.test())]
     assert counts == [[4, 5, 1, 1], [1, 1, 1, 0]]
     said = capsys.readouterr().err
-    assert "4 classes, 11 training and 3 test images of 3 x 12 x 10; from 1 (emu) to 5 (dog) training images" in said
+    assert "4 classes, 11 training and 3 test images of 3 x 12 x 10; 1 (emu) to 5 (dog) training images" in said
     assert "no test image of class 'yak'" in said
     assert torch.bincount(OwnImages(data.path, test_share=0.5).test().labels).tolist() == [2, 3, 1]
     with pytest.raises(MadError, match=r"no image for testing; set victim\.dataset.test_share"):
@@ -200,6 +200,11 @@ def test_whole_numbers_are_ordered_as_such_and_count_along_the_names(tmp_path):
     assert data.labels().tolist() == OwnImages(str(top / "numbers.parquet")).labels().tolist()
     with pytest.raises(MadError, match=r"class_names has 3 names, from 0 to 2, [^\n]* a 3$"):
         _ = OwnImages(data.path, class_names=["a", "b", "c"]).names
+
+
+def test_classes_in_a_csv_are_the_text_that_is_there(tmp_path):
+    top = folder(tmp_path / "top", {"NA": 2, "007": 2, "None": 2})
+    assert OwnImages(str(written("csv", top))).names == ["007", "NA", "None"]
 
 
 def test_names_of_a_classlabel_keep_their_order(tmp_path):
