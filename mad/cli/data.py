@@ -107,7 +107,8 @@ def main() -> None:
         description="Fetch a data set and check it, or say which file to put where. What is there is not fetched "
         "again, and a download that broke off goes on.",
     )
-    names = sorted(file.stem for file in (config_dir() / "dataset").glob("*.yaml"))
+    # Your own images are where you have them.
+    names = sorted(file.stem for file in (config_dir() / "dataset").glob("*.yaml") if file.stem != "own")
     parser.add_argument("name", metavar="NAME", help=", ".join(names))
     parser.add_argument("--root", default=os.environ.get("MAD_DATA", "data"), help="default: $MAD_DATA, else data")
     arguments = parser.parse_args()

@@ -29,12 +29,21 @@ def checksum_of(file: Path, kind: str = "sha256") -> str:
     Raises:
         OSError: if it cannot be read.
     """
+    return _checksum(str(file), kind, *stamp(file))
+
+
+def stamp(file: Path) -> tuple[int, ...]:
+    """Return the size, times and inode of a file, one of which is another once the file has changed.
+
+    Raises:
+        OSError: if it is not there.
+    """
     found = file.stat()
-    return _checksum(str(file), kind, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 @lru_cache(maxsize=1_000_000)
-def _checksum(file: str, kind: str, *stamp: int) -> str:
+def _checksum(file: str, kind: str, *_stamp: int) -> str:
     checksum = hashlib.new(kind, usedforsecurity=False)
     with open(file, "rb") as source:
         while chunk := source.read(CHUNK):

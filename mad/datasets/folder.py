@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mad.datasets import base, pictures
-from mad.datasets.base import Images
+from mad.datasets.base import Images, Stream
 from mad.datasets.checked import say
 from mad.datasets.content import checksum_of, place
 from mad.errors import MadError
@@ -60,7 +60,7 @@ class ImageFolder:
             try:
                 checksum.update(f"{file.relative_to(self.place).as_posix()}\0{checksum_of(file)}\n".encode())
             except (OSError, ValueError) as error:
-                raise MadError(f"{file} cannot be read ({error}); remove it from the pool") from error
+                raise MadError(f"{file} cannot be read ({error}); remove it") from error
         return checksum.hexdigest()
 
     @property
@@ -81,13 +81,7 @@ class ImageFolder:
     @cached_property
     def files(self) -> list[Path]:
         """The image files, sorted by path."""
-        every = list(walked(self.place))
-        images = sorted(file for file in every if file.suffix.lower() in ENDINGS)
-        others = Counter(file.suffix.lower() or file.name for file in every if file.suffix.lower() not in ENDINGS)
-        if images and others:
-            some = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
-            say(f"pool {self.name}: left out {others.total()} files below {self.place} that are no images ({some})")
-        return images
+        return images_below(self.place, f"pool {self.name}")
 
     def images(self, shape: tuple[int, int, int]) -> Images:
         """Return the images, uint8 (N, C, H, W): in memory, or as a stream if they are above ``IN_MEMORY`` bytes.
@@ -98,12 +92,7 @@ class ImageFolder:
         """
         if shape[0] not in (1, 3):
             raise MadError(f"an image folder gives 1 or 3 channels, the victim takes {shape[0]}")
-        several = [file for file in self.files if pictures.check(file) > 1]
-        if several:
-            say(
-                f"pool {self.name}: took only the first frame of {len(several)} files with several ({several[0]}); "
-                "save further frames as files of their own"
-            )
+        say_frames(f"pool {self.name}", self.files, map(pictures.header, self.files))
         if self._content() != self.content:  # the fingerprint is that of the former images
             raise MadError(f"images below pool.path={self.path} changed after the start: start again")
         return loaded(Files(self.files, shape))
@@ -116,6 +105,27 @@ class ImageFolder:
 
     def contents(self) -> None:
         """Return None, because the field ``content`` determines the data."""
+
+
+def images_below(place: Path, who: str) -> list[Path]:
+    """Return the image files below a folder, sorted by path; a line on stderr, which ``who`` begins, counts others."""
+    every = list(walked(place))
+    images = sorted(file for file in every if file.suffix.lower() in ENDINGS)
+    others = Counter(file.suffix.lower() or file.name for file in every if file.suffix.lower() not in ENDINGS)
+    if images and others:
+        some = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
+        say(f"{who}: left out {others.total()} files below {place} that are no images ({some})")
+    return images
+
+
+def say_frames(who: str, files: Sequence[pictures.Source], headers: Iterable[pictures.Header]) -> None:
+    """Print a line on stderr, which ``who`` begins, if there are files of several frames, of which one is read."""
+    several = [row for row, header in enumerate(headers) if header.frames > 1]
+    if several:
+        say(
+            f"{who}: took only the first frame of {len(several)} files with several ({files[several[0]]}); "
+            "save further frames as files of their own"
+        )
 
 
 def visible(name: str) -> bool:
@@ -132,7 +142,7 @@ def walked(top: Path) -> Iterator[Path]:
     """
 
     def stop(error: OSError) -> NoReturn:
-        raise MadError(f"{error.filename}: {error.strerror}; make it readable, or remove it from the pool") from error
+        raise MadError(f"{error.filename}: {error.strerror}; make it readable, or remove it") from error
 
     for folder, names, files in os.walk(top, followlinks=True, onerror=stop):
         names[:] = [name for name in names if visible(name)]
@@ -143,7 +153,7 @@ def walked(top: Path) -> Iterator[Path]:
             if file.is_symlink() and not file.exists():
                 raise MadError(f"{file} is a link to {os.readlink(file)}, which is not there; mend or remove the link")
             if file.suffix.lower() in ENDINGS and not file.is_file():
-                raise MadError(f"{file} is no regular file; remove it from the pool")
+                raise MadError(f"{file} is no regular file; remove it")
             yield file
 
 
@@ -158,13 +168,13 @@ class Files:
     """A stream of image files, each decoded, resized and center-cropped when it is needed.
 
     Args:
-        files: paths of the files.
+        files: the files, or their bytes.
         size: (C, H, W) of the decoded images.
         border: share of the image, in [0, 0.5), that is first cut off on each side. 1/16 and a size of 224 pixels give
             the same as resizing to 256 pixels and cropping the center.
     """
 
-    files: Sequence[Path | str]
+    files: Sequence[pictures.Source]
     size: tuple[int, int, int]
     border: float = 0.0
 
@@ -187,7 +197,7 @@ class Files:
         return torch.from_numpy(np.array(fitted)).view(height, width, channels).permute(2, 0, 1)
 
 
-def loaded(stream: Files) -> Images:
+def loaded(stream: Stream) -> Images:
     """Return a stream's images in memory, (N, C, H, W); above ``IN_MEMORY`` bytes, the stream itself."""
     if math.prod(stream.shape) > base.IN_MEMORY:
         return stream

@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mad.errors import MadError
 
@@ -15,12 +17,41 @@ if TYPE_CHECKING:
 
 SIXTEEN = 257  # divides 0..65535 to give 0..255
 MIDDLE = 127.5
+GRAY = ("1", "L", "LA", "La")
 RANGELESS = {"I": "32-bit integers", "F": "floats"}  # the file does not say which value is white
-ADVICE = "remove it from the pool, or save it as an 8-bit PNG"
+ADVICE = "remove it, or save it as an 8-bit PNG"
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of an image file that lie in a table.
+
+    Args:
+        data: the bytes.
+        where: the table and the row, which errors name.
+    """
+
+    data: bytes
+    where: str
+
+    def __str__(self) -> str:
+        return self.where
+
+
+Source = Path | str | Encoded  # an image file, or its bytes
+
+
+class Header(NamedTuple):
+    """What the header of an image file says."""
+
+    frames: int
+    size: tuple[int, int]  # (H, W), as a viewer would show it
+    gray: bool
 
 
 @contextmanager
-def opened(file: Path | str) -> Iterator[Image]:
+def opened(file: Source) -> Iterator[Image]:
     """Open an image file at its first frame, as a context manager.
 
     Raises:
@@ -31,7 +62,7 @@ def opened(file: Path | str) -> Iterator[Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error only at twice the size
-            with Image.open(file) as image:
+            with Image.open(BytesIO(file.data) if isinstance(file, Encoded) else file) as image:
                 yield image
     except MadError:
         raise
@@ -42,18 +73,22 @@ def opened(file: Path | str) -> Iterator[Image]:
         raise MadError(f"{file} cannot be read as an image ({why}); {ADVICE}") from error
 
 
-def check(file: Path | str) -> int:
-    """Return the number of frames in an image file; only its header is read.
+def header(file: Source) -> Header:
+    """Return the header of an image file; its pixels are not read.
 
     Raises:
         MadError: if the header shows that ``pixels`` cannot read the file.
     """
     with opened(file) as image:
         refuse_rangeless(image, file)
-        return getattr(image, "n_frames", 1)
+        frames, gray = getattr(image, "n_frames", 1), image.mode in GRAY or sixteen(image)
+        # Pillow decodes a PNG in search of an EXIF block after its pixels, where hardly one is.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        turned = exif.get(ORIENTATION) in TURNED
+        return Header(frames, image.size if turned else image.size[::-1], gray)
 
 
-def pixels(file: Path | str, channels: int) -> Image:
+def pixels(file: Source, channels: int) -> Image:
     """Return the first frame of a file as a Pillow image, of mode ``L`` for 1 channel or ``RGB`` for 3.
 
     The image is rotated by its EXIF orientation, and 16 bits are scaled to 8. Transparent images are put on a white
@@ -76,7 +111,7 @@ def pixels(file: Path | str, channels: int) -> Image:
         return seen.convert("L" if channels == 1 else "RGB")
 
 
-def refuse_rangeless(image: Image, file: Path | str) -> None:
+def refuse_rangeless(image: Image, file: Source) -> None:
     """Raise MadError for 32-bit integers and floats, whose range is unknown."""
     if image.mode in RANGELESS and not sixteen(image):
         raise MadError(f"{file} holds {RANGELESS[image.mode]}, and nothing says which of them is white; {ADVICE}")

@@ -177,7 +177,7 @@ def test_what_has_no_pixels_is_one_line_that_names_it(tmp_path, monkeypatch, mak
     make(tmp_path / name)
     if stream:
         monkeypatch.setattr("mad.datasets.base.IN_MEMORY", 0)
-    with pytest.raises(MadError, match=rf"^[^\n]*{name}[^\n]*{words}[^\n]*; remove it from the pool[^\n]*$"):
+    with pytest.raises(MadError, match=rf"^[^\n]*{name}[^\n]*{words}[^\n]*; remove it, or save[^\n]*$"):
         list(batches(ImageFolder(str(tmp_path)).images((3, 12, 12)), None, 2, CPU))
 
 

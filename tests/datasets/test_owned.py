@@ -1,0 +1,423 @@
+"""Images of one's own: the same from every form, and one line for whatever is wrong."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from toys import CPU
+
+from mad.datasets import base, batches, checked
+from mad.datasets.owned import OwnImages
+from mad.errors import MadError
+from mad.storage.fingerprint import describe
+
+COUNTS = {"dog": 6, "cat": 5, "emu": 2, "yak": 1}
+FORMS = ["folder", "csv", "tsv", "parquet", "bytes", "struct", "hub", "saved"]
+
+
+@pytest.fixture(autouse=True)
+def _said_anew():
+    checked.say.cache_clear()
+
+
+def save(file, seed, size=(12, 10), mode="RGB"):
+    values = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).convert(mode).save(file)
+
+
+def folder(top, counts=COUNTS, seed=0, **how):
+    """Write a folder with one folder a class, and return it."""
+    for name, count in counts.items():
+        for number in range(count):
+            seed += 1
+            save(top / name / f"{number}.{'png' if number else 'jpg'}", seed, **how)
+    return top
+
+
+def rows(top):
+    files = sorted(top.glob("**/*.[jp][pn]g"))
+    return pd.DataFrame(
+        {"file": [str(file.relative_to(top)) for file in files], "label": [f.parent.name for f in files]}
+    )
+
+
+def written(form, top):
+    """Return the path of another form of what lies in a folder."""
+    table, to = rows(top), top.parent / form
+    data = [(top / file).read_bytes() for file in table.file]
+    if form == "folder":
+        return top
+    if form in ("csv", "tsv"):
+        table.to_csv(top / f"labels.{form}", index=False, sep="," if form == "csv" else "\t")
+        return top / f"labels.{form}"
+    if form == "parquet":
+        table.rename(columns={"file": "image_path", "label": "Class"}).to_parquet(top / "labels.parquet")
+        return top / "labels.parquet"
+    if form == "bytes":
+        pd.DataFrame({"picture": data, "category": table.label.astype("category")}).to_parquet(f"{to}.parquet")
+        return f"{to}.parquet"
+    if form == "struct":
+        cells = [{"bytes": each, "path": name} for each, name in zip(data, table.file, strict=True)]
+        pd.DataFrame({"image": cells, "label": table.label}).to_parquet(f"{to}.parquet")
+        return f"{to}.parquet"
+    made = hugging_face(data, table.label)
+    if form == "hub":
+        made.to_parquet(f"{to}.parquet")
+        return f"{to}.parquet"
+    made.save_to_disk(to)
+    return to
+
+
+def hugging_face(data, labels, names=None):
+    import datasets
+
+    names = names or sorted(set(labels))
+    features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=names)})
+    cells = [{"bytes": each, "path": None} for each in data]
+    return datasets.Dataset.from_dict({"photo": cells, "kind": [names.index(name) for name in labels]}, features)
+
+
+def content(data):
+    return [torch.cat([data.train().images, data.test().images]), torch.cat([data.train().labels, data.test().labels])]
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_every_form_gives_the_same(tmp_path, form):
+    top = folder(tmp_path / "top")
+    there, here = OwnImages(str(top)), OwnImages(str(written(form, top)))
+    assert (here.names, here.shape) == (["cat", "dog", "emu", "yak"], (3, 12, 10))
+    assert (here.names, here.shape, here.classes) == (there.names, there.shape, 4)
+    for part in ("train", "test"):
+        mine, theirs = checked.split(here, part), checked.split(there, part)
+        assert torch.equal(mine.images, theirs.images)
+        assert torch.equal(mine.labels, theirs.labels)
+    assert describe(here) == describe(there)
+    pool = OwnImages(here.path, test_share=0, key="pool.path")
+    assert checked.pool(pool, (3, 12, 10), "v").shape[0] == len(checked.pool_labels(pool)) == 14
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_does_not_fit_in_memory_is_streamed(tmp_path, monkeypatch, form):
+    path = str(written(form, folder(tmp_path / "top")))
+    whole = OwnImages(path).train().images
+    monkeypatch.setattr(base, "IN_MEMORY", 10)
+    monkeypatch.setattr(base, "WORKERS", 1)
+    from mad.datasets import tables
+
+    tables._listed.cache_clear()
+    stream = checked.split(OwnImages(path), "train").images
+    assert not isinstance(stream, torch.Tensor)
+    assert torch.equal(torch.cat(list(batches(stream, None, 4, CPU))), whole)
+    rows = torch.tensor([3, 0])
+    assert torch.equal(torch.cat(list(batches(stream, rows, 4, CPU))), whole[rows])
+
+
+def test_every_class_of_two_is_in_both_parts(tmp_path, capsys):
+    data = OwnImages(str(folder(tmp_path / "top")))
+    counts = [torch.bincount(part.labels, minlength=4).tolist() for part in (data.train(), data.test())]
+    assert counts == [[4, 5, 1, 1], [1, 1, 1, 0]]
+    said = capsys.readouterr().err
+    assert "4 classes, 11 training and 3 test images of 3 x 12 x 10; 1 (emu) to 5 (dog) training images" in said
+    assert "no test image of class 'yak'" in said
+    assert torch.bincount(OwnImages(data.path, test_share=0.5).test().labels).tolist() == [2, 3, 1]
+    with pytest.raises(MadError, match=r"no image for testing; set victim\.dataset.test_share"):
+        OwnImages(data.path, test_share=0).test()
+
+
+def test_the_division_depends_on_the_seed_and_the_bytes_only(tmp_path):
+    top = folder(tmp_path / "top", {"a": 20, "b": 20})
+    first = OwnImages(str(top)).test().images
+    assert torch.equal(OwnImages(str(top)).test().images, first)
+    assert not torch.equal(OwnImages(str(top), split_seed=1).test().images, first)
+    shutil.move(top, tmp_path / "elsewhere")
+    for file in (tmp_path / "elsewhere" / "a").iterdir():
+        file.rename(file.with_stem(f"{100 - int(file.stem)}"))
+    again = OwnImages(str(tmp_path / "elsewhere")).test().images
+    assert {each.numpy().tobytes() for each in again} == {each.numpy().tobytes() for each in first}
+
+
+def test_the_fingerprint_is_that_of_the_content(tmp_path):
+    top = folder(tmp_path / "top")
+    before = describe(OwnImages(str(top)))
+    shutil.copytree(top, tmp_path / "copy")
+    assert describe(OwnImages(str(tmp_path / "copy"))) == before
+    file = tmp_path / "copy" / "cat" / "1.png"
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert describe(OwnImages(str(tmp_path / "copy"))) != before
+    shutil.copytree(top, tmp_path / "moved")
+    (tmp_path / "moved" / "cat" / "1.png").rename(tmp_path / "moved" / "dog" / "9.png")
+    assert describe(OwnImages(str(tmp_path / "moved"))) != before
+    names = ["dog", "cat", "emu", "yak"]
+    assert describe(OwnImages(str(top), class_names=names)) != before
+    assert describe(OwnImages(str(top), class_names=sorted(names))) == before
+    assert describe(OwnImages(str(top), size=5)) != before
+
+
+def test_the_fingerprint_of_a_table_is_that_of_its_labels(tmp_path):
+    top = folder(tmp_path / "top")
+    path = written("csv", top)
+    before = describe(OwnImages(str(path)))
+    path.write_text(path.read_text().replace("cat/1.png,cat", "cat/1.png,dog"))
+    assert describe(OwnImages(str(path))) != before
+
+
+def test_images_that_change_once_the_data_have_a_name_are_refused(tmp_path):
+    data = OwnImages(str(folder(tmp_path / "top")))
+    data.contents()
+    save(tmp_path / "top" / "cat" / "1.png", 99)
+    with pytest.raises(MadError, match=r"^images of data=[^\n]* changed after the start: start again$"):
+        data.train()
+    (tmp_path / "top" / "cat" / "1.png").unlink()
+    with pytest.raises(MadError, match=r"^[^\n]*1\.png cannot be read \(No such file[^\n]*$"):
+        data.train()
+
+
+def test_class_names_set_the_order(tmp_path):
+    top = folder(tmp_path / "top")
+    names = ["yak", "dog", "cat", "emu"]
+    (tmp_path / "names.txt").write_text("yak\ndog\n\ncat\nemu\n")
+    usual = OwnImages(str(top))
+    for given in (names, str(tmp_path / "names.txt")):
+        data = OwnImages(str(top), class_names=given)
+        assert data.names == names
+        for mine, theirs in zip(data.train().labels, usual.train().labels, strict=True):
+            assert names[mine] == usual.names[theirs]
+
+
+def test_whole_numbers_are_ordered_as_such_and_count_along_the_names(tmp_path):
+    top = folder(tmp_path / "top", {str(number): 2 for number in (10, 2, 0, 1)})
+    assert OwnImages(str(top)).names == ["0", "1", "10", "2"]  # as torchvision
+    assert OwnImages(str(written("csv", top))).names == ["0", "1", "2", "10"]
+    table = rows(top)
+    table["label"] = table.label.astype(int).replace(10, 3)
+    table.to_parquet(top / "numbers.parquet")
+    data = OwnImages(str(top / "numbers.parquet"), class_names=["a", "b", "c", "d"])
+    assert data.names == ["a", "b", "c", "d"]
+    assert data.labels().tolist() == OwnImages(str(top / "numbers.parquet")).labels().tolist()
+    with pytest.raises(MadError, match=r"class_names has 3 names, from 0 to 2, [^\n]* a 3$"):
+        _ = OwnImages(data.path, class_names=["a", "b", "c"]).names
+
+
+def test_classes_in_a_csv_are_the_text_that_is_there(tmp_path):
+    top = folder(tmp_path / "top", {"NA": 2, "007": 2, "None": 2})
+    assert OwnImages(str(written("csv", top))).names == ["007", "NA", "None"]
+
+
+def test_names_of_a_classlabel_keep_their_order(tmp_path):
+    top = folder(tmp_path / "top", {"a": 3, "b": 3})
+    table = rows(top)
+    data = hugging_face([(top / file).read_bytes() for file in table.file], table.label, ["b", "a"])
+    data.save_to_disk(tmp_path / "saved")
+    data.to_parquet(tmp_path / "hub.parquet")
+    assert OwnImages(str(tmp_path / "saved")).names == OwnImages(str(tmp_path / "hub.parquet")).names == ["b", "a"]
+
+
+@pytest.mark.parametrize("form", ["folder", "csv", "saved"])
+@pytest.mark.parametrize("test", ["test", "valid"])
+def test_parts_that_are_given_are_kept(tmp_path, capsys, form, test):
+    top = tmp_path / "top"
+    for seed, part in enumerate(("train", test, "val")):
+        folder(top / part, {"a": 3, "b": 2 + seed}, seed=100 * seed)
+    if form == "csv":
+        table = rows(top)
+        table["split"] = [file.partition("/")[0].title() for file in table.file]
+        table.sample(frac=1, random_state=0).to_csv(top / "t.csv", index=False)
+    if form == "saved":
+        import datasets
+
+        whole = {}
+        for part in ("train", test, "val"):
+            table = rows(top / part)
+            whole[part] = hugging_face([(top / part / file).read_bytes() for file in table.file], table.label)
+        whole["unlabelled"] = whole["train"].map(lambda row: {"kind": -1})  # left out, and not looked at
+        datasets.DatasetDict(whole).save_to_disk(tmp_path / "saved")
+    data = OwnImages(str({"folder": top, "csv": top / "t.csv", "saved": tmp_path / "saved"}[form]), test_share=0.5)
+    assert torch.bincount(data.train().labels).tolist() == [3, 2]
+    expected = [3, 3] if test == "test" or form != "csv" else [6, 7]  # a column's valid and val are the same part
+    if test == "valid" and form != "csv":
+        expected = [3, 4]  # val comes first
+    assert torch.bincount(data.test().labels).tolist() == expected
+    said = capsys.readouterr().err
+    assert ("is taken for testing" in said) == (test == "valid")
+    assert ("left out va" in said) == (test == "test" or form != "csv")
+    assert len(data.images((3, 4, 4))) == 5
+
+
+def test_a_training_part_alone_is_divided_and_a_class_may_be_called_train(tmp_path):
+    folder(tmp_path / "top" / "train", {"a": 5, "b": 5})
+    assert OwnImages(str(tmp_path / "top")).names == ["a", "b"]
+    assert len(OwnImages(str(tmp_path / "top")).test().labels) == 2
+    assert OwnImages(str(folder(tmp_path / "vehicles", {"bus": 2, "train": 2}))).names == ["bus", "train"]
+
+
+def test_size_and_channels(tmp_path):
+    top = folder(tmp_path / "top", {"a": 2, "b": 2}, mode="L")
+    assert OwnImages(str(top)).shape == (1, 12, 10)
+    assert OwnImages(str(top), size=8, channels=3).train().images.shape[1:] == (3, 8, 8)
+    assert OwnImages(str(top), size=[4, 6]).train().images.shape[1:] == (1, 4, 6)
+    save(top / "a" / "9.png", 9)
+    assert OwnImages(str(top)).shape == (3, 12, 10)
+    turned = Image.new("RGB", (12, 10), "red")
+    turned.getexif()[0x0112] = 6
+    turned.save(top / "a" / "8.jpg", exif=turned.getexif())
+    assert OwnImages(str(top)).shape == (3, 12, 10)
+    save(top / "a" / "7.png", 9, size=(40, 50))
+    with pytest.raises(
+        MadError, match=r"^[^\n]*images of 2 sizes[^\n]*from 12x10 to 40x50: set victim.dataset.size=64"
+    ):
+        _ = OwnImages(str(top)).shape
+
+
+def test_a_pool_needs_no_classes(tmp_path):
+    save(tmp_path / "top" / "0.png", 0)
+    save(tmp_path / "top" / "1.png", 1)
+    (tmp_path / "top" / "list.csv").write_text("path\n0.png\n1.png\n")
+    for path in (tmp_path / "top", tmp_path / "top" / "list.csv"):
+        pool = OwnImages(str(path), key="pool.path", test_share=0.2)
+        assert checked.pool(pool, (1, 6, 6), "v").shape == (2, 1, 6, 6)
+        with pytest.raises(MadError, match=r"^[^\n]*(no folders of classes|no column of classes)[^\n]*$"):
+            checked.pool_labels(pool)
+        assert describe(pool)["contents"]
+
+
+def table(top, text):
+    (top / "table.csv").write_text(text)
+    return "table.csv"
+
+
+def truncated(top):
+    file = top / "cat" / "1.png"
+    file.write_bytes(file.read_bytes()[:200])
+    return "."
+
+
+def no_image(top):
+    (top / "cat" / "1.png").write_bytes(b"no image")
+    return "."
+
+
+def in_table(top):
+    table = rows(top)
+    data = [(top / file).read_bytes() for file in table.file]
+    data[2] = data[2][:200] if len(data[2]) > 300 else b"no image"
+    pd.DataFrame({"image": data, "label": table.label}).to_parquet(top / "t.parquet")
+    return "t.parquet"
+
+
+def alone(top, kept=("cat",)):
+    for name in set(COUNTS) - set(kept):
+        shutil.rmtree(top / name)
+    return "."
+
+
+def empty(top):
+    (top / "ape").mkdir()
+    return "."
+
+
+def only_in_test(top):
+    folder(top / "parts" / "train", {"a": 2, "b": 2})
+    folder(top / "parts" / "test", {"a": 2, "c": 2})
+    return "parts"
+
+
+def no_classes(top):
+    save(top / "parts" / "train" / "1.png", 1)
+    save(top / "parts" / "test" / "1.png", 1)
+    return "parts"
+
+
+def flat(top):
+    save(top / "flat" / "1.png", 1)
+    return "flat"
+
+
+def hollow(top):
+    (top / "hollow").mkdir()
+    return "hollow"
+
+
+def garbage(top, name="t.parquet", data=b"PAR1 and so on"):
+    (top / name).write_bytes(data)
+    return name
+
+
+WRONG = {
+    "truncated": (truncated, r"cat/1\.png cannot be read as an image"),
+    "no image": (no_image, r"cat/1\.png cannot be read as an image"),
+    "in a table": (in_table, r"t\.parquet, row 2 \(from 0\) cannot be read as an image"),
+    "missing file": (
+        lambda top: table(top, "file,label\ncat/1.png,cat\nx.png,dog\n"),
+        r"csv, row 1 .*'x\.png' is not there",
+    ),
+    "no file": (lambda top: table(top, "file,label\ncat/1.png,cat\n,dog\n"), r"csv, row 1 .*got nothing"),
+    "no label": (lambda top: table(top, "file,label\ncat/1.png,cat\ndog/1.png,\n"), r"csv, row 1 .*no class"),
+    "columns": (lambda top: table(top, "a,b\n1,2\n"), r"no column of images.*set image_column to one of a, b"),
+    "no classes": (lambda top: table(top, "file,b\ncat/1.png,2\n"), r"no column of classes.*label_column.*file, b"),
+    "split": (lambda top: table(top, "file,label,split\ncat/1.png,2,tset\n"), r"row 0 .*split must be .*'tset'"),
+    "no train": (lambda top: table(top, "file,label,split\ncat/1.png,2,test\n"), r"no part called train, only test"),
+    "no rows": (lambda top: table(top, "file,label\n"), r"lists no image"),
+    "ragged": (lambda top: table(top, "file,label\na,b,c,d\ne\nf,g,h,i,j\n"), r"table\.csv"),
+    "no text": (lambda top: garbage(top, "t.csv", b"\xff\xfe\0\1" * 50), r"t\.csv cannot be read"),
+    "nothing": (lambda top: garbage(top, "t.csv", b""), r"t\.csv cannot be read"),
+    "parquet": (garbage, r"t\.parquet cannot be read"),
+    "saved": (lambda top: garbage(top, "state.json") and ".", r"cannot be read as a table"),
+    "one class": (alone, r"one class only, 'cat'"),
+    "empty class": (empty, r"no image for training of class 'ape'"),
+    "test only": (only_in_test, r"no image for training of class 'c'"),
+    "bare parts": (no_classes, r"no image in a class folder below .*train"),
+    "flat": (flat, r"holds images, but no folders of classes"),
+    "hollow": (hollow, r"no image in a class folder"),
+    "absent": (lambda top: "absent", r"data must be a folder of images .*, got .*absent'; set data=FOLDER"),
+    "another file": (lambda top: garbage(top, "a.zip"), r"data must be a folder of images .*, got .*a\.zip'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_one_line(tmp_path, case):
+    make, words = WRONG[case]
+    path = make(folder(tmp_path / "top"))
+    with pytest.raises(MadError, match=words) as error:
+        content(OwnImages(str(tmp_path / "top" / path)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"path": None}, r"^data must be a folder of images .*: set data=FOLDER$"),
+        ({"path": None, "key": "pool.path"}, r"^pool\.path must be a folder of images .*: set pool\.path=FOLDER$"),
+        ({"size": 0}, "size"),
+        ({"size": [1, 2, 3]}, "size must be one number of pixels or two"),
+        ({"size": "big"}, "size must be"),
+        ({"size": 2.5}, "size must be"),
+        ({"class_names": 5}, "class_names must be a list of names"),
+        ({"channels": 2}, "channels"),
+        ({"test_share": 1}, "test_share"),
+        ({"split_seed": -1}, "split_seed"),
+        ({"name": "a/b"}, "name"),
+        ({"class_names": ["cat", "dog", "emu"]}, "the class 'yak', which class_names lacks"),
+        ({"class_names": ["cat", "dog", "emu", "yak", "ape"]}, "no image for training of class 'ape'"),
+        ({"class_names": ["cat", "cat"]}, "'cat' twice"),
+        ({"class_names": "absent.txt"}, r"class_names=absent\.txt cannot be read"),
+        ({"image_column": "x"}, "has no column 'x'; set image_column to one of file, label"),
+        ({"label_column": "x"}, "has no column 'x'; set label_column to one of file, label"),
+    ],
+)
+def test_wrong_settings_are_one_line(tmp_path, how, words):
+    top = folder(tmp_path / "top")
+    path = written("csv", top) if set(how) & {"image_column", "label_column"} else top
+    with pytest.raises(MadError, match=words) as error:
+        content(OwnImages(**{"path": str(path), **how}))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    path = written("saved", folder(tmp_path / "top"))
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(MadError, match=r"^[^\n]*needs datasets to be read: pip install 'mad\[datasets\]'$"):
+        content(OwnImages(str(path)))
