@@ -198,7 +198,9 @@ class Connection:
         """
         sent = self.wire.encoded(images)
         keys = [hashlib.sha256(self._about + repr(each.shape).encode() + each.tobytes()).digest() for each in sent]
-        first = {key: row for row, key in reversed([*enumerate(keys)])}
+        first: dict[bytes, int] = {}
+        for row, key in enumerate(keys):
+            first.setdefault(key, row)
         found = self._answers.known([*first])
         asked = 0
         if len(found) < len(first):
