@@ -172,12 +172,16 @@ def test_a_server_that_is_killed_is_waited_for(tmp_path):
 CLIENT = """
 import sys, torch
 from pathlib import Path
-from test_service import SHAPE, CLASSES, pictures, Service
+from mad.service import Service
+assert not {"requests", "urllib3"} & {*sys.modules}, "they are imported before they are needed"
+from serving import CLASSES, SHAPE
 torch.set_num_threads(1)
+images = torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(0))
 service = Service(sys.argv[1], batch=4, concurrency=2)
 with service.connect(SHAPE, CLASSES, Path(sys.argv[2])) as connection:
-    for images in pictures(40).split(20):
-        connection(images)
+    print("connected", flush=True)
+    for part in images.split(20):
+        connection(part)
 print(connection.asked, connection.cached)
 """
 
@@ -222,8 +226,12 @@ def test_a_client_that_is_killed_loses_no_answer(tmp_path):
 
 
 def test_two_clients_pay_once(server, tmp_path):
+    server.tell(hold=0)
     both = [client(server, tmp_path) for _ in range(2)]
+    assert [process.stdout.readline() for process in both] == ["connected\n"] * 2
+    server.tell(release=True)
     said = [process.communicate()[0].split() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
     assert server.answered() == Counter(names(pictures(40)))
     assert [sum(int(line[place]) for line in said) for place in (0, 1)] == [40, 40]
 
@@ -684,9 +692,7 @@ def test_certificates_that_are_not_there(tmp_path):
         Service("https://127.0.0.1:1/v2/models/a", verify=str(tmp_path / "ca.pem")).connect(SHAPE, CLASSES, None)
 
 
-def test_requests_is_needed_only_to_connect(monkeypatch):
-    script = "import sys, mad.service; assert 'requests' not in sys.modules and 'urllib3' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=HERE.parent)
+def test_requests_is_needed_to_connect(monkeypatch):
     monkeypatch.setitem(sys.modules, "requests", None)
     with pytest.raises(MadError, match=r"a service needs requests: pip install 'mad\[http\]'"):
         Service("http://127.0.0.1:1/v2/models/toy").connect(SHAPE, CLASSES, None)
