@@ -102,6 +102,12 @@ class Transport:
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
         self._requests = library()
+        from urllib3 import disable_warnings, exceptions
+
+        if verify is False:  # once, in place of a warning of two lines a request
+            disable_warnings(exceptions.InsecureRequestWarning)
+            err.print(f"{url}: its certificate is not checked (victim.verify=false)", soft_wrap=True, markup=False)
+        self._others = (self._requests.exceptions.RequestException, exceptions.HTTPError, OSError, ValueError)
         self._token, self._variable = secret(variable), variable
         self._timeout, self._retries, self._verify = timeout, retries, verify
         self.clock, self._own, self._lock = clock, threading.local(), threading.Lock()
@@ -137,7 +143,7 @@ class Transport:
             if tried < self._retries:
                 self.say(f"{self.url} {why}: tries again")
                 self.sleep(max(wait, min(LONGEST_WAIT, FIRST_WAIT * 2**tried) * random.uniform(0.5, 1)))
-        raise self.error(f"{why} (tried {tried + 1} times); answers so far are kept")
+        raise self.error(f"{why} (tries: {tried + 1}); answers so far are kept")
 
     def _try(self, path: str, body: bytes | None) -> tuple[bytes | None, str, float]:
         """Send a request once. Return its answer, or None, why it may be sent again, and after how many seconds.
@@ -162,7 +168,7 @@ class Transport:
             return None, f"did not answer within {self._timeout:g} s", 0.0
         except (errors.ConnectionError, errors.ChunkedEncodingError) as error:
             return None, f"cannot be reached, or broke off ({self._clean(root(error))})", 0.0
-        except (errors.RequestException, OSError) as error:
+        except self._others as error:
             raise self.error(f"cannot be asked ({self._clean(root(error))})") from error
         status = response.status_code
         if status in (200, 204):

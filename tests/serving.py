@@ -132,6 +132,9 @@ class Handler(BaseHTTPRequestHandler):
         known = server.now["metadata"]["inputs"][0]
         if (sent["name"], sent["datatype"]) != (known["name"], known["datatype"]):
             return self.reply(400, {"error": f"unexpected input {sent['name']} {sent['datatype']}"})
+        fit = [a in (-1, b) for a, b in zip(known["shape"], sent["shape"], strict=True)]
+        if not all(fit):
+            return self.reply(400, {"error": f"unexpected shape {sent['shape']}"})
         images = np.array(sent["data"]).reshape(sent["shape"]) / (255 if sent["datatype"] == "UINT8" else 1)
         images = images.transpose(0, 3, 1, 2) if list(images.shape[1:]) == SIZES["nhwc"][1:] else images
         with server.lock:

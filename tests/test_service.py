@@ -135,9 +135,10 @@ def test_a_copied_model_has_the_same_connection(server):
         assert copy.deepcopy({"model": connection})["model"] is connection
 
 
-def test_many_threads_ask_each_image_once(server, tmp_path):
+@pytest.mark.parametrize("kept", [True, False])
+def test_many_threads_ask_each_image_once(server, tmp_path, kept):
     images = pictures(24)
-    with connect(server, tmp_path) as connection, ThreadPoolExecutor(6) as threads:
+    with connect(server, tmp_path if kept else None) as connection, ThreadPoolExecutor(6) as threads:
         for found in threads.map(connection, [images] * 6):
             torch.testing.assert_close(found, expected(images), rtol=0, atol=1e-6)
     assert server.answered() == Counter(names(images))
@@ -284,11 +285,12 @@ def ask_again(server, cache, asked):
         return connection._answers.file
 
 
-@pytest.mark.parametrize("how", ["text", "half", "noise", "another"])
+@pytest.mark.parametrize("how", ["text", "half", "page", "another"])
 def test_a_damaged_file_is_set_aside(server, tmp_path, capfd, how):
     file = ask_again(server, tmp_path, 8)
     content = file.read_bytes()
-    file.write_bytes({"text": b"no database" * 99, "half": content[:5000]}.get(how, content[:4096] + b"?" * 4096))
+    page = content[:4096] + b"?" * 4096 + content[8192:]
+    file.write_bytes({"text": b"no database" * 99, "half": content[:5000]}.get(how, page))
     if how == "another":
         file.unlink()
         with contextlib.closing(sqlite3.connect(file)) as db:
@@ -435,17 +437,17 @@ def test_nothing_listens():
     waits = []
     with pytest.raises(MadError) as caught:
         Service(url, retries=2).connect(SHAPE, CLASSES, None, sleep=waits.append)
-    assert str(caught.value).startswith(f"{url} cannot be reached, or broke off (Connection refused) (tried 3 times)")
+    assert str(caught.value).startswith(f"{url} cannot be reached, or broke off (Connection refused) (tries: 3)")
     assert len(waits) == 2
 
 
 FAULTS = {
     "message": ({"status": 500, "text": json.dumps({"error": "no\nroom " + 999 * "x"})}, "answers 500: no room xxxx"),
-    "page": ({"status": 502, "text": "<html><b>Bad</b> gateway</html>"}, "answers 502: Bad gateway (tried 1 times)"),
+    "page": ({"status": 502, "text": "<html><b>Bad</b> gateway</html>"}, "answers 502: Bad gateway (tries: 1)"),
     "refusal": ({"status": 400, "text": "odd"}, "answers 400: odd"),
     "elsewhere": ({"status": 307, "headers": {"Location": "/x"}}, "sends us elsewhere (307): set victim.url to the"),
     "gone": ({"status": 404}, "has no /infer (404); the address ends in /v2/models/NAME"),
-    "slow": ({"wait": True}, "did not answer within 0.3 s (tried 1 times)"),
+    "slow": ({"wait": True}, "did not answer within 0.3 s (tries: 1)"),
     "broken off": ({"cut": 9}, "cannot be reached, or broke off (IncompleteRead("),
     "no JSON": ({"status": 200, "text": "<html>Sign in</html>"}, "answers what is no JSON: '<html>Sign in</html>'"),
     "nothing": ({"status": 200}, "answers what is no JSON: ''"),
@@ -685,6 +687,13 @@ def test_a_fingerprint_has_what_changes_answers():
         assert settings(replace(plain, **{field: value})) == ""
     for field, value in what.items():
         assert describe(replace(plain, **{field: value})) != describe(plain)
+
+
+def test_an_odd_host_is_one_line():
+    for host in ("a" * 70 + ".b", "a..b"):
+        with pytest.raises(MadError, match=f"http://{host}/v2/models/a cannot be") as caught:
+            Service(f"http://{host}/v2/models/a", retries=0).connect(SHAPE, CLASSES, None)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_certificates_that_are_not_there(tmp_path):
