@@ -23,7 +23,7 @@ from mad.own import programs
 from mad.own.answering import ANSWERS, Answering, check_logits
 from mad.own.examine import examine
 from mad.own.normalized import Normalized, layer
-from mad.storage.fingerprint import ADDED, describe, digest
+from mad.storage.fingerprint import ADDED, describe
 from mad.training import logits_of, place
 from mad.victim import Architecture, Victim
 
@@ -41,7 +41,7 @@ class Own(Victim):
         function: a function, a network in eval mode, or the path of one such as ``my_module.predict``: images, float32
             (B, C, H, W), to answers, a tensor or an array.
         url: a service's address, as ``service`` takes it.
-        service: makes the service from ``url``; see ``mad.service.Service``.
+        service: makes the service from ``url``; see ``mad.own.service.Service``.
         answers: ``logits``, ``posteriors`` or ``labels``; None for logits of a
             network, posteriors of any other function.
         normalize: how images in [0, 1] are normalized before the network, function or service; see
@@ -82,7 +82,8 @@ class Own(Victim):
 
     def _service(self) -> Any:
         """Return the service at ``url``; after ``dataclasses.replace`` it is there already."""
-        return self.service if hasattr(self.service, "connect") else self.service(url=self.url)  # type: ignore[misc]
+        made: Any = self.service
+        return made if hasattr(made, "connect") else made(url=self.url, answers=self.answers or "posteriors")
 
     @property
     def given(self) -> Any:
@@ -158,9 +159,11 @@ class Own(Victim):
         if self.function is not None:
             return self._normalized(self._answering(self.function))
         if self.service is not None:
-            answers: Any = self.service
-            kept = None if outputs is None else outputs / "answers" / self.name / f"{digest(describe(self.given))}.db"
-            return self._normalized(Answering(answers.connect(shape, classes, kept), "posteriors", classes, self.who))
+            service: Any = self.service
+            connection = service.connect(shape, classes, None if outputs is None else outputs / "answers")
+            if self.normalize is not None and connection.wire.datatype == "UINT8":
+                raise MadError(f"{self.who} takes bytes, no normalized images: leave victim.normalize out")
+            return self._normalized(Answering(connection, "posteriors", classes, self.who))
         assert self.weights is not None
         if self.form is not None:
             form, file = self.form, path_of(self.weights)

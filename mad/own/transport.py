@@ -106,7 +106,7 @@ class Transport:
 
         if verify is False:  # once, in place of a warning of two lines a request
             disable_warnings(exceptions.InsecureRequestWarning)
-            err.print(f"{url}: its certificate is not checked (victim.service.verify=false)", soft_wrap=True, markup=False)
+            err.print(f"{url}: its certificate is not checked", soft_wrap=True, markup=False)
         self._others = (self._requests.exceptions.RequestException, exceptions.HTTPError, OSError, ValueError)
         self._token, self._variable = secret(variable), variable
         self._timeout, self._retries, self._verify = timeout, retries, verify
@@ -163,7 +163,7 @@ class Transport:
                 allow_redirects=False,  # the token and the images go to this address and to no other
             )
         except errors.SSLError as error:
-            raise self.error(f"has no certificate to trust ({self._clean(root(error))}); see victim.service.verify") from error
+            raise self.error(f"has no certificate to trust ({self._clean(root(error))})") from error
         except errors.Timeout:
             return None, f"did not answer within {self._timeout:g} s", 0.0
         except (errors.ConnectionError, errors.ChunkedEncodingError) as error:
@@ -177,7 +177,7 @@ class Transport:
         if status in AGAIN:
             return None, f"answers {status}{said}", self._asked(response.headers.get("Retry-After"))
         if status in (401, 403):
-            held = f"the token in {self._variable}" if self._variable else "no token: set victim.service.token to its variable"
+            held = f"the token in {self._variable}" if self._variable else "no token: set victim.service.token"
             raise self.error(f"answers {status} to {held}{said}")
         if status == 404:
             raise self.error(f"has no {path or 'model'} (404){said}; the address ends in /v2/models/NAME")

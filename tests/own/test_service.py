@@ -19,12 +19,12 @@ import pytest
 import torch
 from serving import CLASSES, SHAPE, logits, metadata, name, served, softmax
 
-from mad import transport
-from mad.answers import Answers
 from mad.errors import MadError
-from mad.service import Service
+from mad.own import transport
+from mad.own.answer_cache import Answers
+from mad.own.service import Service
+from mad.own.transport import Pace
 from mad.storage.fingerprint import describe, settings
-from mad.transport import Pace
 
 HERE = Path(__file__).parent
 
@@ -173,7 +173,7 @@ def test_a_server_that_is_killed_is_waited_for(tmp_path):
 CLIENT = """
 import sys, torch
 from pathlib import Path
-from mad.service import Service
+from mad.own.service import Service
 assert not {"requests", "urllib3"} & {*sys.modules}, "they are imported before they are needed"
 from serving import CLASSES, SHAPE
 torch.set_num_threads(1)
@@ -522,13 +522,22 @@ def test_images_that_cannot_be_sent(server, images, line):
 
 
 TWO = [{"name": each, "shape": [-1, CLASSES], "datatype": "FP32"} for each in ("answers", "more")]
+OPEN = "leaves the layout of its images open: set victim.service.layout="
 CUBE = {"shape": (3, 3, 3)}
 METADATA = {
     "other images": ({"shape": [-1, 3, 32, 32]}, {}, "takes [-1, 3, 32, 32], which is no batch of [3, 4, 5] nor"),
     "flat": ({"shape": [-1, 60]}, {}, "takes [-1, 60], which is no batch of"),
     "other layout": ({}, {"layout": "nhwc"}, "takes [-1, 3, 4, 5], which is no batch of [4, 5, 3] images"),
-    "either layout": ({"shape": [-1, -1, -1, -1]}, {}, "leaves the layout of its images open: set victim.service.layout=nchw"),
-    "a cube": ({"shape": [-1, 3, 3, 3]}, CUBE, "leaves the layout of its images open: set victim.service.layout=nchw or nhwc"),
+    "either layout": (
+        {"shape": [-1, -1, -1, -1]},
+        {},
+        OPEN + "nchw",
+    ),
+    "a cube": (
+        {"shape": [-1, 3, 3, 3]},
+        CUBE,
+        OPEN + "nchw or nhwc",
+    ),
     "batches of two": ({"shape": [2, 3, 4, 5]}, {}, "takes 2 images a request, no fewer"),
     "no shape": ({"inputs": [{"name": "a", "datatype": "FP32"}]}, {}, "leaves the layout of its images open"),
     "classes": ({}, {"classes": 7}, "answers with [-1, 6], expected 7 classes"),
@@ -542,7 +551,11 @@ METADATA = {
     "two outputs": ({"outputs": TWO}, {}, "has the outputs answers, more: set victim.service.output to one of them"),
     "two inputs": ({"inputs": TWO}, {}, "has the inputs answers, more: set victim.service.input to one of them"),
     "another name": ({}, {"input": "image"}, "has the inputs images: set victim.service.input to one of them"),
-    "no inputs": ({"inputs": []}, {}, "describes no inputs: set victim.service.input, victim.service.layout and victim.service.datatype"),
+    "no inputs": (
+        {"inputs": []},
+        {},
+        "describes no inputs: set victim.service.input, .layout and .datatype",
+    ),
     "no objects": ({"inputs": ["images"]}, {}, "has no v2 metadata: it describes no inputs"),
 }
 
@@ -597,7 +610,7 @@ def test_the_token_is_sent_and_shown_nowhere(server, tmp_path, monkeypatch, capf
         "answers 403 to the token"
     )
     assert "an0ther" not in said
-    assert refused(server).startswith("answers 401 to no token: set victim.service.token to its variable")
+    assert refused(server).startswith("answers 401 to no token: set victim.service.token")
     shown = "".join(capfd.readouterr()) + repr(Service(server.url, token="MAD_TOY_TOKEN"))
     assert not [each for each in ("s3cret", "an0ther") if each in shown]
     assert not [file for file in tmp_path.rglob("*") if b"s3cret" in file.read_bytes()]
@@ -673,7 +686,7 @@ def test_addresses_that_would_leak_or_fail():
     ],
 )
 def test_fields_that_cannot_be(field, value):
-    with pytest.raises(MadError, match=f"victim.{field} must be"):
+    with pytest.raises(MadError, match=rf"victim\.(service\.)?{field} must be"):
         Service("http://a/v2/models/b", **{field: value})
 
 

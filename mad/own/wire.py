@@ -173,11 +173,11 @@ def agreed(
             raise MadError(f"{where} has no v2 metadata: it describes no {side}s")
         sides[side] = names = [str(each["name"]) for each in listed]
         if names and (len(names) > 1 if wanted is None else wanted not in names):
-            raise MadError(f"{where} has the {side}s {', '.join(names)}: set victim.{side} to one of them")
+            raise MadError(f"{where} has the {side}s {', '.join(names)}: set victim.service.{side} to one of them")
         taken[side] = next((each for each in listed if wanted in (None, each["name"])), {})
     name = input or taken["input"].get("name")
     if name is None:
-        raise MadError(f"{where} describes no inputs: set victim.service.input, victim.service.layout and victim.service.datatype")
+        raise MadError(f"{where} describes no inputs: set victim.service.input, .layout and .datatype")
     kind = datatype or str(taken["input"].get("datatype"))
     if kind not in DATATYPES:
         raise MadError(f"{where} takes {kind}: set victim.service.datatype to one of {', '.join(DATATYPES)}")

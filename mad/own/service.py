@@ -27,13 +27,13 @@ from urllib.parse import urlsplit
 import numpy as np
 from torch import Tensor
 
-from mad.answers import Answers, Rows
 from mad.datasets.content import place
 from mad.errors import MadError, check_choice, check_flag, check_number
+from mad.own.answer_cache import Answers, Rows
+from mad.own.transport import QUIET, Transport
+from mad.own.wire import ANSWERS, DATATYPES, LAYOUTS, agreed, answered
 from mad.progress import err
 from mad.storage.files import file_name
-from mad.transport import QUIET, Transport
-from mad.wire import ANSWERS, DATATYPES, LAYOUTS, agreed, answered
 
 VARIABLE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
 
@@ -94,7 +94,9 @@ class Service:
         token = self.token
         if token is not None and (not isinstance(token, str) or not 0 < len(token) <= 64 or {*token} - {*VARIABLE}):
             # Not shown: it may be the token.
-            raise MadError("victim.service.token must be the NAME of an environment variable, such as MAD_TOKEN, in capitals")
+            raise MadError(
+                "victim.service.token must be the NAME of an environment variable in capitals, like MAD_TOKEN"
+            )
         check_number("victim.service.timeout", self.timeout, 0.001, 3600)
         check_number("victim.service.retries", self.retries, 0, 1000, whole=True)
         if self.rate is not None:
@@ -288,7 +290,7 @@ def address(url: Any) -> str:
         known = False
     if known and (parts.username is not None or parts.query or parts.fragment):
         # Not shown: it may hold a password.
-        raise MadError("victim.url must hold no password and no query: set victim.service.token to the variable of a token")
+        raise MadError("victim.url must hold no password and no query: set victim.service.token to a token's variable")
     if not known or not url.strip().isprintable() or " " in url.strip():
         raise MadError(f"victim.url must be an address such as http://localhost:8080/v2/models/NAME, got {url!r}")
     whole = url.strip().rstrip("/")
