@@ -33,6 +33,7 @@ def part(tmp_path):
         if group == "dataset":  # is no part of its own: others take it in
             return build(compose(f"+dataset@data={name}", *([f"data.path={tmp_path}"] if name == "own" else [])).data)
         overrides = [f"{group}={name}", *([f"pool.path={tmp_path}"] if name == "own" else [])]
+        overrides += [f"data={tmp_path}"] if (group, name) == ("victim", "own") else []
         if name == "image_folder":
             Image.new("L", (9, 9), 50).save(tmp_path / "one.png")
             overrides.append(f"pool.path={tmp_path}")
