@@ -70,6 +70,7 @@ def inputs(cell: Cell) -> tuple[Images | None, int, Split]:
     images = None if cell.pool is None else pool_images(cell, cell.pool)
     try_networks(cell)
     test = SHARED.get(("test", identity(dataset)), lambda: checked.split(dataset, "test"))
+    cell.attack.load(cell.victim)
     return images, cell.attack.affordable(images, cell.pool_name), test
 
 
