@@ -15,7 +15,7 @@ from mad.cli.compose import cell_of
 from mad.cli.messages import one_line
 from mad.errors import MadError
 
-ELSEWHERE = ("outputs", "device", "threads", "force")
+ELSEWHERE = ("outputs", "device", "threads", "force", "export", "plan")
 
 
 def load(*words: str, config_dir: str | Path | None = None) -> Cell:
