@@ -17,7 +17,7 @@ from mad import __version__
 from mad.api import BlackBox
 from mad.architectures import imagenet
 from mad.cached_network import CachedNetwork
-from mad.context import Context
+from mad.context import AbsentContext
 from mad.defenses import Defense
 from mad.errors import MadError
 from mad.export import CLOSE, RECIPE, loaded, packed, read, size_of, trial, written
@@ -27,20 +27,6 @@ from mad.training import Trainer, place
 from mad.victim import Victim
 
 NOTHING = Trainer(1, 1, "sgd", 0.1, 0.0, 0.0, "constant")  # nothing is trained on data that are not there
-
-
-class AbsentContext(Context):
-    """A context without data: its networks are untrained, and their weights are loaded afterwards."""
-
-    def kept(
-        self, name: str, about: Any, build: Callable[[], nn.Module], train: Callable[[nn.Module], None]
-    ) -> nn.Module:
-        """Return the untrained network."""
-        return place(build(), self.device).eval()
-
-    def trained(self, recipe: Victim) -> nn.Module:
-        """Return the untrained network."""
-        return place(recipe.untrained(seed=recipe.seed, purpose="victim"), self.device)
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,16 @@ def test_the_weights_are_those_that_were_served(tmp_path):
         mad.open_deployment(tmp_path / "away")
 
 
+def test_of_a_data_set_name_classes_and_shape_travel(tmp_path):
+    deploy(victim(), Mad(0.5, TrainedSurrogate(trainer(), dataset=Blobs(size=300, name="others")))).export(
+        tmp_path / "a"
+    )
+    recipe = json.loads((tmp_path / "a" / RECIPE).read_text())
+    found = recipe["defense"]["fields"]["surrogate"]["fields"]["dataset"]
+    assert found == {"data": {"name": "others", "classes": 4, "shape": [1, 8, 8]}}
+    assert "300" not in json.dumps(recipe)
+
+
 def test_an_opened_deployment_can_be_exported_again(tmp_path):
     deploy(victim(), Mad(0.8), seed=3).export(tmp_path / "a")
     mad.open_deployment(tmp_path / "a").export(tmp_path / "b")
@@ -196,6 +206,7 @@ def test_the_served_model_of_a_training_defense_travels(tmp_path):
         ),
         (partial(lambda shape, classes: Tiny(shape, classes)), None, "written in a function; put it at the top of a"),
         (type("Nowhere", (Tiny,), {}), None, "architecture of victim toy cannot be exported"),
+        (type("Tiny", (Tiny,), {"__module__": "toys"}), None, "importing toys:Tiny gives something else"),
         (partial(lenet, scale=torch.ones(1)), None, "holds a Tensor, which no import path makes"),
         (
             Tiny,
@@ -298,6 +309,9 @@ def test_another_cells_folder_is_refused_before_anything_is_trained(one, tmp_pat
     with pytest.raises(MadError, match=r"stolen holds something else \(another export\): choose another folder"):
         run(cell(seed=1), Store(tmp_path / "outputs"), CPU, exported=one[1] / "stolen")
     assert fits == []
+    run(cell(seed=1), Store(tmp_path / "outputs"), CPU)  # nor is it taken for its own once its record is kept
+    with pytest.raises(MadError, match=r"stolen holds something else \(another export\)"):
+        run(cell(seed=1), Store(tmp_path / "outputs"), CPU, exported=one[1] / "stolen")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
     for use in (
@@ -315,6 +329,10 @@ def test_a_deployment_replaces_only_its_own_export(tmp_path, one):
     deploy(victim(), Mad(0.5)).export(one[1])  # beside the stolen model
     assert mad.open_model(one[1]) is not None
     assert mad.open_deployment(one[1]) is not None
+    (tmp_path / "d" / "notes.txt").write_text("")
+    with pytest.raises(MadError, match=r"holds something else \(notes.txt\)"):
+        deploy(victim(), Mad(0.5)).export(tmp_path / "d")
+    (tmp_path / "d" / "notes.txt").unlink()
     with pytest.raises(MadError, match="another export"):
         deploy(victim(), Mad(0.6)).export(tmp_path / "d")
     with pytest.raises(MadError, match=r"holds an exported deployment, not a model: mad\.open_deployment opens it"):
@@ -398,3 +416,5 @@ def test_python_exports_too(tmp_path):
     assert mad.open_deployment(tmp_path / "api", device="cpu").session(3).budget == 3
     with pytest.raises(MadError, match=r"say export to mad\.run"):
         mad.load("export=x")
+    with pytest.raises(MadError, match="a plan is mad-run's"):
+        mad.load("plan=true")

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mad import progress
-from mad.cli import configs, known, launchers, sweep_folder
+from mad.cli import configs, known, launchers, preview, sweep_folder
 from mad.cli.command import guard
 from mad.cli.configs import outputs_of
 from mad.cli.figures import finish
@@ -52,7 +52,10 @@ class Task:
 def one(config: DictConfig) -> None:
     """Run one cell, then write its figures and print its table."""
     try:
-        finish([run_cell(config)[0]], outputs_of(config))
+        if preview.wanted(config):
+            preview.one(config, list(HydraConfig.get().overrides.task))
+        else:
+            finish([run_cell(config)[0]], outputs_of(config))
     except Exception as error:  # Hydra would add lines to an error that is raised
         report(error)
         sys.exit(1)
