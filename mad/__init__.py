@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from mad.cell import Cell
     from mad.config import load
     from mad.defenses import Defense
-    from mad.deployment import Deployment
+    from mad.deployment import Deployment, open_deployment
     from mad.errors import MadError
+    from mad.export import open_model
     from mad.knockoff import Knockoff
     from mad.notebook import deploy, plot, records, run
     from mad.recoveries import Recovery
@@ -37,6 +38,8 @@ __all__ = [
     "Victim",
     "deploy",
     "load",
+    "open_deployment",
+    "open_model",
     "plot",
     "records",
     "run",
@@ -45,8 +48,9 @@ PLACES = {
     "mad.attacks": ("Attack",),
     "mad.config": ("load",),
     "mad.defenses": ("Defense",),
-    "mad.deployment": ("Deployment",),
+    "mad.deployment": ("Deployment", "open_deployment"),
     "mad.errors": ("MadError",),
+    "mad.export": ("open_model",),
     "mad.knockoff": ("Knockoff",),
     "mad.notebook": ("deploy", "plot", "records", "run"),
     "mad.cell": ("Cell",),

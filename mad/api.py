@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mad import simplex
+from mad import plugins, simplex
 from mad.datasets import batch_limit
 from mad.defenses import Defense
 from mad.errors import BudgetExceededError, MadError, check_number
@@ -71,6 +71,29 @@ class BlackBox:
             BudgetExceededError: if fewer queries are left than images were sent; none is counted.
             MadError: if the images have another shape, are not floats, or leave [``LOW``, ``HIGH``]; none is counted.
         """
+        self._charge(images)
+        return self._told(images, *self.answer(images))
+
+    def replayed(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Return what the defense makes of answers that were given before; the model is not asked.
+
+        Each image counts as one query, as in a call.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            clean: the answers without a defense, posteriors, float32 (B, K) on the images' device.
+
+        Raises:
+            BudgetExceededError: as in a call.
+            MadError: as in a call, or if there is not one posterior an image; nothing is counted then.
+        """
+        if clean.dim() != 2 or len(clean) != len(images) or not simplex.are_posteriors(clean):
+            raise MadError(f"{len(images)} images need as many posteriors (B, K), got {plugins.kind(clean)}")
+        self._charge(images)
+        return self._told(images, *self.answer(images, clean))
+
+    def _charge(self, images: Tensor) -> None:
+        """Check a request, and count its images."""
         if tuple(images.shape[1:]) != self.shape:
             raise MadError(f"the API takes images of {self.shape}, got {tuple(images.shape[1:])}")
         if not images.is_floating_point():
@@ -86,7 +109,9 @@ class BlackBox:
                     f"{len(images)} queries asked for, {self.budget - self.queries} of {self.budget} left"
                 )
             self.queries += len(images)
-        clean, defended = self.answer(images)
+
+    def _told(self, images: Tensor, clean: Tensor, defended: Tensor) -> Tensor:
+        """Count how far the answers to a request were moved, and return them."""
         moved = defended - clean
         with self._lock:
             self._moved.append(moved)
@@ -98,12 +123,18 @@ class BlackBox:
         return defended
 
     @torch.no_grad()
-    def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the clean and the defended posteriors, (B, K) each, without counting a query: the defender's view."""
+    def answer(self, images: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the clean and the defended posteriors, (B, K) each, without counting a query: the defender's view.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            given: clean posteriors (B, K) that stand for the model's.
+        """
         both = []
-        for batch in images.split(self._most):
+        parts = images.split(self._most)
+        for batch, logged in zip(parts, [None] * len(parts) if given is None else given.split(self._most), strict=True):
             there = batch.to(self._device)
-            clean = torch.softmax(self._model(there), dim=1)
+            clean = torch.softmax(self._model(there), dim=1) if logged is None else logged.to(self._device)
             with self._turn:
                 defended = self._defense(there, clean)
             both.append((clean.to(batch.device), defended.to(batch.device)))

@@ -15,7 +15,7 @@ from mad.cli.compose import cell_of
 from mad.cli.messages import one_line
 from mad.errors import MadError
 
-ELSEWHERE = ("outputs", "device", "threads", "force")
+ELSEWHERE = ("outputs", "device", "threads", "force", "export")
 
 
 def load(*words: str, config_dir: str | Path | None = None) -> Cell:
@@ -30,6 +30,8 @@ def load(*words: str, config_dir: str | Path | None = None) -> Cell:
     """
     for word in words:
         key = word.partition("=")[0].lstrip("+~")
+        if key == "plan":
+            raise MadError(f"{word}: a plan is mad-run's; a cell is what determines the numbers")
         if key in ELSEWHERE:
             raise MadError(f"{word}: say {key} to mad.run or mad.deploy; a cell is what determines the numbers")
     try:

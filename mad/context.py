@@ -12,6 +12,7 @@ from torch import nn
 from mad.cache import Cache
 from mad.cached_network import CachedNetwork
 from mad.storage.store import Store, kept
+from mad.training import place
 from mad.victim import Victim
 
 
@@ -50,3 +51,17 @@ class Context:
     def cached(self, network: nn.Module, about: Any) -> nn.Module:
         """Return a network in eval mode whose logits are cached; without a cache, the network itself."""
         return network if self.cache is None else CachedNetwork(network, about, self.cache)
+
+
+class AbsentContext(Context):
+    """A context without data: its networks are untrained, and their weights are loaded afterwards."""
+
+    def kept(
+        self, name: str, about: Any, build: Callable[[], nn.Module], train: Callable[[nn.Module], None]
+    ) -> nn.Module:
+        """Return the untrained network."""
+        return place(build(), self.device).eval()
+
+    def trained(self, recipe: Victim) -> nn.Module:
+        """Return the untrained network."""
+        return place(recipe.untrained(seed=recipe.seed, purpose="victim"), self.device)

@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mad import plugins, schema
+from mad import export_deployment, plugins, schema
 from mad.api import BlackBox
 from mad.cache import Cache
 from mad.context import Context
@@ -33,6 +34,7 @@ class Deployment:
         device: the device of both models.
         seconds: how long the victim's training took, also if it was trained by an earlier run.
         columns: the columns that the defense adds to a record.
+        seed: the seed that the defense was prepared with.
     """
 
     victim: Victim
@@ -43,6 +45,7 @@ class Deployment:
     seconds: float = 0.0
     columns: Mapping[str, Any] = field(default_factory=dict)
     again: Callable[[], Defense] | None = field(default=None, repr=False, compare=False)
+    seed: int = 0
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def fresh(self) -> Deployment:
@@ -64,6 +67,19 @@ class Deployment:
         """
         shape = self.victim.dataset.shape
         return BlackBox(self.served, self.defense.session(), shape, budget, self.device, watch, self._turn)
+
+    def export(self, folder: str | Path) -> None:
+        """Write the served model and the prepared defense to a folder; ``mad.open_deployment`` reads it.
+
+        Neither the data set nor a victim that is not served goes along. What is written is tried first: it must answer
+        as this deployment does.
+
+        Raises:
+            MadError: if the folder holds something else, or if a part cannot be made again from an import path, its
+                fields and its networks.
+        """
+        parts = export_deployment.Parts(self.victim, self.served, self.fresh().defense, self.seed, self.columns)
+        export_deployment.write_deployment(Path(folder).expanduser(), parts, self.device)
 
 
 def deploy(
@@ -104,4 +120,31 @@ def deploy(
     schema.check(columns, who, defense.schema)
     clean = context.cached(model, [victim.architecture, victim.given])
     again = partial(defense.prepared, context)
-    return Deployment(victim, clean, clean if served is model else served, ready, device, seconds, columns, again)
+    shown = clean if served is model else served
+    return Deployment(victim, clean, shown, ready, device, seconds, columns, again, seed)
+
+
+def open_deployment(folder: str | Path, device: torch.device | str = "cpu") -> Deployment:
+    """Return a deployment that ``Deployment.export`` wrote. It needs no data, and its answers are those of before.
+
+    The undefended victim does not travel: ``model`` is the model that is served. The recipe names code, which is
+    imported: open folders that you trust.
+
+    Args:
+        folder: the folder.
+        device: where to compute.
+
+    Raises:
+        MadError: if the folder holds no whole deployment, or if its code cannot be imported.
+    """
+    parts = export_deployment.read_deployment(folder, torch.device(device))
+    return Deployment(
+        parts.victim,
+        parts.served,
+        parts.served,
+        parts.defense,
+        torch.device(device),
+        columns=parts.columns,
+        again=parts.again,
+        seed=parts.seed,
+    )

@@ -11,6 +11,7 @@ from mad.defenses import Defense
 from mad.deployment import Deployment
 from mad.device import choose, computing
 from mad.errors import MadError
+from mad.export import STOLEN
 from mad.schema import Record
 from mad.storage.store import Store
 from mad.victim import Victim
@@ -28,6 +29,7 @@ def run(
     threads: int = 1,
     force: bool = False,
     reference: bool = True,
+    export: str | Path | None = None,
 ) -> Record:
     """Return a cell's record; the cell is run once, and its record is then loaded from the outputs folder.
 
@@ -38,6 +40,7 @@ def run(
         threads: number of CPU threads; another number may change the last bits of a record.
         force: run the cell again even if its record exists.
         reference: also run the same cell without a defense, which every figure compares with.
+        export: a folder, in whose ``stolen`` the stolen model is kept; ``mad.open_model`` opens it.
 
     Raises:
         MadError: if the cell cannot be run.
@@ -47,7 +50,8 @@ def run(
         where = choose(device)
         if reference and cell.reference.path != cell.path:
             pipeline.run(cell.reference, store, where)
-        return pipeline.run(cell, store, where, force=force)[0]
+        folder = None if export is None else Path(export).expanduser() / STOLEN
+        return pipeline.run(cell, store, where, force=force, exported=folder)[0]
 
 
 def records(outputs: str | Path = "outputs") -> DataFrame:

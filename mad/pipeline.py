@@ -10,18 +10,20 @@ from __future__ import annotations
 import functools
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mad import plugins, schema
+from mad import export, plugins, schema
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.architectures import imagenet
 from mad.attacks import Stolen, TransferSet
 from mad.cell import SHARED, Cell, about
 from mad.datasets import Images, Pool, Split, checked
+from mad.datasets.checked import say
 from mad.deployment import Deployment, deploy
 from mad.errors import MadError
 from mad.evaluation import theft, utility
@@ -34,7 +36,9 @@ from mad.storage.fingerprint import describe, digest, identity, name_of
 from mad.storage.store import Store
 
 
-def run(cell: Cell, store: Store, device: torch.device, *, force: bool = False) -> tuple[Record, bool]:
+def run(
+    cell: Cell, store: Store, device: torch.device, *, force: bool = False, exported: Path | None = None
+) -> tuple[Record, bool]:
     """Return the cell's record, and whether it was loaded from an earlier run.
 
     Args:
@@ -42,19 +46,32 @@ def run(cell: Cell, store: Store, device: torch.device, *, force: bool = False) 
         store: the outputs folder, where records, networks and transfer sets are stored.
         device: where to compute.
         force: run the cell again even if its record exists.
+        exported: a folder for the stolen model; a record that is kept without it is made again, by the kept transfer
+            set if there is one. None keeps no stolen model.
 
     Raises:
-        MadError: if the cell cannot be run.
+        MadError: if the cell cannot be run; or if its model cannot be exported, which costs no record.
     """
     kept = None if force else store.find(cell.path)
-    if kept is not None:
+    if kept is not None and (exported is None or export.holds(exported, cell.fingerprint)):
         return kept, True
+    networks: list[tuple[nn.Module, Any]] = []
+    if exported is not None:
+        export.check(exported, cell.knockoff.architecture, cell.fingerprint)
+    if kept is not None:
+        say(f"the record {cell.fingerprint} is kept, its stolen model is not in {exported}: it is trained again")
     with store.noting_failure(cell.path):
         images, budget, test = inputs(cell)  # raises if the cell cannot run, before anything is trained or written
         schema.check(about(cell), "the cell")
-        found = store.record(cell.path, lambda: made(cell, images, budget, test, store, device, force), force=force)
+        make = functools.partial(made, cell, images, budget, test, store, device, force, networks)
+        found = store.record(cell.path, make, force=force or kept is not None)
+        if exported is not None and not networks:  # another process has made the record meanwhile
+            found = store.record(cell.path, make, force=True)
         Checkpoint(store.outputs, cell.path.parent).clear()
-        return found
+    if exported is not None:
+        export.write_model(exported, *networks[-1], cell.victim.dataset, found[0])
+        say(f"the stolen model is in {exported}")
+    return found
 
 
 def inputs(cell: Cell) -> tuple[Images | None, int, Split]:
@@ -70,6 +87,7 @@ def inputs(cell: Cell) -> tuple[Images | None, int, Split]:
     images = None if cell.pool is None else pool_images(cell, cell.pool)
     try_networks(cell)
     test = SHARED.get(("test", identity(dataset)), lambda: checked.split(dataset, "test"))
+    cell.attack.load(cell.victim)
     return images, cell.attack.affordable(images, cell.pool_name), test
 
 
@@ -105,9 +123,18 @@ def try_networks(cell: Cell) -> None:
 
 
 def made(
-    cell: Cell, images: Images | None, budget: int, test: Split, store: Store, device: torch.device, force: bool
+    cell: Cell,
+    images: Images | None,
+    budget: int,
+    test: Split,
+    store: Store,
+    device: torch.device,
+    force: bool,
+    networks: list[tuple[nn.Module, Any]],
 ) -> Record:
     """Train or load the victim, defend it, steal it within the budget, and return the record with both sides' scores.
+
+    The stolen model and its architecture are appended to ``networks``.
 
     Logits that an earlier cell of this process computed are cached, so ``seconds_queries`` may be smaller.
     """
@@ -132,6 +159,7 @@ def made(
         network = network or adversary.train(transfer)
     assert network is not None  # Attack.spend checks this
     seconds = time.perf_counter() - start
+    networks.append((network, stolen.architecture or cell.knockoff.architecture))
     trainer = stolen.trainer or cell.knockoff.trainer
     return schema.merged(
         {

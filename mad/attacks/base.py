@@ -52,6 +52,9 @@ class Attack(ABC):
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError if this attack cannot query the victim; called before anything is trained."""
 
+    def load(self, victim: Victim) -> None:  # noqa: B027
+        """Load and check what the attack brings along, such as a log; called once a run, before anything is trained."""
+
     def affordable(self, pool: Images | None, name: str) -> int:
         """Return the number of queries to make.
 

@@ -14,7 +14,7 @@ from mad.cli import configs
 from mad.errors import MadError
 
 PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
-APART = ("outputs", "data_root", "force", "device")  # settings of the run, not of the cell
+APART = ("outputs", "data_root", "force", "device", "export", "plan")  # settings of the run, not of the cell
 INNER = ("victim.dataset", "victim.architecture", "victim.trainer", "knockoff.trainer", "defense.surrogate")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mad.cell import Cell
 
 FOLDER = Path(".known")  # below the outputs folder; it can be removed at any time
-ELSEWHERE = ("outputs", "device", "threads", "grid", "hydra")  # keys that change no fingerprint
+ELSEWHERE = ("outputs", "device", "threads", "grid", "hydra", "export", "plan")  # keys that change no fingerprint
 OUTSIDE = ("contents", "content", "initial_sha256", "checksums")  # keys of a description that hold checksums of files
 
 
@@ -51,7 +51,7 @@ def find(config: DictConfig) -> tuple[Known, list[Record]] | None:
     The records are the reference's and the cell's, or the one that is both.
     """
     usual = config.force is False and config.device in ("auto", "cpu") and not config.grid
-    if not usual or not isinstance(config.threads, int) or config.threads < 1:
+    if not usual or config.export is not None or not isinstance(config.threads, int) or config.threads < 1:
         return None
     with suppress(OSError, ValueError, TypeError, MadError):
         known = Known(**json.loads(below(outputs_of(config), file_of(config)).read_text()))

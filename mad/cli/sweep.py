@@ -11,7 +11,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from mad.cli import grid, launchers, sweep_folder
+from mad.cli import grid, launchers, preview, sweep_folder
 from mad.cli.configs import outputs_of
 from mad.cli.figures import finish
 from mad.cli.messages import report
@@ -31,6 +31,10 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the list of cells that will be launched. It is used to find records and is never executed."""
         try:
+            words = list(config.hydra.overrides.task)
+            if preview.wanted(config, words):
+                preview.sweep(config, words)
+                sys.exit(0)
             folder = Path(config.hydra.sweep.dir)
             if folder.parts[:1] == ("~",):
                 raise MadError(f"hydra.sweep.dir={folder}: write it without the ~")

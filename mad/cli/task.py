@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mad import progress
-from mad.cli import configs, known, launchers, sweep_folder
+from mad.cli import configs, known, launchers, preview, sweep_folder
 from mad.cli.command import guard
 from mad.cli.configs import outputs_of
 from mad.cli.figures import finish
@@ -54,7 +54,10 @@ class Task:
 def one(config: DictConfig) -> None:
     """Run one cell, then write its figures and print its table."""
     try:
-        finish([run_cell(config)[0]], outputs_of(config))
+        if preview.wanted(config):
+            preview.one(config, list(HydraConfig.get().overrides.task))
+        else:
+            finish([run_cell(config)[0]], outputs_of(config))
     except Exception as error:  # Hydra would add lines to an error that is raised
         report(error)
         sys.exit(1)
@@ -109,16 +112,28 @@ def run_cell(config: DictConfig, sweep: Path | None = None) -> tuple[Path, bool]
         raise MadError(f"force must be false, true (this cell) or all (its networks, too), got {config.force!r}")
     renewed = set[str]() if sweep is None else sweep_folder.Renewed(sweep)
     store = Store(outputs_of(config), renewed if config.force == "all" else None)
-    made, order = False, in_turn(cell, sweep)
+    made, order, exported = False, in_turn(cell, sweep), export_of(config, cell, sweep)
     with store.noting_failure(cell.path):  # its reference may fail first
         for place, this in enumerate(order, 1):
             force = config.force is True and this is cell
-            record, kept = run(this, store, device, force=force)
+            record, kept = run(this, store, device, force=force, exported=exported if this is cell else None)
             made |= not kept
             how = "kept" if kept else f"{record['seconds_queries'] + record['seconds_knockoff']:.0f} s"
             tell(record, how, f", {place} of {len(order)}" if sweep is None and len(order) > 1 else "")
     known.remember(config, cell, reference_label(cell))
     return cell.path, made
+
+
+def export_of(config: DictConfig, cell: Cell, sweep: Path | None) -> Path | None:
+    """Return the folder for the cell's stolen model, None if none is asked for; checked before anything is trained."""
+    from mad.export import STOLEN, check
+
+    if config.export is None:
+        return None
+    folder = Path(configs.home("export", config.export))
+    folder = (folder if sweep is None else folder / cell.fingerprint) / STOLEN
+    check(folder, cell.knockoff.architecture, cell.fingerprint)
+    return folder
 
 
 def tell(record: Record, how: str, place: str = "") -> None:

@@ -15,7 +15,7 @@ from mad.context import Context
 from mad.errors import MadError, check_number
 from mad.progress import err
 from mad.schema import Column
-from mad.victim import Victim
+from mad.victim import Architecture, Victim
 
 Self = TypeVar("Self", bound="Defense")
 EPSILON_MAX = 2.0  # the L1 diameter of the simplex
@@ -81,6 +81,10 @@ class Defense(ABC):
     def serve(self, context: Context) -> nn.Module:
         """Return the model that the API serves: the victim, or another one if the defense acts at training time."""
         return context.model
+
+    def served_architecture(self, victim: Victim) -> Architecture:
+        """Return what builds the network that ``serve`` returns, for an export; by default the victim's."""
+        return victim.architecture
 
     def columns(self, context: Context) -> dict[str, Any]:
         """Return the columns that this defense adds to a record, under the names in ``schema``."""

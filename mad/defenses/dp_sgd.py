@@ -236,6 +236,10 @@ class DpSgd(Defense):
                 "choose another, such as architecture=resnet18"
             ) from error
 
+    def served_architecture(self, victim: Victim) -> Architecture:
+        """Return the architecture with group norms in place of batch norms, if it has any."""
+        return self.recipe(victim).architecture
+
     def recipe(self, victim: Victim) -> Victim:
         """Return the recipe of the model that is served in place of the victim."""
         with imagenet.left_out():

@@ -121,16 +121,19 @@ class TrainedSurrogate(Surrogate):
     def build(self, context: Context) -> nn.Module:
         """Return the network, trained or loaded."""
         self.check(context.victim)
-        recipe = Victim(
+        return context.trained(self.recipe(context.victim, context.seed))
+
+    def recipe(self, victim: Victim, seed: int) -> Victim:
+        """Return the recipe of the network for a victim and the seed of a cell."""
+        return Victim(
             name="surrogate",
-            dataset=self.dataset or context.victim.dataset,
-            architecture=self.architecture or context.victim.architecture,
+            dataset=self.dataset or victim.dataset,
+            architecture=self.architecture or victim.architecture,
             trainer=self.trainer,
             epochs=self.epochs,
-            seed=derive(context.seed, "surrogate") >> 1,  # never the victim's seed
-            validation=context.victim.validation,
+            seed=derive(seed, "surrogate") >> 1,  # never the victim's seed
+            validation=victim.validation,
         )
-        return context.trained(recipe)
 
 
 @dataclass(frozen=True)

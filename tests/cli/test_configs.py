@@ -37,6 +37,10 @@ def part(tmp_path):
         if name == "image_folder":
             Image.new("L", (9, 9), 50).save(tmp_path / "one.png")
             overrides.append(f"pool.path={tmp_path}")
+        if name == "replay":
+            Image.new("L", (9, 9), 50).save(tmp_path / "one.png")
+            (tmp_path / "log.csv").write_text("image,label\none.png,0\n")
+            overrides.append(f"attack.log={tmp_path}/log.csv")
         if name == "idx":
             overrides.append(f"pool.path={tmp_path}/some")
         node = OmegaConf.select(compose(*overrides, f"data_root={tmp_path}"), group.replace("/", "."))

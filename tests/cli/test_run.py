@@ -134,6 +134,8 @@ MISTAKES = {
     "pool=image_folder": ("pool.path", "folder"),
     "pool=image_folder pool.path=absent": ("pool.path", "absent"),
     "pool=image_folder pool.path=.": ("no image below", "pool.path=."),
+    "attack=replay": ("attack.log", "CSV or Parquet"),
+    "attack=replay attack.log=absent.csv": ("attack.log=absent.csv", "not there"),
     "knockoff.optimizer=adan": ("optimizer", "adam", "adan"),
     "knockoff.epochs=0": ("epochs", "at least 1"),
     "trainer.batch_size=0": ("batch_size", "at least 1"),

@@ -1,0 +1,152 @@
+"""A deployment to take away: its served model and its prepared defense, without the data that they were made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from mad import __version__
+from mad.api import BlackBox
+from mad.architectures import imagenet
+from mad.cached_network import CachedNetwork
+from mad.context import AbsentContext
+from mad.defenses import Defense
+from mad.errors import MadError
+from mad.export import CLOSE, RECIPE, loaded, packed, read, size_of, trial, written
+from mad.recipes import Absent, absent, made, recipe_of
+from mad.storage.fingerprint import digest
+from mad.training import Trainer, place
+from mad.victim import Victim
+
+NOTHING = Trainer(1, 1, "sgd", 0.1, 0.0, 0.0, "constant")  # nothing is trained on data that are not there
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a deployment is made of; see ``mad.deployment.Deployment``.
+
+    Args:
+        victim: the victim's recipe; in an opened one its data are ``Absent``.
+        served: the model that is served.
+        defense: the prepared defense.
+        seed: the seed that it was prepared with.
+        columns: the columns that it adds to a record.
+        again: prepares it once more.
+    """
+
+    victim: Victim
+    served: nn.Module
+    defense: Defense
+    seed: int
+    columns: Mapping[str, Any]
+    again: Callable[[], Defense] | None = None
+
+    def answers(self, images: Tensor, device: torch.device) -> Tensor:
+        """Return clean and defended posteriors, side by side (B, 2 K), on the CPU."""
+        shape = absent(self.victim.dataset).shape
+        return torch.cat(BlackBox(self.served, self.defense.session(), shape, None, device).answer(images), dim=1)
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """Return a network without its cache."""
+    return network.network if isinstance(network, CachedNetwork) else network
+
+
+def write_deployment(folder: Path, parts: Parts, device: torch.device) -> None:
+    """Write a deployment; see ``Deployment.export``."""
+    victim, defense = parts.victim, parts.defense
+    told, who = absent(victim.dataset), f"defense {defense.name}"
+    own = {name: value for name, value in vars(defense).items() if name.startswith("_") and name != "_said"}
+    networks = {name: bare(value) for name, value in own.items() if isinstance(value, nn.Module)}
+    tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+    served, whole = bare(parts.served), recipe_of(victim.architecture, f"architecture of victim {victim.name}")
+    recipe: dict[str, Any] = {
+        "kind": "deployment",
+        "victim": victim.name,
+        "data": told.name,
+        "shape": list(told.shape),
+        "classes": told.classes,
+        "victim_seed": getattr(victim, "seed", 0),
+        "architecture": whole,
+        "served": recipe_of(defense.served_architecture(victim), f"{who}: the served network"),
+        "defense": recipe_of(defense, who),
+        "seed": parts.seed,
+        "values": {name: value for name, value in own.items() if isinstance(value, (bool, int, float, str))},
+        "networks": sorted(networks),
+        "tensors": sorted(tensors),
+        "columns": dict(parts.columns),
+    }
+    recipe |= {"fingerprint": digest(recipe), "mad": __version__, "torch": torch.__version__}
+    held = {f"served.{name}": value for name, value in served.state_dict().items()} | tensors
+    for name, network in networks.items():
+        held |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+    content, images = packed(held), trial(told)
+    try:
+        again = opened(json.loads(json.dumps(recipe)), load(content), device)
+    except MadError as error:
+        raise MadError(f"{who} cannot be exported: {error}") from error
+    ours, theirs = parts.answers(images, device), again.answers(images, device)
+    if not torch.allclose(ours, theirs, rtol=0, atol=CLOSE):
+        raise MadError(
+            f"{who} cannot be exported: made again from its fields, networks and tensors, it answers something else; "
+            "what it prepares must be numbers, tensors or networks in attributes that begin with _"
+        )
+    written(folder, recipe, content)
+
+
+def opened(recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device) -> Parts:
+    """Return the parts of a deployment from its recipe and tensors."""
+    size = size_of(recipe)
+    data = Absent(recipe["data"], size[1], size[0])
+    make = made(recipe["architecture"], "the victim")
+    victim = Victim(recipe["victim"], data, make, NOTHING, seed=recipe["victim_seed"])
+    served = place(loaded(made(recipe["served"], "the served network"), size, below(tensors, "served")), device)
+    defense: Defense = made(recipe["defense"], "the defense")
+    again = partial(prepared, defense, AbsentContext(victim, served, recipe["seed"], device), recipe, tensors)
+    return Parts(victim, served, again(), recipe["seed"], recipe["columns"], again)
+
+
+def prepared(
+    defense: Defense, context: AbsentContext, recipe: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Defense:
+    """Return a defense that is prepared as it was: its networks' weights, tensors and numbers are loaded.
+
+    Raises:
+        MadError: if it needs data, or if a network of it does not fit.
+    """
+    try:
+        with imagenet.left_out():
+            ready = defense.prepared(context)
+        for name in recipe["networks"]:
+            getattr(ready, name).load_state_dict(below(tensors, name))
+        for name in recipe["tensors"]:
+            setattr(ready, name, tensors[name].clone().to(context.device))
+    except MadError:
+        raise
+    except Exception as error:  # whatever a plug-in raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise MadError(f"it cannot be prepared without its data ({why})") from error
+    vars(ready).update(recipe["values"])
+    return ready
+
+
+def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the tensors of one network."""
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def read_deployment(folder: str | Path, device: torch.device) -> Parts:
+    """Return the parts of an exported deployment; see ``mad.open_deployment``."""
+    recipe, tensors = read(Path(folder).expanduser(), "deployment")
+    try:
+        return opened(recipe, tensors, device)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MadError(f"{Path(folder) / RECIPE} is damaged: export it again") from error
