@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mad.datasets.base import Dataset, Images, Pool, Split, unlike
 from mad.datasets.cached import cached
+from mad.datasets.resized import fits, resized
 from mad.errors import MadError, check_name, check_number
 from mad.progress import err
 
@@ -58,7 +59,7 @@ def checked_split(dataset: Dataset, part: str) -> Split:
 
 
 def pool(given: Pool, shape: tuple[int, int, int], taker: str) -> Images:
-    """Return a pool's images, uint8 or float32 in [0, 1], (N, C, H, W).
+    """Return a pool's images, uint8 or float32 in [0, 1], (N, C, H, W); those of another shape are resized.
 
     Args:
         given: the pool.
@@ -66,7 +67,7 @@ def pool(given: Pool, shape: tuple[int, int, int], taker: str) -> Images:
         taker: the victim's name, for errors.
 
     Raises:
-        MadError: if they cannot be loaded, have another shape, or do not fit ``Pool``.
+        MadError: if they cannot be loaded, do not fit ``Pool``, or cannot be brought to the shape.
     """
     return cached(given, f"images {tuple(shape)}", lambda: checked_pool(given, shape, taker))
 
@@ -75,11 +76,15 @@ def checked_pool(given: Pool, shape: tuple[int, int, int], taker: str) -> Images
     """Return a pool's images, loaded and checked; see ``pool``, which also caches them."""
     what, expected = f"pool {given.name}", tuple(shape)
     images: Images = loaded(f"{what}, images()", lambda: given.images(shape))
-    given_shape = tuple(getattr(images, "shape", ()))
-    if len(given_shape) == 4 and given_shape[1:] != expected and not hint_of_layout(given_shape, expected):
-        raise MadError(f"{what} gives {given_shape[1:]}, victim {taker} takes {expected}: choose another pool")
-    check_images(what, images, expected)
-    return images
+    found = tuple(getattr(images, "shape", ()))
+    if len(found) != 4 or found[1:] == expected or hint_of_layout(found, expected):
+        check_images(what, images, expected)
+        return images
+    check_images(what, images, found[1:])
+    if not fits(found, expected):
+        raise MadError(f"{what} gives {found[1:]}, victim {taker} takes {expected}: choose another pool")
+    say(f"{what}: its images of {found[1:]} are brought to {expected}, which victim {taker} takes")
+    return resized(images, expected)
 
 
 def pool_labels(given: Any, count: int | None = None) -> Tensor:
