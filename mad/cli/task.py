@@ -145,7 +145,7 @@ def tell(record: Record, how: str, place: str = "") -> None:
         f"({how}){place}{NOTHING_LEARNED if record.get('learned') is False else ''}",
         soft_wrap=True,
     )
-    if record.get("class_names") and record.get("stolen_by_class"):
+    if record.get("class_names") and record.get("stolen_by_class") and record.get("learned") is not False:
         err.print(by_class(record), soft_wrap=True, markup=False)
 
 
