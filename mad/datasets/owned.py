@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ from mad.datasets.held_out import Part
 from mad.datasets.listing import Listing, of_folder, whole
 from mad.errors import MadError, check_name, check_number
 
-KINDS = "a folder of images with one folder a class, a CSV or Parquet file, or a folder of Hugging Face datasets"
+KINDS = f"a folder of images with one folder a class, {tables.KINDS}"
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,9 @@ class OwnImages:
         """The folder or file, with ``~`` expanded; MadError if it is not there."""
         if self.path is None or not str(self.path).strip():
             raise MadError(f"{self.key} must be {KINDS}: set {self.key}=FOLDER")
-        try:
-            found = place(str(self.path))
-            if found.is_dir() or tables.is_table(found):
-                return found
-        except (OSError, ValueError):  # a name that is too long, or holds a NUL
-            pass
+        found = place(str(self.path))
+        if os.path.isdir(found) or tables.is_table(found):
+            return found
         raise MadError(f"{self.key} must be {KINDS}, got {str(self.path)[:300]!r}; set {self.key}=FOLDER")
 
     @property
