@@ -144,6 +144,10 @@ class OwnImages:
         """Return the test split."""
         return self._split(testing=True)
 
+    def count(self, testing: bool) -> int:
+        """Return the number of images for testing, or else for training; none is decoded."""
+        return len(self._part(testing))
+
     def images(self, shape: tuple[int, int, int]) -> Images:
         """Return the images of a pool, uint8 (N, C, H, W), resized to the victim's ``shape`` (C, H, W).
 
@@ -251,10 +255,14 @@ class OwnImages:
     def _rows(self, testing: bool) -> list[int]:
         return [row for row, tested in enumerate(self._testing) if tested == testing]
 
-    def _split(self, testing: bool) -> Split:
+    def _part(self, testing: bool) -> list[int]:
         rows = self._rows(testing)
         if not rows:
             raise MadError(f"{self.place} leaves no image for testing; set victim.dataset.test_share=0.2")
+        return rows
+
+    def _split(self, testing: bool) -> Split:
+        rows = self._part(testing)
         self._report()
         return Split(self._decoded(rows, self.shape), torch.tensor(self._named[1])[rows])
 
