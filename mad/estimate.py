@@ -14,6 +14,7 @@ import torch
 from mad import measure
 from mad.cell import SHARED, Cell
 from mad.datasets import checked
+from mad.datasets.owned import OwnImages
 from mad.errors import MadError
 from mad.schema import Record
 from mad.storage.files import DamagedError, below
@@ -66,6 +67,7 @@ class Estimator:
         records: the records of ``outputs``.
         from_records: how many rates came from records.
         measured: how many were measured.
+        unknown: services whose queries are not estimated: a plan asks none.
     """
 
     outputs: Path
@@ -74,6 +76,7 @@ class Estimator:
     records: list[Record]
     from_records: int = 0
     measured: int = 0
+    unknown: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     rates: dict[str, float] = field(default_factory=dict)
 
@@ -117,8 +120,9 @@ class Estimator:
             found.bytes += images * (8 + 4 * cell.victim.dataset.classes) if stored else 0
         if not cell.attack.online:
             found.seconds += images * epochs(cell.knockoff.trainer, images) * self._learning(cell)
-        test = sizes(cell.victim.dataset)[1]
-        found.seconds += test * (asked + BOTH * self._training(cell.victim, None, cell.victim.trainer) / 3)
+        found.seconds += sizes(cell.victim.dataset)[1] * (asked + BOTH * self._passing(cell))
+        if cell.victim.form == "service":
+            self.unknown.add(cell.victim.who)
         return found
 
     def _made(self, folder: Path, *files: str) -> bool:
@@ -128,7 +132,9 @@ class Estimator:
         return made
 
     def _network(self, recipe: Victim, found: Estimate, everything: bool) -> None:
-        """Add the training of a network, unless it is kept."""
+        """Add the training of a network, unless it is kept or given."""
+        if recipe.given is not None:
+            return
         folder = Path("victims", recipe.name, digest(describe(recipe)))
         first = folder.as_posix() not in self.done
         if self._made(folder, "weights.safetensors", "victim.json") and not (everything and first):
@@ -149,6 +155,13 @@ class Estimator:
             self.from_records += counts and bool(told)
             self.measured += counts and not told
         return self.rates[key]
+
+    def _passing(self, cell: Cell) -> float:
+        """Return the seconds that a forward pass takes an image."""
+        if cell.victim.form is None:
+            return self._training(cell.victim, None, cell.victim.trainer) / 3
+        key = f"passing {digest(describe(cell.victim))}"
+        return float(self._rate(key, None, lambda: measure.answering(cell.victim, self.device)))
 
     def _training(self, victim: Victim, make: Any, trainer: Trainer) -> float:
         """Return the seconds an image and epoch of a victim's training."""
@@ -188,14 +201,15 @@ class Estimator:
         """Return the seconds that a defended query takes, without what an attack does in between."""
         told = describe(cell.defense)
         told.pop(cell.defense.strength_parameter, None)
-        key = f"asking {size_key(cell.victim, None)} {digest(told)}"
+        key = f"asking {size_key(cell.victim, None)} {digest([told, describe(cell.victim.given)])}"
         wanted = {"dataset": cell.victim.dataset.name, "architecture": name_of(cell.victim.architecture)}
         wanted |= {"defense": cell.defense.name, "defense_settings": settings(cell.defense), "attack": "knockoff"}
 
         def known() -> list[float]:
             return [each["seconds_queries"] / each["queries"] for each in self._like(wanted) if each.get("queries")]
 
-        return float(self._rate(key, known, lambda: measure.asking(cell, self.device)))
+        of_records = known if cell.victim.form is None else None  # no record says which function or service it was
+        return float(self._rate(key, of_records, lambda: measure.asking(cell, self.device)))
 
     def _between(self, cell: Cell, budget: int) -> float:
         """Return the seconds that an attack computes while it asks: from records, else by a rule of thumb."""
@@ -237,6 +251,8 @@ def epochs(trainer: Trainer, images: int) -> int:
 
 def sizes(dataset: Any) -> tuple[int, int]:
     """Return the number of training and of test images; published data sets are not read for it."""
+    if isinstance(dataset, OwnImages):
+        return dataset.count(testing=False), dataset.count(testing=True)
     if type(dataset).__module__.startswith("mad.datasets.") and dataset.name in SIZES:
         return SIZES[dataset.name]
     return split_size(dataset, "train"), split_size(dataset, "test")
@@ -250,6 +266,8 @@ def split_size(dataset: Any, part: str) -> int:
 def pool_size(cell: Cell) -> int:
     """Return the number of images of a cell's pool; it is read only where nothing else tells."""
     pool: Any = cell.pool
+    if isinstance(pool, OwnImages):
+        return pool.count(testing=False)
     if isinstance(getattr(pool, "size", None), int):
         return int(pool.size)
     if type(pool).__module__.startswith("mad.datasets.") and pool.name in SIZES:

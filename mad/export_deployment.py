@@ -24,9 +24,24 @@ from mad.export import CLOSE, RECIPE, loaded, packed, read, size_of, trial, writ
 from mad.recipes import Absent, absent, made, recipe_of
 from mad.storage.fingerprint import digest
 from mad.training import Trainer, place
-from mad.victim import Victim
+from mad.victim import Architecture, Victim
 
 NOTHING = Trainer(1, 1, "sgd", 0.1, 0.0, 0.0, "constant")  # nothing is trained on data that are not there
+
+
+@dataclass(frozen=True)
+class Exported(Victim):
+    """The recipe of a victim that was exported; its network comes with its weights.
+
+    Args:
+        served: what builds the network that is served.
+    """
+
+    served: Architecture | None = None
+
+    def rebuilt_by(self, architecture: Architecture) -> Architecture:
+        """Return what builds the network that is served."""
+        return self.served or architecture
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,8 @@ def write_deployment(folder: Path, parts: Parts, device: torch.device) -> None:
     own = {name: value for name, value in vars(defense).items() if name.startswith("_") and name != "_said"}
     networks = {name: bare(value) for name, value in own.items() if isinstance(value, nn.Module)}
     tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)}
-    served, whole = bare(parts.served), recipe_of(victim.architecture, f"architecture of victim {victim.name}")
+    served, make = bare(parts.served), defense.served_architecture(victim)
+    whole = recipe_of(victim.architecture, f"architecture of victim {victim.name}")
     recipe: dict[str, Any] = {
         "kind": "deployment",
         "victim": victim.name,
@@ -76,7 +92,7 @@ def write_deployment(folder: Path, parts: Parts, device: torch.device) -> None:
         "classes": told.classes,
         "victim_seed": getattr(victim, "seed", 0),
         "architecture": whole,
-        "served": recipe_of(defense.served_architecture(victim), f"{who}: the served network"),
+        "served": recipe_of(make, f"{who}: the served network"),
         "defense": recipe_of(defense, who),
         "seed": parts.seed,
         "values": {name: value for name, value in own.items() if isinstance(value, (bool, int, float, str))},
@@ -106,9 +122,9 @@ def opened(recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], device: tor
     """Return the parts of a deployment from its recipe and tensors."""
     size = size_of(recipe)
     data = Absent(recipe["data"], size[1], size[0])
-    make = made(recipe["architecture"], "the victim")
-    victim = Victim(recipe["victim"], data, make, NOTHING, seed=recipe["victim_seed"])
-    served = place(loaded(made(recipe["served"], "the served network"), size, below(tensors, "served")), device)
+    architecture, make = made(recipe["architecture"], "the victim"), made(recipe["served"], "the served network")
+    victim = Exported(recipe["victim"], data, architecture, NOTHING, seed=recipe["victim_seed"], served=make)
+    served = place(loaded(make, size, below(tensors, "served")), device)
     defense: Defense = made(recipe["defense"], "the defense")
     again = partial(prepared, defense, AbsentContext(victim, served, recipe["seed"], device), recipe, tensors)
     return Parts(victim, served, again(), recipe["seed"], recipe["columns"], again)

@@ -79,14 +79,49 @@ def training(victim: Victim, make: Architecture | None, trainer: Trainer, device
         progress.plain = before
 
 
+class Silent(nn.Module):
+    """A service that is not asked: it answers all images (B, C, H, W) at once, with logits (B, K) of zero."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        return images.new_zeros(len(images), self.classes)
+
+
+def standing_in(victim: Victim, device: torch.device) -> nn.Module:
+    """Return a network that takes as long as the victim's: a given function or program itself, else an untrained one.
+
+    A service is not asked; what stands in for it takes no time.
+    """
+    if victim.form == "service":
+        return Silent(victim.dataset.classes).eval()
+    return place(network_of(victim), device) if victim.form is None else victim.ready(device)
+
+
+def most_of(victim: Victim) -> int:
+    """Return the number of images to measure a victim's answers on: few for a function, which may cost something."""
+    return FIRST if victim.form == "function" else batch_limit(ASKED, tuple(victim.dataset.shape))
+
+
+def answering(victim: Victim, device: torch.device) -> float:
+    """Return the seconds that a victim takes to answer, without a defense."""
+    network = standing_in(victim, device)
+    pool = (images(most_of(victim), tuple(victim.dataset.shape)) / 255).to(device)
+    with torch.no_grad():
+        return rate(lambda count: (network(pool[:count]), None)[1], len(pool))
+
+
 def asking(cell: Cell, device: torch.device) -> float:
-    """Return the seconds that a defended query takes; the networks are untrained."""
+    """Return the seconds that a defended query takes; the networks are untrained, but for ``standing_in``."""
     shape = tuple(cell.victim.dataset.shape)
-    model = place(network_of(cell.victim), device)
+    model = standing_in(cell.victim, device)
     context = AbsentContext(cell.victim, model, cell.seed, device, live=lambda: model)
     with imagenet.left_out():
         served = cell.defense.serve(context)
         ready = cell.defense.prepared(replace(context, model=served))
     size = (shape[0], shape[1], shape[2])
-    api, pool = BlackBox(served, ready.session(), size, None, device), images(batch_limit(ASKED, size), size) / 255
+    api, pool = BlackBox(served, ready.session(), size, None, device), images(most_of(cell.victim), size) / 255
     return rate(lambda count: (api.answer(pool[:count]), None)[1], len(pool))

@@ -58,9 +58,19 @@ class Victim:
         return None
 
     @property
+    def form(self) -> str | None:
+        """What a given network is, such as ``function``, if it is none of the architecture; else None."""
+        return None
+
+    @property
     def network_name(self) -> str:
         """The name of the victim's network, for records and tables."""
         return name_of(self.architecture)
+
+    @property
+    def who(self) -> str:
+        """The victim's network as errors and lines name it."""
+        return f"victim {self.name}"
 
     @property
     def class_names(self) -> str | None:
@@ -82,6 +92,14 @@ class Victim:
 
     def check_open(self, who: str) -> None:
         """Raise MadError if the victim's weights and gradients cannot be had; ``who`` needs them."""
+
+    def rebuilt_by(self, architecture: Architecture) -> Architecture:
+        """Return what builds the network that is served, of an architecture and without its weights, for an export.
+
+        Raises:
+            MadError: if nothing does, since it is no network of an architecture.
+        """
+        return architecture
 
     def examine(self, network: nn.Module, test: Split, device: torch.device) -> None:
         """Check the network on the test split before anything is stolen; a trained victim needs no check."""

@@ -13,6 +13,7 @@ from mad.datasets import Images, batch_limit, batches, to_unit_range
 from mad.datasets.cached import KEPT
 from mad.datasets.checked import say
 from mad.datasets.log import Log, opened
+from mad.datasets.tables import KINDS
 from mad.errors import MadError
 from mad.progress import bar
 from mad.victim import Victim
@@ -27,11 +28,11 @@ class Replay(Attack):
     log, or the first ``budget`` of them, and each counts as a query.
 
     Args:
-        log: a table, ``.csv`` or ``.parquet``, with one row an answer; see ``mad.datasets.log.Log``.
-        image: the name of its column of images; None for the usual ones.
+        log: a table with one row an answer; see ``mad.datasets.log.Log``.
+        image: the name of its column of images; None to find it.
         answer: the name of its column of answers, or what stands before the numbers of K columns; None for the one that
             it has.
-        content: computed, and not to be given: the checksum of the table and of the images that it names.
+        content: computed, and not to be given: the checksum of its images and answers.
     """
 
     name = "replay"
@@ -48,9 +49,7 @@ class Replay(Attack):
             if given is not None and (not isinstance(given, (str, int)) or isinstance(given, bool) or given == ""):
                 raise MadError(f"attack.{key} must be a text, got {given!r}")
         if self.log is None:
-            raise MadError(
-                "attack=replay needs the log: set attack.log=FILE, a table (CSV or Parquet) of images and answers"
-            )
+            raise MadError(f"attack=replay needs a log of images and answers, {KINDS}: set attack.log=FILE")
         # The fingerprint holds the log's content, not its path.
         object.__setattr__(self, "content", self.opened.content)
 
@@ -82,7 +81,7 @@ class Replay(Attack):
         """Decode the images, and say on stderr what the log holds."""
         log, budget = self.opened, self.affordable(None, "")
         if log.content != self.content:  # the fingerprint is that of the former log
-            log.fail("or one of its images changed after the start: start again")
+            raise MadError(f"attack.log={self.log} or one of its images changed after the start: start again")
         self.pictures(tuple(victim.dataset.shape))
         answers = log.posteriors(victim.dataset.classes, f"victim {victim.name}")[:budget]
         counts = torch.bincount(answers.argmax(dim=1), minlength=answers.shape[1])

@@ -35,6 +35,9 @@ def cell_of(config: DictConfig, words: Iterable[str] = ()) -> Cell:
                 f"or choose another {name.partition('.')[0]}, as mad-run --help lists them"
             )
     found = {name: None if config[name] is None else configs.at_home(config[name], name) for name in PARTS}
-    parts: dict[str, Any] = {name: hydra.utils.instantiate(found[name], _convert_="all") for name in PARTS}
+    parts: dict[str, Any] = {"attack": hydra.utils.instantiate(found["attack"], _convert_="all")}
+    if not getattr(parts["attack"], "needs_pool", True):
+        found["pool"] = None  # victim=own has one whose path nobody sets for an attack without a pool
+    parts |= {name: hydra.utils.instantiate(found[name], _convert_="all") for name in PARTS if name != "attack"}
     what = [word for word in words if word.partition("=")[0].lstrip("+~") not in APART]
     return Cell(**parts, seed=config.seed, probe=config.probe, overrides=shlex.join(what))

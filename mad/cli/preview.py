@@ -158,6 +158,8 @@ def summary(rows: list[Estimate], estimator: Estimator, parallel: int) -> Iterab
         + f"; {disk_of(sum(each.bytes for each in left))} of disk for networks and transfer sets"
     )
     yield source(estimator)
+    for who in sorted(estimator.unknown):
+        yield f"queries to {who} are not estimated: a plan sends none"
 
 
 def source(estimator: Estimator) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ from mad.datasets.held_out import Part
 from mad.datasets.listing import Listing, of_folder, whole
 from mad.errors import MadError, check_name, check_number
 
-KINDS = "a folder of images with one folder a class, a CSV or Parquet file, or a folder of Hugging Face datasets"
+KINDS = f"a folder of images with one folder a class, {tables.KINDS}"
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,9 @@ class OwnImages:
         """The folder or file, with ``~`` expanded; MadError if it is not there."""
         if self.path is None or not str(self.path).strip():
             raise MadError(f"{self.key} must be {KINDS}: set {self.key}=FOLDER")
-        try:
-            found = place(str(self.path))
-            if found.is_dir() or tables.is_table(found):
-                return found
-        except (OSError, ValueError):  # a name that is too long, or holds a NUL
-            pass
+        found = place(str(self.path))
+        if os.path.isdir(found) or tables.is_table(found):
+            return found
         raise MadError(f"{self.key} must be {KINDS}, got {str(self.path)[:300]!r}; set {self.key}=FOLDER")
 
     @property
@@ -145,6 +143,10 @@ class OwnImages:
     def test(self) -> Split:
         """Return the test split."""
         return self._split(testing=True)
+
+    def count(self, testing: bool) -> int:
+        """Return the number of images for testing, or else for training; none is decoded."""
+        return len(self._part(testing))
 
     def images(self, shape: tuple[int, int, int]) -> Images:
         """Return the images of a pool, uint8 (N, C, H, W), resized to the victim's ``shape`` (C, H, W).
@@ -253,10 +255,14 @@ class OwnImages:
     def _rows(self, testing: bool) -> list[int]:
         return [row for row, tested in enumerate(self._testing) if tested == testing]
 
-    def _split(self, testing: bool) -> Split:
+    def _part(self, testing: bool) -> list[int]:
         rows = self._rows(testing)
         if not rows:
             raise MadError(f"{self.place} leaves no image for testing; set victim.dataset.test_share=0.2")
+        return rows
+
+    def _split(self, testing: bool) -> Split:
+        rows = self._part(testing)
         self._report()
         return Split(self._decoded(rows, self.shape), torch.tensor(self._named[1])[rows])
 

@@ -1,13 +1,14 @@
-"""Tables of images with their classes: CSV and Parquet files, and Hugging Face's folders of data sets."""
+"""Tables of images: CSV and Parquet files, and Hugging Face's folders of data sets; what they list of classes."""
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mad.datasets import base
 from mad.datasets.content import stamp
@@ -21,7 +22,9 @@ SPLIT = "split"
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = (".parquet", ".pq")
 SAVED = ("dataset_dict.json", "state.json")  # what Hugging Face's save_to_disk leaves
+KINDS = "a CSV or Parquet file, or a folder of Hugging Face datasets"
 NEEDED = "pip install 'mad[datasets]'"
+T = TypeVar("T")
 
 
 class Table(NamedTuple):
@@ -79,11 +82,8 @@ def source(value: Any, where: str, place: Path) -> Source:
         given = "nothing" if value is None or value != value or not value else f"a {type(value).__name__}"
         raise MadError(f"{where}: expected an image as bytes or the path of its file, got {given}; mend or remove it")
     file = place / value
-    try:
-        if file.is_file():
-            return file
-    except (OSError, ValueError):  # a name that is too long, or holds a NUL
-        pass
+    if os.path.isfile(file):
+        return file
     raise MadError(f"{where}: the image {value[:200]!r} is not there ({str(file)[:300]}); mend the path or remove it")
 
 
@@ -93,72 +93,100 @@ def at(name: str, row: int) -> str:
 
 
 def is_table(path: Path) -> bool:
-    """Return whether a path names a table that ``of_table`` reads."""
-    if path.is_file():
+    """Return whether a path names a table that ``opened`` reads; also of a name that no file can have."""
+    if os.path.isfile(path):
         return path.suffix.lower() in (*SEPARATORS, *PARQUET)
-    return any((path / name).is_file() for name in SAVED)
+    return any(os.path.isfile(path / name) for name in SAVED)
 
 
-def of_table(path: Path, image_column: str | None, label_column: str | None, who: str) -> Listing:
-    """Return what a table lists; it is read again only if it has changed.
+def kept(read: Callable[..., T]) -> Callable[..., T]:
+    """Make a function of a table's path and settings read a table again only if it has changed.
+
+    Whatever it raises becomes a MadError that names the table.
+    """
+
+    @lru_cache(maxsize=16)
+    def cached(_stamps: tuple[tuple[int, ...], ...], path: Path, *how: Any) -> T:
+        return read(path, *how)
+
+    def again(path: Path, *how: Any) -> T:
+        try:
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            return cached(tuple(map(stamp, files)), path, *how)
+        except MadError:
+            raise
+        except ImportError as error:
+            raise MadError(f"{path} needs {error.name or 'datasets'} to be read: {NEEDED}") from error
+        except Exception as error:  # damaged files make the libraries raise many kinds of errors
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            raise MadError(f"{path} cannot be read as a table of images ({why}); write it anew") from error
+
+    return again
+
+
+@kept
+def of_table(path: Path, image: str | None, label: str | None, who: str) -> Listing:
+    """Return what a table lists.
 
     Args:
         path: a CSV or Parquet file, or a folder that Hugging Face's ``save_to_disk`` made.
-        image_column: the column of images; None to find it by its type or by a usual name.
-        label_column: the column of classes; None to find it alike. If there is none, the images have no classes.
+        image: the column of images; None to find it by its type or by a usual name.
+        label: the column of classes; None to find it alike. If there is none, the images have no classes.
         who: the data set or pool, for lines on stderr.
 
     Raises:
         MadError: if it cannot be read, or if a row lacks its image, class or part.
     """
-    try:
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        return _listed(path, image_column, label_column, who, tuple(map(stamp, files)))
-    except MadError:
-        raise
-    except ImportError as error:
-        raise MadError(f"{path} needs {'pyarrow' if path.is_file() else 'datasets'} to be read: {NEEDED}") from error
-    except Exception as error:  # damaged files make the libraries raise many kinds of errors
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise MadError(f"{path} cannot be read as a table of images ({why}); write it anew") from error
-
-
-@lru_cache(maxsize=16)
-def _listed(
-    path: Path, image: str | None, label: str | None, who: str, _stamps: tuple[tuple[int, ...], ...]
-) -> Listing:
-    tables = saved(path) if path.is_dir() else [parquet(path) if path.suffix.lower() in PARQUET else csv(path)]
+    tables = opened(path)
     words = {part for table in tables for part in parts_of(table) if part}
     train, test = sides(words, f"{who}, {path}") if words else (None, None)
     tables = [table for table in tables if table.part in (None, train, test)]
     parts = [part for table in tables for part in parts_of(table)]
     rows = [(number, row) for number, table in enumerate(tables) for row in range(table.rows)]
-    kept = [number for number, part in enumerate(parts) if part in (train, test)]
-    if not kept:
+    taken = [number for number, part in enumerate(parts) if part in (train, test)]
+    if not taken:
         raise MadError(f"{path} lists no image for training")
-    column = [chosen(table, image, IMAGES, table.pictures, "image_column") for table in tables]
-    for table, name in zip(tables, column, strict=True):
-        if name is None:
-            raise MadError(f"{table.name} has no column of images that is known; {columns(table, 'image_column')}")
-    held = [(table.name, table.read(str(name))) for table, name in zip(tables, column, strict=True)]
-    images: Sequence[Source] = Column(held, [rows[number] for number in kept], path if path.is_dir() else path.parent)
-    if isinstance(images[0], Path):
-        images = list(images)  # each is found to be there
-    testing = [parts[number] == test for number in kept] if test else None
+    images = images_of(path, tables, image, "image_column", [rows[number] for number in taken])
+    testing = [parts[number] == test for number in taken] if test else None
     named = [chosen(table, label, LABELS, list(table.classes), "label_column") for table in tables]
     if None in named:
         bare = next(table for table, name in zip(tables, named, strict=True) if name is None)
-        why = f"{bare.name} has no column of classes that is known; {columns(bare, 'label_column')}"
+        why = f"{bare.name} has no column of classes that is known; {columns(bare.columns, 'label_column')}"
         return Listing(images, None, [], testing, why)
     labels = [each for table, name in zip(tables, named, strict=True) for each in classes_of(table, str(name))]
-    labels = [labels[number] for number in kept]
+    labels = [labels[number] for number in taken]
     known = [each for table, name in zip(tables, named, strict=True) for each in table.classes.get(str(name), [])]
     return Listing(images, labels, list(dict.fromkeys(known)) or ordered(labels), testing)
 
 
-def columns(table: Table, key: str) -> str:
-    """Return the columns of a table and the key that chooses one, for errors."""
-    return f"set {key} to one of {', '.join(table.columns)[:300]}"
+def opened(path: Path) -> list[Table]:
+    """Return the tables of a file or folder; only a folder has several, its parts."""
+    if path.is_dir():
+        return saved(path)
+    return [parquet(path) if path.suffix.lower() in PARQUET else csv(path)]
+
+
+def images_of(
+    path: Path, tables: list[Table], given: str | None, key: str, rows: list[tuple[int, int]]
+) -> Sequence[Source]:
+    """Return the images of some rows, at least one, of the tables of a path; see ``Column``.
+
+    Raises:
+        MadError: if a table lacks the given column, or one that is known; or if a row's path leads to no file.
+    """
+    held = []
+    for table in tables:
+        name = chosen(table, given, IMAGES, table.pictures, key)
+        if name is None:
+            raise MadError(f"{table.name} has no column of images that is known; {columns(table.columns, key)}")
+        held.append((table.name, table.read(name)))
+    images = Column(held, rows, path if path.is_dir() else path.parent)
+    return list(images) if isinstance(images[0], Path) else images  # each path is found to be there
+
+
+def columns(names: list[str], key: str) -> str:
+    """Return the columns that a key chooses from, for errors."""
+    return f"set {key} to one of {', '.join(names)[:300]}"
 
 
 def chosen(table: Table, given: str | None, usual: Sequence[str], typed: list[str], key: str) -> str | None:
@@ -169,7 +197,7 @@ def chosen(table: Table, given: str | None, usual: Sequence[str], typed: list[st
     """
     if given is not None:
         if given not in table.columns:
-            raise MadError(f"{table.name} has no column {given!r}; {columns(table, key)}")
+            raise MadError(f"{table.name} has no column {given!r}; {columns(table.columns, key)}")
         return given
     if len(typed) == 1:
         return typed[0]

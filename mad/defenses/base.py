@@ -84,7 +84,7 @@ class Defense(ABC):
 
     def served_architecture(self, victim: Victim) -> Architecture:
         """Return what builds the network that ``serve`` returns, for an export; by default the victim's."""
-        return victim.architecture
+        return victim.rebuilt_by(victim.architecture)
 
     def columns(self, context: Context) -> dict[str, Any]:
         """Return the columns that this defense adds to a record, under the names in ``schema``."""

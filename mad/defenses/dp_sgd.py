@@ -238,7 +238,8 @@ class DpSgd(Defense):
 
     def served_architecture(self, victim: Victim) -> Architecture:
         """Return the architecture with group norms in place of batch norms, if it has any."""
-        return self.recipe(victim).architecture
+        recipe = self.recipe(victim)
+        return recipe.rebuilt_by(recipe.architecture)
 
     def recipe(self, victim: Victim) -> Victim:
         """Return the recipe of the model that is served in place of the victim."""

@@ -33,6 +33,17 @@ class Normalized(nn.Module):
         return found
 
 
+def normalized(network: nn.Module, given: Any, channels: int) -> nn.Module:
+    """Return a network that normalizes as ``layer`` says, in its own layer ``normalize`` if it has one."""
+    wanted = layer(given, channels)
+    if wanted is None:
+        return network
+    if isinstance(getattr(network, "normalize", None), Standardize):
+        network.normalize = wanted
+        return network
+    return Normalized(wanted, network)
+
+
 def layer(given: Any, channels: int) -> Standardize | None:
     """Return the layer that normalizes images of C channels, as ``victim.normalize`` says; None if it is None.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from mad import weights
-from mad.architectures.pixels import Standardize
 from mad.datasets import Split
 from mad.datasets.checked import say
 from mad.datasets.content import place as path_of
@@ -22,7 +21,7 @@ from mad.errors import MadError, check_choice
 from mad.own import programs
 from mad.own.answering import ANSWERS, Answering, check_logits
 from mad.own.examine import examine
-from mad.own.normalized import Normalized, layer
+from mad.own.normalized import layer, normalized
 from mad.storage.fingerprint import ADDED, describe
 from mad.training import logits_of, place
 from mad.victim import Architecture, Victim
@@ -144,6 +143,20 @@ class Own(Victim):
         if self.form is not None:
             raise MadError(f"{who} needs the weights of victim {self.name}; {self.who} only answers: take another")
 
+    def rebuilt_by(self, architecture: Architecture) -> Architecture:
+        """Return what builds the network that is served, with its normalization and its form of answers.
+
+        Raises:
+            MadError: if it only answers.
+        """
+        if self.form is not None:
+            what = f"{self.who} has no weights of an architecture ({self.form}), so there is nothing to write"
+            raise MadError(f"victim {self.name} cannot be exported: {what}")
+        answers = "logits" if self.given is None else str(self.answers)
+        if self.normalize is None and answers == "logits":
+            return architecture
+        return partial(rebuilt, architecture=architecture, normalize=self.normalize, answers=answers)
+
     def ready(self, device: torch.device, outputs: Path | None = None) -> nn.Module:
         """Return the victim's network, in eval mode on ``device``: opened, or trained if none is given.
 
@@ -177,14 +190,7 @@ class Own(Victim):
         return Answering(answer, str(self.answers), self.dataset.classes, self.who)
 
     def _normalized(self, network: nn.Module) -> nn.Module:
-        """Return a network that normalizes as ``normalize`` says, in its own layer ``normalize`` if it has one."""
-        wanted = layer(self.normalize, self.dataset.shape[0])
-        if wanted is None:
-            return network
-        if isinstance(getattr(network, "normalize", None), Standardize):
-            network.normalize = wanted
-            return network
-        return Normalized(wanted, network)
+        return normalized(network, self.normalize, self.dataset.shape[0])
 
     def examine(self, network: nn.Module, test: Split, device: torch.device) -> None:
         """Print a given network's accuracy on the test split; warn of what looks like a mistake."""
@@ -220,6 +226,14 @@ class Own(Victim):
 
     def _error(self, file: str, what: str) -> MadError:
         return MadError(f"victim.{'weights' if file == self.weights else 'initial_weights'}={file} {what}")
+
+
+def rebuilt(
+    shape: tuple[int, int, int], classes: int, architecture: Architecture, normalize: Any, answers: str
+) -> nn.Module:
+    """Return a network of an architecture that normalizes, and answers in the form, as its owner said; for exports."""
+    network = normalized(architecture(shape=shape, classes=classes), normalize, shape[0])
+    return network if answers == "logits" else Answering(network, answers, classes, "the exported victim")
 
 
 def named(path: str) -> Any:
