@@ -13,15 +13,14 @@ COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^    (mad-
 
 
 def test_every_sweep_and_run_of_the_readme_composes():
-    assert len(COMMANDS) >= 4
+    assert len(COMMANDS) >= 10
     for _, *words in COMMANDS:
         overrides = [word for word in words if word != "-m" and not word.startswith("--") and "=" in word]
         if "--config-dir" in words:
             continue
-        for override in overrides:
-            key, _, values = override.partition("=")
-            for value in values.split(","):
-                compose(f"{key}={value}")
+        line = [(key, values.split(",")) for key, _, values in (word.partition("=") for word in overrides)]
+        for turn in range(max(len(values) for _, values in line)):
+            compose(*(f"{key}={values[turn % len(values)]}" for key, values in line))
 
 
 def test_every_file_the_readme_names_is_there():
