@@ -208,9 +208,14 @@ def test_a_stream_that_breaks_is_one_line(tmp_path):
         run(replace(cell(budget=None), pool=Broken()), Store(tmp_path), CPU)
 
 
-def test_a_pool_of_another_shape_is_refused_before_training(tmp_path, fits):
-    odd = replace(cell(), pool=Blobs(shape=(1, 9, 9)))
-    with pytest.raises(MadError, match=r"\(1, 9, 9\).*\(1, 8, 8\)"):
+def test_a_pool_of_another_shape_is_resized(tmp_path):
+    odd, _ = run(replace(cell(), pool=Blobs(shape=(3, 9, 9))), Store(tmp_path), CPU)
+    assert odd["queries"] == 50
+
+
+def test_a_pool_of_other_channels_is_refused_before_training(tmp_path, fits):
+    odd = replace(cell(), pool=Blobs(shape=(2, 9, 9)))
+    with pytest.raises(MadError, match=r"\(2, 9, 9\).*\(1, 8, 8\)"):
         run(odd, Store(tmp_path), CPU)
     assert fits == []
 

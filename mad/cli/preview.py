@@ -33,11 +33,11 @@ def wanted(config: DictConfig, overrides: Iterable[str] = ()) -> bool:
     Raises:
         MadError: if ``plan`` is neither true nor false, or swept over.
     """
-    check_flag("plan", config.plan)
+    check_flag("plan", config.get("plan", False))
     for word in overrides:
         if word.startswith("plan=") and "," in word:
             raise MadError(f"{word}: plan cannot be swept over; say plan=true")
-    return bool(config.plan)
+    return bool(config.get("plan", False))
 
 
 def one(config: DictConfig, words: list[str]) -> None:

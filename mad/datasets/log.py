@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -134,6 +135,8 @@ read = tables.kept(Log)
 
 def opened(path: str, image: str | None = None, answer: str | None = None) -> Log:
     """Return a log; see ``Log``. The cells of one process share it until its file changes."""
+    if not os.path.lexists(place(path)):
+        raise MadError(f"attack.log={path[:300]} is not there: give {tables.KINDS}")
     if not tables.is_table(place(path)):
         raise MadError(f"attack.log must be {tables.KINDS}, got {path[:300]!r}; set attack.log=FILE")
     return read(place(path), image, answer)

@@ -271,8 +271,8 @@ def test_a_log_that_cannot_be_replayed_is_one_line_that_names_it(what, written, 
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("a.csv", None, "attack.log must be a CSV or Parquet file, .*, got '{}'; set attack.log=FILE"),
-        ("a" * 300, None, "attack.log must be a CSV or Parquet file"),
+        ("a.csv", None, "attack.log={} is not there: give a CSV or Parquet file, .*"),
+        ("a" * 300, None, "attack.log=.* is not there: give a CSV"),
         ("a.json", b"{}", "attack.log must be a CSV or Parquet file"),
         ("a.csv", b"", "{} cannot be read as a table of images"),
         ("a.csv", b"image,label\n", "attack.log={} is empty"),

@@ -161,12 +161,12 @@ def test_missing_data_is_one_line(name, mad_run, tmp_path, monkeypatch):
     check_one_line(result, tmp_path, "data_root=", "MAD_DATA", "could not be downloaded")
 
 
-def test_a_pool_of_another_shape_is_one_line(mad_run, tmp_path):
+def test_a_pool_of_other_channels_is_one_line(mad_run, tmp_path):
     plugins = tmp_path / "plugins" / "pool"
     plugins.mkdir(parents=True)
-    (plugins / "blobs.yaml").write_text("_target_: toys.Blobs\nshape: [1, 8, 8]\n")
+    (plugins / "blobs.yaml").write_text("_target_: toys.Blobs\nshape: [2, 8, 8]\n")
     result = mad_run("--config-dir", str(plugins.parent), "pool=blobs")
-    check_one_line(result, tmp_path, "pool blobs", "(1, 8, 8)", "victim digits", "(1, 28, 28)")
+    check_one_line(result, tmp_path, "pool blobs", "(2, 8, 8)", "victim digits", "(1, 28, 28)")
 
 
 def test_a_wish_for_tracebacks_is_granted(mad_run, monkeypatch):

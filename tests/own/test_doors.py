@@ -162,7 +162,7 @@ def test_knockoff_and_surrogate_start_untrained_whatever_the_factory_loads(tmp_p
         start = given.untrained(seed=0, purpose=purpose).state_dict()
         for name in ("body.0.weight", "body.0.bias", "head.weight"):
             assert not start[name].equal(mine[name]), name
-            assert start[name].std() == pytest.approx(theirs[name].std(), rel=1)
+            assert 0.3 < start[name].std() / theirs[name].std() < 3  # one of a layer's usual draws
         assert start["body.1.running_mean"].abs().max() == 0
     again = given.untrained(seed=0, purpose="knockoff").state_dict()
     assert again["head.weight"].equal(given.untrained(seed=0, purpose="knockoff").state_dict()["head.weight"])
