@@ -207,7 +207,7 @@ def about(cell: Cell) -> Record:
         "recovery": cell.recovery.name,
         "recovery_settings": settings(cell.recovery),
         "recovery_knows": " and ".join(cell.recovery.knows),
-        "victim_epochs": cell.victim.trainer.epochs,
+        "victim_epochs": None if cell.victim.given is not None else cell.victim.trainer.epochs,
         "seed": cell.seed,
         "comparison_group": cell.comparison_group,
         "fingerprint": cell.fingerprint,

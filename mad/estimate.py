@@ -246,7 +246,8 @@ def networks(cell: Cell) -> list[Victim]:
 
 def epochs(trainer: Trainer, images: int) -> int:
     """Return how many passes a training makes over some images: its epochs, or as many as ``min_steps`` asks for."""
-    return max(trainer.epochs, -(-trainer.min_steps // -(-images // trainer.batch_size)))
+    steps = max(1, -(-images // trainer.batch_size))
+    return max(trainer.epochs, -(-trainer.min_steps // steps))
 
 
 def sizes(dataset: Any) -> tuple[int, int]:

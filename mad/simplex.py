@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 ROUNDING = 5e-6  # how far a row's sum may be from 1, and a distance above epsilon, without repair
+ROUNDED = 0.01  # how far the sum of a row may be from 1 whose numbers were rounded for sending or writing
 TOLERANCE = 1e-4  # how far the sum of a float32 softmax over a thousand classes may be from 1
 
 
@@ -27,6 +28,16 @@ def are_posteriors(rows: Tensor, tolerance: float = TOLERANCE) -> bool:
         return True
     least, most = (bound.item() for bound in torch.aminmax(rows.sum(dim=1)))
     return bool(rows.amin().item() >= 0 and least >= 1 - tolerance and most <= 1 + tolerance)  # NaN compares false
+
+
+def rescaled(rows: Tensor) -> Tensor | None:
+    """Return rows (B, K) that sum to one as posteriors do; rounded ones, off by up to ``ROUNDED``, are rescaled.
+
+    None if a row is not finite, has a negative entry, or is further off.
+    """
+    if are_posteriors(rows):
+        return rows
+    return rows / rows.sum(dim=1, keepdim=True) if are_posteriors(rows, ROUNDED) else None
 
 
 def repair(rows: Tensor, clean: Tensor) -> tuple[Tensor, int]:

@@ -23,6 +23,7 @@ from mad.datasets.held_out import Part
 from mad.datasets.listing import Listing, of_folder, whole
 from mad.errors import MadError, check_name, check_number
 
+USUAL = 0.2  # the share of the images that are for testing
 KINDS = f"a folder of images with one folder a class, {tables.KINDS}"
 
 
@@ -55,7 +56,7 @@ class OwnImages:
         channels: 1 or 3; None for 3, or 1 if all images are gray. A pool takes the victim's.
         class_names: the names of all classes in the order of the model's outputs, or a file with one a line; None for
             the order above. Whole numbers that are no names count along them, from 0.
-        test_share: share of the images, in [0, 0.9], that are for testing where no part is.
+        test_share: share of the images, in [0, 1], that are for testing where no part is; None for 0.2.
         split_seed: another one chooses other images for testing.
         image_column: the column of images; None to find it.
         label_column: the column of classes; None to find it.
@@ -67,7 +68,7 @@ class OwnImages:
     size: int | list[int] | None = None
     channels: int | None = None
     class_names: list[str] | str | None = field(default=None, compare=False)
-    test_share: float = 0.2
+    test_share: float | None = None
     split_seed: int = 0
     image_column: str | None = field(default=None, compare=False)
     label_column: str | None = field(default=None, compare=False)
@@ -78,7 +79,8 @@ class OwnImages:
         check_name("dataset.name", self.name)
         if self.channels not in (None, 1, 3):
             raise MadError(f"channels must be 1 or 3, or null, got {self.channels!r}")
-        check_number("test_share", self.test_share, 0, 0.9)
+        if self.test_share is not None:
+            check_number("victim.dataset.test_share", self.test_share, 0, 1)
         check_number("split_seed", self.split_seed, 0, 2**62, whole=True)
         if self.size is not None:
             sides = [self.size] * 2 if isinstance(self.size, int) else self.size
@@ -146,7 +148,7 @@ class OwnImages:
 
     def count(self, testing: bool) -> int:
         """Return the number of images for testing, or else for training; none is decoded."""
-        return len(self._part(testing))
+        return len(self._rows(testing))
 
     def images(self, shape: tuple[int, int, int]) -> Images:
         """Return the images of a pool, uint8 (N, C, H, W), resized to the victim's ``shape`` (C, H, W).
@@ -195,17 +197,17 @@ class OwnImages:
             except (OSError, ValueError) as error:
                 why = getattr(error, "strerror", None) or "no text in UTF-8"
                 raise MadError(
-                    f"class_names={given} cannot be read ({why}); give a file with one name a line"
+                    f"victim.dataset.class_names={given} cannot be read ({why}); give a file with one name a line"
                 ) from error
             given = [line.strip() for line in lines if line.strip()]
         if given is None:
             return None
         if not isinstance(given, (list, tuple)):
-            raise MadError(f"class_names must be a list of names, or a file with one name a line, got {given!r}")
+            raise MadError(f"victim.dataset.class_names must be names, or a file with one a line, got {given!r}")
         names = [str(name) for name in given]
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise MadError(f"class_names has {twice[0]!r} twice; give each class one name")
+            raise MadError(f"victim.dataset.class_names has {twice[0]!r} twice; give each class one name")
         return names
 
     @cached_property
@@ -218,16 +220,15 @@ class OwnImages:
         if self._given and all(map(whole, labels)) and not set(labels) <= set(names):
             wrong = next((each for each in labels if not 0 <= int(each) < len(names)), None)
             if wrong is not None:
-                raise MadError(
-                    f"class_names has {len(names)} names, from 0 to {len(names) - 1}, {self.place} a {wrong}"
-                )
+                what = f"{len(names)} names, from 0 to {len(names) - 1}"
+                raise MadError(f"victim.dataset.class_names has {what}, {self.place} a {wrong}")
             labels = [names[int(each)] for each in labels]
         numbers = {name: number for number, name in enumerate(names)}
         if unknown := sorted(set(labels) - set(names)):
-            raise MadError(f"{self.place} has the class {unknown[0]!r}, which class_names lacks; add it, or remove it")
-        testing = held.testing or [False] * len(labels)
+            raise MadError(f"{self.place} has class {unknown[0]!r}, which victim.dataset.class_names lacks: add it")
+        testing = held.testing or [self.test_share == 1] * len(labels)
         trained = {label for label, tested in zip(labels, testing, strict=True) if not tested}
-        if empty := [name for name in names if name not in trained]:
+        if trained and (empty := [name for name in names if name not in trained]):
             what = f"no image for training of class {empty[0]!r}{more(empty)}"
             raise MadError(f"{self.place} has {what}; add some, or remove the class")
         if len(names) < 2:
@@ -241,13 +242,16 @@ class OwnImages:
         if held.testing is not None:
             return held.testing
         found = [False] * len(held.images)
-        if held.labels is None or not self.test_share:
+        share = USUAL if self.test_share is None else self.test_share
+        if held.labels is None or not share:
             return found
+        if share == 1:
+            return [True] * len(held.images)
         # Ordered by a hash of their bytes, images are chosen alike from a folder and from a table of any order.
         keys = [sha256(f"{self.split_seed} {each}".encode()).hexdigest() for each in held.checksums()]
         for name in set(held.labels):
             rows = [row for row, label in enumerate(held.labels) if label == name]
-            count = min(max(round(self.test_share * len(rows)), 1), len(rows) - 1)
+            count = min(max(round(share * len(rows)), 1), len(rows) - 1)
             for row in sorted(rows, key=keys.__getitem__)[:count]:
                 found[row] = True
         return found
@@ -258,7 +262,8 @@ class OwnImages:
     def _part(self, testing: bool) -> list[int]:
         rows = self._rows(testing)
         if not rows:
-            raise MadError(f"{self.place} leaves no image for testing; set victim.dataset.test_share=0.2")
+            part = "testing" if testing else "training"
+            raise MadError(f"{self.place} leaves no image for {part}; set victim.dataset.test_share=0.2")
         return rows
 
     def _split(self, testing: bool) -> Split:
@@ -280,10 +285,11 @@ class OwnImages:
         names, labels = self._named
         counts = [Counter(labels[row] for row in self._rows(testing)) for testing in (False, True)]
         train, test = ([count[number] for number in range(len(names))] for count in counts)
-        few, many = (f"{count} ({names[train.index(count)]})" for count in (min(train), max(train)))
+        shown, part = (train, "training") if sum(train) else (test, "test")
+        few, many = (f"{count} (class {names[shown.index(count)]})" for count in (min(shown), max(shown)))
         say(
             f"{self.who}: {len(names)} classes, {sum(train)} training and {sum(test)} test images of "
-            f"{' x '.join(map(str, self.shape))}; {few}{'' if few == many else f' to {many}'} training images a class"
+            f"{' x '.join(map(str, self.shape))}; {few}{'' if few == many else f' to {many}'} {part} images a class"
         )
         if absent := [name for name, count in zip(names, test, strict=True) if not count]:
             say(f"{self.who}: no test image of class {absent[0]!r}{more(absent)}")

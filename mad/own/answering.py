@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mad import plugins, simplex
+from mad.datasets.checked import say
 from mad.errors import MadError
 from mad.weights import first_line
 
@@ -41,21 +42,36 @@ class Answering(nn.Module):
         except MadError as error:
             raise error if self.who in str(error) else MadError(f"{self.who}: {error}") from error
         except Exception as error:
-            raise MadError(f"{self.who} failed on images {tuple(images.shape)}: {first_line(error)}") from error
-        found = torch.as_tensor(found).detach().to(images.device)
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise MadError(f"{self.who} failed on images {tuple(images.shape)}, {why}") from error
+        try:
+            found = torch.as_tensor(found).detach().to(images.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise MadError(f"{self.who} must return a tensor or an array, got {plugins.kind(found)}") from error
         if self.form == "labels":
             return self._of_labels(found, len(images))
         if found.shape != (len(images), self.classes) or not found.is_floating_point():
+            advice = "is it of another number of classes?" if found.dim() == 2 and len(found) == len(images) else ""
+            labels = found.shape in ((len(images),), (len(images), 1)) and not found.is_floating_point()
+            advice = "if they are labels, set victim.answers=labels" if labels else advice
             raise MadError(
                 f"{self.who} must answer {len(images)} images with {self.form} {(len(images), self.classes)}, "
-                f"got {plugins.kind(found)}; is it of another number of classes?"
+                f"got {plugins.kind(found)}; {advice or 'give one row an image'}"
             )
         if self.form == "logits":
             return check_logits(found.float(), self.who)
-        if not simplex.are_posteriors(found.float()):
-            what = "rows that are no posteriors" if found.isfinite().all() else "NaN or infinities"
-            raise MadError(f"{self.who} answers with {what}: if they are logits, set victim.answers=logits")
-        return found.float().log()
+        if not found.isfinite().all():
+            raise MadError(f"{self.who} answers with NaN or infinities: check the model on these images")
+        rows = simplex.rescaled(found.float())
+        if rows is None:
+            low, high = found.sum(dim=1).aminmax()
+            raise MadError(
+                f"{self.who} answers with rows from {found.min():.3g} that sum to {low:.3g} to {high:.3g}, no "
+                "posteriors: if they are logits, set victim.answers=logits"
+            )
+        if rows is not found and not simplex.are_posteriors(found.float()):
+            say(f"{self.who}: its posteriors are rounded, so they are rescaled to sum to one")
+        return rows.log()
 
     def _of_labels(self, found: Tensor, count: int) -> Tensor:
         found = found.squeeze(1) if found.shape == (count, 1) else found
@@ -76,6 +92,6 @@ def check_logits(found: Tensor, who: str) -> Tensor:
     """
     if not found.isfinite().all():
         raise MadError(f"{who} answers with NaN or infinite logits: check the model on these images")
-    if simplex.are_posteriors(found):
+    if simplex.rescaled(found) is not None:
         raise MadError(f"{who} answers with rows that sum to one: set victim.answers=posteriors")
     return found

@@ -36,15 +36,15 @@ def examine(
     predicted = logits_of(network, test.images, device).argmax(dim=1)
     right = share(predicted, test.labels)
     say(f"{who}: {right:.1%} of {len(predicted):,} labeled images right")
-    order(predicted, test.labels, who, names)
+    said = order(predicted, test.labels, who, names)
     if normalization is not None:
-        normalizations(network, test, device, who, normalization)
-    if right < 2 / len(names) and right < 0.5:
+        said |= normalizations(network, test, device, who, normalization)
+    if not said and right < 2 / len(names) and right < 0.5:
         say(f"warning: {who} is hardly right more often than chance, {1 / len(names):.1%}: is it the right model?")
 
 
-def order(predicted: Tensor, labels: Tensor, who: str, names: Sequence[str]) -> None:
-    """Warn if the answers would be right more often with the classes in another order.
+def order(predicted: Tensor, labels: Tensor, who: str, names: Sequence[str]) -> bool:
+    """Return whether, and warn if, the answers would be right more often with the classes in another order.
 
     The order is found on one half of the images and judged on the other, since the best of K! orders fits by chance.
     """
@@ -56,7 +56,7 @@ def order(predicted: Tensor, labels: Tensor, who: str, names: Sequence[str]) -> 
     places = torch.as_tensor(linear_sum_assignment(counts.numpy(), maximize=True)[1])
     before, after = share(predicted[~half], labels[~half]), share(places[predicted[~half]], labels[~half])
     if not better(after, before, int((~half).sum())):
-        return
+        return False
     seen = predicted.bincount(minlength=classes)
     moved = [k for k in seen.argsort(descending=True).tolist() if places[k] != k and seen[k]][:3]
     some = ", ".join(f"its class {k} is {names[int(places[k])]}, not {names[k]}" for k in moved)
@@ -64,10 +64,11 @@ def order(predicted: Tensor, labels: Tensor, who: str, names: Sequence[str]) -> 
         f"warning: {who}: {after:.1%} would be right, not {before:.1%}, with its classes in another order ({some}): "
         "give the names in the model's order, victim.dataset.class_names=FILE"
     )
+    return True
 
 
-def normalizations(network: nn.Module, test: Split, device: torch.device, who: str, normalization: str) -> None:
-    """Warn if a network is right more often with another normalization of the images."""
+def normalizations(network: nn.Module, test: Split, device: torch.device, who: str, normalization: str) -> bool:
+    """Return whether, and warn if, a network is right more often with another normalization of the images."""
     rows = torch.randperm(len(test.labels), generator=generator(0, "examine"))[:SAMPLE]
     labels, found = test.labels[rows], {}
     before = share(logits_of(network, test.images, device, rows).argmax(dim=1), labels)
@@ -75,11 +76,14 @@ def normalizations(network: nn.Module, test: Split, device: torch.device, who: s
         with instead(network, Standardize(test.images.shape[1], mean, std).to(device)) as other:
             found[name] = share(logits_of(other, test.images, device, rows).argmax(dim=1), labels)
     best = max(found, key=lambda name: found[name])
-    if better(found[best], before, len(rows)):
-        say(
-            f"warning: {who}: {found[best]:.1%} of {len(rows)} images right with victim.normalize={best}, "
-            f"{before:.1%} as it is ({normalization}): which one was it trained with?"
-        )
+    if not better(found[best], before, len(rows)):
+        return False
+    alike = [name for name in found if not better(found[best], found[name], len(rows))]
+    say(
+        f"warning: {who}: {found[best]:.1%} of {len(rows)} images right with victim.normalize={' or '.join(alike)}, "
+        f"{before:.1%} as it is ({normalization}): which one was it trained with?"
+    )
+    return True
 
 
 @contextmanager

@@ -148,4 +148,6 @@ def taken(run: Callable[[Tensor], Any], shape: tuple[int, int, int], device: tor
             failures.append(error)
             continue
         return None if size == 3 else size
-    raise MadError(f"takes no images of {shape} ({first_line(failures[1])}): set victim.dataset.size or .channels")
+    raise MadError(
+        f"takes no images of {shape} ({first_line(failures[1])}): channels come first; see victim.dataset.size"
+    )

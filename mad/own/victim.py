@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
@@ -57,8 +57,12 @@ class Own(Victim):
     normalize: Any = field(default=None, metadata=ADDED)
     initial_weights: str | None = field(default=None, compare=False)
     checksums: tuple[str, ...] = field(default=(), metadata=ADDED)
+    _answers: str = field(default="logits", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if [self.weights, self.function, self.url] != [None] * 3 and getattr(self.dataset, "test_share", 0) is None:
+            whole: Any = self.dataset
+            object.__setattr__(self, "dataset", replace(whole, test_share=1))  # no image is needed for training
         super().__post_init__()
         if [self.weights, self.function, self.url].count(None) < 2:
             raise MadError("victim=own takes one of victim.weights, victim.function and victim.url")
@@ -73,7 +77,7 @@ class Own(Victim):
             raise MadError("victim.function is a network in train mode: call its eval()")
         usual = "logits" if self.weights is not None or network else "posteriors"
         check_choice("victim.answers", self.answers or usual, ANSWERS)
-        object.__setattr__(self, "answers", self.answers or usual)
+        object.__setattr__(self, "_answers", self.answers or usual)  # replace() may change what is usual
         if self.initial_weights is not None and self.given is not None:
             raise MadError("victim.initial_weights is where a training starts; a given network is not trained")
         files = [file for file in (self.weights, self.initial_weights) if file is not None]
@@ -90,7 +94,7 @@ class Own(Victim):
         if self.weights is None and self.function is None and self.url is None:
             return None
         what = [describe(self.function), describe(self.service), list(self.checksums)]
-        return [*what, self.answers, describe(self.normalize)]
+        return [*what, self._answers, describe(self.normalize)]
 
     @cached_property
     def form(self) -> str | None:
@@ -110,7 +114,8 @@ class Own(Victim):
     def who(self) -> str:
         """The victim's network as errors name it."""
         if self.function is not None:
-            return f"victim.function={getattr(self.function, '__qualname__', type(self.function).__name__)}"
+            name = getattr(self.function, "__qualname__", type(self.function).__name__)
+            return f"victim.function={getattr(self.function, '__module__', '')}.{name}"
         return f"victim.url={self.url}" if self.url is not None else f"victim.weights={self.weights}"
 
     def untrained(self, architecture: Architecture | None = None, *, seed: int, purpose: str) -> nn.Module:
@@ -152,7 +157,7 @@ class Own(Victim):
         if self.form is not None:
             what = f"{self.who} has no weights of an architecture ({self.form}), so there is nothing to write"
             raise MadError(f"victim {self.name} cannot be exported: {what}")
-        answers = "logits" if self.given is None else str(self.answers)
+        answers = "logits" if self.given is None else self._answers
         if self.normalize is None and answers == "logits":
             return architecture
         return partial(rebuilt, architecture=architecture, normalize=self.normalize, answers=answers)
@@ -184,10 +189,10 @@ class Own(Victim):
             return self._normalized(self._answering(network))
         model = self._normalized(super().untrained(seed=self.seed, purpose="victim"))
         say(f"{self.who}: {self._of_file(self.weights, lambda content: weights.load_into(model, content, whole=True))}")
-        return model if self.answers == "logits" else self._answering(model)
+        return model if self._answers == "logits" else self._answering(model)
 
     def _answering(self, answer: Any) -> Answering:
-        return Answering(answer, str(self.answers), self.dataset.classes, self.who)
+        return Answering(answer, self._answers, self.dataset.classes, self.who)
 
     def _normalized(self, network: nn.Module) -> nn.Module:
         return normalized(network, self.normalize, self.dataset.shape[0])
@@ -197,7 +202,7 @@ class Own(Victim):
         if self.given is None:
             return
         names = getattr(self.dataset, "names", None) or [str(k) for k in range(self.dataset.classes)]
-        if self.form is None and self.answers == "logits":
+        if self.form is None and self._answers == "logits":
             check_logits(logits_of(network, test.images, device), self.who)
         normalization = None if self.weights is None else f"victim.normalize={self.normalize}"
         examine(network, test, device, who=f"victim {self.name}", names=names, normalization=normalization)
@@ -248,4 +253,8 @@ def named(path: str) -> Any:
     except MadError:
         raise
     except Exception as error:
-        raise MadError(f"victim.function={path}: {weights.first_line(error)}; give my_module.predict") from error
+        why = f"{type(error).__name__}: {weights.first_line(error)}"
+        raise MadError(
+            f"victim.function={path} cannot be imported ({why}): expected MODULE.FUNCTION, of a "
+            "module that lies where the command is started"
+        ) from error

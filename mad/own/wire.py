@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mad import simplex
 from mad.errors import MadError
 
 ANSWERS = ("posteriors", "logits", "labels")
 LAYOUTS = ("nchw", "nhwc")
 DATATYPES = {"FP32": torch.float32, "FP64": torch.float64, "FP16": torch.float16, "UINT8": torch.uint8}
-SLACK = 1e-3  # how far from 1 a row may sum; a service that computes in float16 is off by some 5e-4
+SLACK = simplex.ROUNDED  # how far from 1 a row may sum; float16 is off by some 5e-4, two decimals by more
 BELOW = 1e-6  # how far below 0 a probability may be
 
 
@@ -134,7 +135,10 @@ class Wire:
             if ((values < -BELOW) | (values > 1 + SLACK)).any():
                 raise self._looks_like("logits")
             low, high = sums.min().item(), sums.max().item()
-            raise MadError(f"{self.where} answers with sums of {low:.3g} to {high:.3g}: these are no posteriors")
+            raise MadError(
+                f"{self.where} answers with sums of {low:.3g} to {high:.3g}: these are no posteriors. Once it is "
+                "mended, remove its file in outputs/answers, where its answers are kept"
+            )
         values = values.clamp(min=0)
         return (values / values.sum(dim=1, keepdim=True)).float()
 

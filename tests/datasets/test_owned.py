@@ -121,7 +121,10 @@ def test_every_class_of_two_is_in_both_parts(tmp_path, capsys):
     counts = [torch.bincount(part.labels, minlength=4).tolist() for part in (data.train(), data.test())]
     assert counts == [[4, 5, 1, 1], [1, 1, 1, 0]]
     said = capsys.readouterr().err
-    assert "4 classes, 11 training and 3 test images of 3 x 12 x 10; 1 (emu) to 5 (dog) training images" in said
+    assert (
+        "4 classes, 11 training and 3 test images of 3 x 12 x 10; 1 (class emu) to 5 (class dog) training images"
+        in said
+    )
     assert "no test image of class 'yak'" in said
     assert torch.bincount(OwnImages(data.path, test_share=0.5).test().labels).tolist() == [2, 3, 1]
     with pytest.raises(MadError, match=r"no image for testing; set victim\.dataset.test_share"):
@@ -395,12 +398,12 @@ def test_what_is_wrong_is_one_line(tmp_path, case):
         ({"size": [1, 2, 3]}, "size must be one number of pixels or two"),
         ({"size": "big"}, "size must be"),
         ({"size": 2.5}, "size must be"),
-        ({"class_names": 5}, "class_names must be a list of names"),
+        ({"class_names": 5}, "class_names must be names"),
         ({"channels": 2}, "channels"),
         ({"test_share": 1}, "test_share"),
         ({"split_seed": -1}, "split_seed"),
         ({"name": "a/b"}, "name"),
-        ({"class_names": ["cat", "dog", "emu"]}, "the class 'yak', which class_names lacks"),
+        ({"class_names": ["cat", "dog", "emu"]}, "class 'yak', which victim.dataset.class_names lacks"),
         ({"class_names": ["cat", "dog", "emu", "yak", "ape"]}, "no image for training of class 'ape'"),
         ({"class_names": ["cat", "cat"]}, "'cat' twice"),
         ({"class_names": "absent.txt"}, r"class_names=absent\.txt cannot be read"),

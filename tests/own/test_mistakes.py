@@ -165,10 +165,19 @@ def fails(images):
 @pytest.mark.parametrize(
     ("function", "answers", "said"),
     [
-        (fails, None, r"^victim.function=fails failed on images \(2, 1, 8, 8\): no such thing$"),
+        (
+            fails,
+            None,
+            r"^victim.function=test_mistakes.fails failed on images \(2, .*\), ValueError: no such thing$",
+        ),
         (lambda images: torch.zeros(2, 3), None, r"posteriors \(2, 4\), got a tensor of \(2, 3\)"),
-        (lambda images: torch.zeros(2, 4), None, "rows that are no posteriors.*victim.answers=logits"),
-        (lambda images: torch.full((2, 4), float("nan")), None, "NaN or infinities"),
+        (lambda images: torch.zeros(2, 4), None, "sum to 0 to 0, no posteriors.*victim.answers=logits"),
+        (lambda images: torch.full((2, 4), float("nan")), None, "NaN or infinities: check the model"),
+        (lambda images: torch.tensor([1, 2]), None, "if they are labels, set victim.answers=labels"),
+        (lambda images: None, None, "must return a tensor or an array, got None"),
+        (lambda images: {"logits": 1}, None, "must return a tensor or an array, got a builtins.dict"),
+        (lambda images: torch.full((1, 4), 0.25), None, "give one row an image"),
+        (lambda images: torch.full((2, 4), 0.2499), "logits", r"sum to one: set victim\.answers=posteriors"),
         (lambda images: torch.full((2, 4), float("nan")), "logits", "NaN or infinite logits"),
         (predict, "logits", "rows that sum to one: set victim.answers=posteriors"),
         (predict, "labels", "labels .*whole numbers from 0 to 3"),
@@ -197,7 +206,9 @@ def test_what_needs_weights_or_training_is_refused_at_the_start(tmp_path):
     with pytest.raises(MadError, match=r"defense/surrogate=victim needs the weights of victim own; victim.function"):
         cell(victim=own(function=predict), defense=Mad(0.5, surrogate=VictimSurrogate()))
     assert cell(victim=weights(tmp_path), defense=Mad(0.5, surrogate=VictimSurrogate()))
-    with pytest.raises(MadError, match=r"defense=dp_sgd trains victim own anew, and victim\.function=predict is given"):
+    with pytest.raises(
+        MadError, match=r"defense=dp_sgd trains victim own anew, and victim\.function=.*\.predict is given"
+    ):
         cell(victim=own(function=predict), defense=DpSgd())
     with pytest.raises(MadError, match="victim own anew"):
         own(function=predict).fit(MODEL, CPU)
@@ -207,9 +218,12 @@ def test_what_needs_weights_or_training_is_refused_at_the_start(tmp_path):
     ("given", "said"),
     [
         ({"weights": "a", "function": predict}, "takes one of"),
-        ({"function": "no_such_module.predict"}, "victim.function=no_such_module.predict: No module named"),
-        ({"function": "os.no_such"}, "give my_module.predict"),
-        ({"function": "predict"}, "give my_module.predict"),
+        (
+            {"function": "no_such_module.predict"},
+            "no_such_module.predict cannot be imported .*No module named.*: expected MODULE",
+        ),
+        ({"function": "os.no_such"}, "expected MODULE.FUNCTION"),
+        ({"function": "predict"}, "expected MODULE.FUNCTION"),
         ({"function": 3}, "must be a function"),
         ({"function": predict, "answers": "odds"}, "victim.answers must be one of logits, posteriors, labels"),
         ({"function": predict, "normalize": "image_net"}, "victim.normalize must be none, imagenet"),
@@ -231,3 +245,26 @@ def test_a_network_in_train_mode_is_refused():
 def test_a_normalization_of_other_channels_is_refused(given):
     with pytest.raises(MadError, match=r"with 3 numbers each"):
         layer(given, 3)
+
+
+def test_rounded_posteriors_are_rescaled_with_a_line(capsys):
+    answers = deploy(own(function=lambda images: torch.tensor([[0.33, 0.33, 0.33, 0.0]] * 2))).session()
+    assert torch.allclose(answers(torch.zeros(2, 1, 8, 8)), torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]), atol=1e-6)
+    assert "its posteriors are rounded, so they are rescaled" in capsys.readouterr().err
+
+
+def test_a_network_that_takes_the_place_of_a_function_answers_with_logits():
+    given = replace(own(function=predict), function=MODEL)
+    assert torch.allclose(deploy(given).session()(torch.zeros(2, 1, 8, 8)), MODEL(torch.zeros(2, 1, 8, 8)).softmax(1))
+
+
+def test_a_pool_of_the_victims_own_test_images_is_told(tmp_path, capsys):
+    class Same(Named):
+        def images(self, shape):
+            return self.test().images
+
+    run(cell(victim=own(function=predict), pool=Same()), Store(tmp_path), CPU)
+    said = capsys.readouterr().err
+    assert "warning: 200 of the 200 images of pool blobs are test images of victim own" in said
+    run(cell(victim=own(function=predict)), Store(tmp_path), CPU)
+    assert "are test images" not in capsys.readouterr().err

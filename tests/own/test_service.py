@@ -466,6 +466,10 @@ def test_what_goes_wrong_is_one_line(server, fault):
     server.tell(release=True)
 
 
+SUMS = (
+    "answers with sums of 0.5 to 0.5: these are no posteriors. "
+    "Once it is mended, remove its file in outputs/answers, where its answers are kept"
+)
 ROWS = softmax(logits(pictures(4).double().numpy()))
 BODIES = {
     "rows": ([3, CLASSES], ROWS[:3], "answers with shape (3, 6) to 4 images: expected a row an image"),
@@ -476,7 +480,7 @@ BODIES = {
     "words": ([4, CLASSES], np.full((4, CLASSES), "cat"), "answers with no numbers as the v2 protocol has them"),
     "logits": ([4, CLASSES], np.log(ROWS), "answers look like logits: set victim.answers=logits"),
     "labels": ([4], ROWS.argmax(axis=1), "answers look like labels: set victim.answers=labels"),
-    "sums": ([4, CLASSES], ROWS / 2, "answers with sums of 0.5 to 0.5: these are no posteriors"),
+    "sums": ([4, CLASSES], ROWS / 2, SUMS),
 }
 
 
