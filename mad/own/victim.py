@@ -188,8 +188,17 @@ class Own(Victim):
             network = self._of_file(self.weights, lambda content: programs.opened(form, file, content, shape, device))
             return self._normalized(self._answering(network))
         model = self._normalized(super().untrained(seed=self.seed, purpose="victim"))
-        say(f"{self.who}: {self._of_file(self.weights, lambda content: weights.load_into(model, content, whole=True))}")
+        say(f"{self.who}: {self._of_file(self.weights, lambda content: self._loaded(model, content))}")
         return model if self._answers == "logits" else self._answering(model)
+
+    def _loaded(self, model: nn.Module, content: bytes) -> str:
+        """Load all weights into the architecture; return what was loaded. An error says what it was built for."""
+        try:
+            return weights.load_into(model, content, whole=True)
+        except MadError as error:
+            shape, classes = tuple(self.dataset.shape), self.dataset.classes
+            built = f"{super().network_name} was built for the data's images of {shape} and {classes} classes"
+            raise MadError(f"{error} ({built})") from error
 
     def _answering(self, answer: Any) -> Answering:
         return Answering(answer, self._answers, self.dataset.classes, self.who)
