@@ -87,7 +87,8 @@ def inputs(cell: Cell) -> tuple[Images | None, int, Split]:
     images = None if cell.pool is None else pool_images(cell, cell.pool)
     try_networks(cell)
     test = SHARED.get(("test", identity(dataset)), lambda: checked.split(dataset, "test"))
-    if images is not None and (known := checked.in_both(images, test.images)):
+    both = ("in both", identity(dataset), identity(cell.pool), str(cell.contents()))
+    if images is not None and (known := SHARED.get(both, lambda: checked.in_both(images, test.images))):
         say(
             f"warning: {known} of the {len(images)} images of pool {cell.pool_name} are test images of victim "
             f"{cell.victim.name}: what the thief is scored on is what it has asked about"

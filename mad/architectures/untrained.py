@@ -11,7 +11,7 @@ from mad.datasets.checked import say
 from mad.errors import MadError
 from mad.seeds import seeded
 from mad.storage.fingerprint import name_of
-from mad.storage.source import source
+from mad.storage.source import provided
 
 
 def untrained(make: Callable[..., nn.Module], shape: Sequence[int], classes: int, seed: int, purpose: str) -> nn.Module:
@@ -34,8 +34,7 @@ def untrained(make: Callable[..., nn.Module], shape: Sequence[int], classes: int
     """
     with seeded(seed, purpose):
         model = make(shape=shape, classes=classes)
-    factory = getattr(make, "func", make)
-    if source(factory) is None:
+    if provided(getattr(make, "func", make).__module__):
         return model.eval()
     with seeded(seed, f"another {purpose}"):
         again = dict(make(shape=shape, classes=classes).named_parameters())

@@ -66,11 +66,11 @@ def kind(name: str, content: bytes) -> str | None:
     return "onnx" if name.lower().endswith(".onnx") else None
 
 
-def beside(file: Path, content: bytes) -> list[Path]:
+def beside(file: Path) -> list[Path]:
     """Return the files next to an ONNX file that hold its weights; large networks are saved so."""
     if file.suffix.lower() != ".onnx":
         return []
-    names = {found[2][: found[1][0]].decode(errors="replace") for found in LOCATION.finditer(content)}
+    names = {found[2][: found[1][0]].decode(errors="replace") for found in LOCATION.finditer(file.read_bytes())}
     return [file.parent / name for name in sorted(names)]
 
 

@@ -6,9 +6,8 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,15 +15,19 @@ from torch import nn
 from mad import weights
 from mad.datasets import Split
 from mad.datasets.checked import say
+from mad.datasets.content import checksum_of
 from mad.datasets.content import place as path_of
 from mad.errors import MadError, check_choice
 from mad.own import programs
 from mad.own.answering import ANSWERS, Answering, check_logits
 from mad.own.examine import examine
 from mad.own.normalized import layer, normalized
+from mad.own.service import Service
 from mad.storage.fingerprint import ADDED, describe
 from mad.training import logits_of, place
 from mad.victim import Architecture, Victim
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,8 @@ class Own(Victim):
         function: a function, a network in eval mode, or the path of one such as ``my_module.predict``: images, float32
             (B, C, H, W), to answers, a tensor or an array.
         url: a service's address, as ``service`` takes it.
-        service: makes the service from ``url``; see ``mad.own.service.Service``.
-        answers: ``logits``, ``posteriors`` or ``labels``; None for logits of a
-            network, posteriors of any other function.
+        service: makes the service from ``url`` and ``answers``; None for ``mad.own.service.Service`` as it is.
+        answers: ``logits``, ``posteriors`` or ``labels``; None for logits of a network, posteriors of anything else.
         normalize: how images in [0, 1] are normalized before the network, function or service; see
             ``mad.own.normalized``. None for what the architecture does itself, else nothing.
         initial_weights: weights that a training starts from; see ``knockoff.initial_weights``.
@@ -70,7 +72,7 @@ class Own(Victim):
             object.__setattr__(self, "function", named(self.function))
         if self.function is not None and not callable(self.function):
             raise MadError(f"victim.function must be a function or its path, my_module.predict, got {self.function!r}")
-        object.__setattr__(self, "service", None if self.url is None or self.service is None else self._service())
+        object.__setattr__(self, "service", None if self.url is None else self._service())
         layer(self.normalize, self.dataset.shape[0])
         network = isinstance(self.function, nn.Module)
         if network and self.function.training:
@@ -84,9 +86,10 @@ class Own(Victim):
         object.__setattr__(self, "checksums", tuple(map(self._checksum, files)))
 
     def _service(self) -> Any:
-        """Return the service at ``url``; after ``dataclasses.replace`` it is there already."""
-        made: Any = self.service
-        return made if hasattr(made, "connect") else made(url=self.url, answers=self.answers or "posteriors")
+        """Return the service at ``url``, also after ``dataclasses.replace``, when it is made already."""
+        given: Any = self.service or Service
+        make = partial(replace, given) if isinstance(given, Service) else given
+        return make(url=self.url, answers=self.answers or "posteriors")
 
     @property
     def given(self) -> Any:
@@ -226,17 +229,21 @@ class Own(Victim):
             raise self._error(file, str(error)) from error
 
     def _checksum(self, file: str) -> str:
-        """Return the checksum of a file, and of those beside it that belong to it."""
-        content = self._content(file)
-        further = [self._content(str(each)) for each in programs.beside(path_of(file), content)]
-        return sha256(b"".join([content, *(sha256(each).digest() for each in further)])).hexdigest()
+        """Return the checksum of a file and of those beside it that belong to it, which are read once a process."""
+        return self._read(file, lambda path: " ".join(map(checksum_of, [path, *programs.beside(path)])))
 
     def _content(self, file: str) -> bytes:
-        """Return the bytes of a file; MadError if it cannot be read."""
+        """Return the bytes of a file."""
+        return self._read(file, Path.read_bytes)
+
+    def _read(self, file: str, how: Callable[[Path], T]) -> T:
+        """Return what is read of a file; MadError if it, or one that belongs to it, cannot be read."""
         try:
-            return path_of(file).read_bytes()
+            return how(path_of(file))
         except (OSError, ValueError, TypeError) as error:
-            raise self._error(file, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+            other = str(getattr(error, "filename", None) or file)
+            why = f"{getattr(error, 'strerror', None) or error}{'' if other == file else f': {other}'}"
+            raise self._error(file, f"cannot be read ({why})") from error
 
     def _error(self, file: str, what: str) -> MadError:
         return MadError(f"victim.{'weights' if file == self.weights else 'initial_weights'}={file} {what}")

@@ -1,7 +1,7 @@
 """A victim behind HTTP in a whole theft: the server is a process of its own, and is killed in the middle."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -44,6 +44,13 @@ def there(server, **settings):
 def server(tmp_path):
     with served(tmp_path) as it:
         yield it
+
+
+def test_a_service_is_made_from_its_address_and_again_for_other_answers(server):
+    plain = own(url=server.url)
+    assert (plain.service.url, plain.service.answers) == (server.url, "posteriors")
+    turned = replace(there(server), answers="logits")
+    assert (turned.service.answers, turned.service.batch) == ("logits", 10)
 
 
 def check_same(record, other):

@@ -10,6 +10,7 @@ from torch import nn
 from toys import CPU, Blobs, Tiny, cell, trainer, victim
 
 from mad.architectures.pixels import Standardize
+from mad.defenses.mad import Mad
 from mad.deployment import deploy
 from mad.errors import MadError
 from mad.notebook import run
@@ -37,6 +38,17 @@ class Conv(nn.Module):
 
     def forward(self, images):
         return self.head(self.body(images).flatten(1))
+
+
+class Inside(Conv):
+    """A network with a normalization of its own."""
+
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.normalize = Standardize(1, [0.5], [0.5])
+
+    def forward(self, images):
+        return super().forward(self.normalize(images))
 
 
 RECIPE = victim(architecture=Conv, dataset=Named())
@@ -123,6 +135,23 @@ def check_same(record, trained):
         assert record[column] == pytest.approx(trained[column], abs=1e-3), column
 
 
+def test_weights_beside_an_onnx_file_belong_to_it(tmp_path):
+    onnx(tmp_path / "w.onnx")
+    beside = tmp_path / "w.onnx.data"
+    before = own(weights=str(tmp_path / "w.onnx")).checksums
+    beside.write_bytes(beside.read_bytes()[:-4] + b"abcd")
+    assert own(weights=str(tmp_path / "w.onnx")).checksums != before
+    beside.unlink()
+    with pytest.raises(MadError, match=r"w\.onnx cannot be read \(No such file or directory: .*w\.onnx\.data\)"):
+        own(weights=str(tmp_path / "w.onnx"))
+
+
+def test_an_architecture_of_a_notebook_needs_no_file_to_start_untrained():
+    made = {"__name__": "__main__", "Tiny": Tiny}
+    exec("class Cell(Tiny): pass", made)
+    assert deploy(victim(architecture=made["Cell"]), Mad(0.5)).session()(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_gives_the_record_of_the_model_in_it(tmp_path, trained, file):
     FILES[file](tmp_path / file)
@@ -138,6 +167,9 @@ def test_a_function_of_logits_or_labels_is_told_by_answers(tmp_path, trained):
     check_same(stolen(tmp_path, function=MODEL.forward, answers="logits"), trained)
     labels = cell(victim=own(function=lambda images: MODEL(images).argmax(1), answers="labels"), epsilon=0)
     assert run_cell(labels, Store(tmp_path), CPU)[0]["answer_entropy"] == 0
+    defended = run_cell(replace(labels, defense=Mad(0.5)), Store(tmp_path), CPU)[0]
+    assert defended["l1_mean"] == pytest.approx(0.5, abs=1e-5)
+    assert defended["defended_accuracy"] == trained["victim_accuracy"]  # half of a label's mass moves no top class
 
 
 def test_posteriors_pass_exactly():
@@ -223,14 +255,6 @@ def test_normalization_is_the_networks(tmp_path):
     safetensors(tmp_path / "w.safetensors")
     plain = deploy(own(weights=str(tmp_path / "w.safetensors"), normalize={"mean": [0.2], "std": [0.7]})).session()
     assert torch.allclose(plain(images), torch.softmax(MODEL((images - 0.2) / 0.7), 1), atol=1e-6)
-
-    class Inside(Conv):
-        def __init__(self, shape, classes):
-            super().__init__(shape, classes)
-            self.normalize = Standardize(1, [0.5], [0.5])
-
-        def forward(self, images):
-            return super().forward(self.normalize(images))
 
     inside = replace(own(weights=str(tmp_path / "w.safetensors")), architecture=Inside)
     assert torch.allclose(deploy(inside).session()(images), torch.softmax(MODEL((images - 0.5) * 2), 1), atol=1e-6)

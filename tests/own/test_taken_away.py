@@ -7,12 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_doors import MODEL, Conv, Named, onnx, own, predict, safetensors, torchscript
+from test_doors import MODEL, Conv, Inside, Named, onnx, own, predict, safetensors, torchscript
 from toys import CPU, cell, trainer
 
 import mad
 from mad.architectures.mlp import MLP
-from mad.architectures.pixels import Standardize
 from mad.attacks.replay import Replay
 from mad.defenses import Undefended
 from mad.defenses.dp_sgd import DpSgd
@@ -29,17 +28,6 @@ from mad.storage.store import Store
 IMAGES = Named().images((1, 8, 8)).float()[:40] / 255
 SHIFTED = {"mean": [0.2], "std": [0.7]}
 DEFENSES = [Undefended(), Mad(0.8), Mad(0.8, VictimSurrogate())]
-
-
-class Inside(Conv):
-    """A network with a normalization of its own."""
-
-    def __init__(self, shape, classes):
-        super().__init__(shape, classes)
-        self.normalize = Standardize(1, [0.5], [0.5])
-
-    def forward(self, images):
-        return super().forward(self.normalize(images))
 
 
 class Soft(Conv):
