@@ -99,15 +99,16 @@ def whole(name: str) -> bool:
 def sides(names: Iterable[str], what: str) -> tuple[str, str | None]:
     """Return which part of a data set is for training, and which for testing: None if there is none.
 
-    Without a part called test, the one called val (valid, validation, dev) is taken; a line on stderr says so, and
-    names the parts that are left out. Case is ignored.
+    Without a part called test, the one called val (valid, validation, dev) is taken. Without one called train, the
+    other stands for the whole data set, as a training part without a test part does. Lines on stderr say so, and name
+    the parts that are left out. Case is ignored.
 
     Args:
         names: the names of the parts.
         what: what has these parts, for the line.
 
     Raises:
-        MadError: if there is no part for training.
+        MadError: if no part has a known name.
     """
     found: dict[str, str] = {}
     names = sorted(names, key=lambda name: ([*PARTS, name.lower()].index(name.lower()), name))
@@ -115,7 +116,10 @@ def sides(names: Iterable[str], what: str) -> tuple[str, str | None]:
         found.setdefault(PARTS.get(name.lower(), ""), name)
     train, test = found.get("train"), found.get("test", found.get("val"))
     if train is None:
-        raise MadError(f"{what} has no part called train, only {', '.join(names) or 'none'}: name one so")
+        if test is None:
+            raise MadError(f"{what} has no part called train or test, only {', '.join(names) or 'none'}: name one so")
+        say(f"{what}: {test} is taken for all of it, as there is no part called train")
+        train, test = test, None
     if test is not None and "test" not in found:
         say(f"{what}: {test} is taken for testing, as there is no part called test")
     others = [name for name in names if name not in (train, test)]
@@ -140,7 +144,8 @@ def of_folder(top: Path, who: str) -> Listing:
         there = folders(top)
         kinds = {PARTS.get(name.lower()) for name in there}
         # A class may be called train, such as one of vehicles: then its images lie right in it.
-        if "train" not in kinds or not (kinds & {"test", "val"} or any(inner(top / name) for name in there)):
+        both, only = "train" in kinds and bool(kinds & {"test", "val"}), "train" in kinds or None not in kinds
+        if not both and not (only and any(inner(top / name) for name in there)):
             return joined([(top, False)], who)
         train, test = sides(there, f"{who}, {top}")
         return joined([(top / train, False), *([(top / test, True)] if test else [])], who)
@@ -149,9 +154,9 @@ def of_folder(top: Path, who: str) -> Listing:
 
 
 def inner(place: Path) -> bool:
-    """Return whether a folder is called as a training part, and holds folders but no image outside them."""
+    """Return whether a folder is called as a part, and holds folders but no image outside them."""
     images = (file for file in place.iterdir() if file.suffix.lower() in ENDINGS and visible(file.name))
-    return PARTS.get(place.name.lower()) == "train" and bool(folders(place)) and not any(map(Path.is_file, images))
+    return place.name.lower() in PARTS and bool(folders(place)) and not any(map(Path.is_file, images))
 
 
 def joined(parts: list[tuple[Path, bool]], who: str) -> Listing:

@@ -285,3 +285,14 @@ def test_a_pool_needs_no_classes(tmp_path):
         with pytest.raises(MadError, match=r"^[^\n]*(no folders of classes|no column of classes)[^\n]*$"):
             checked.pool_labels(pool)
         assert describe(pool)["contents"]
+
+
+@pytest.mark.parametrize("form", ["folder", "csv"])
+def test_a_test_part_alone_is_all_there_is(tmp_path, capsys, form):
+    top = folder(tmp_path / "top" / "test").parent
+    rows(top).assign(split="test").to_csv(top / "t.csv", index=False)
+    data = OwnImages(str(top if form == "folder" else top / "t.csv"), test_share=1)
+    assert len(data.test().labels) == sum(COUNTS.values())
+    assert "test is taken for all of it, as there is no part called train" in capsys.readouterr().err
+    with pytest.raises(MadError, match="leaves no image for training"):
+        data.train()

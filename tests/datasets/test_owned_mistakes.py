@@ -85,7 +85,6 @@ WRONG = {
     "columns": (lambda top: table(top, "a,b\n1,2\n"), r"no column of images.*set image_column to one of a, b"),
     "no classes": (lambda top: table(top, "file,b\ncat/1.png,2\n"), r"no column of classes.*label_column.*file, b"),
     "split": (lambda top: table(top, "file,label,split\ncat/1.png,2,tset\n"), r"row 0 .*split must be .*'tset'"),
-    "no train": (lambda top: table(top, "file,label,split\ncat/1.png,2,test\n"), r"no part called train, only test"),
     "no rows": (lambda top: table(top, "file,label\n"), r"lists no image"),
     "ragged": (lambda top: table(top, "file,label\na,b,c,d\ne\nf,g,h,i,j\n"), r"table\.csv"),
     "no text": (lambda top: garbage(top, "t.csv", b"\xff\xfe\0\1" * 50), r"t\.csv cannot be read"),
