@@ -11,6 +11,7 @@ from torch import nn
 
 from mad.cache import Cache
 from mad.cached_network import CachedNetwork
+from mad.datasets import Images, Pool, checked
 from mad.storage.store import Store, kept
 from mad.training import place
 from mad.victim import Victim
@@ -43,6 +44,14 @@ class Context:
     ) -> nn.Module:
         """Return a network that the defense trains: trained once, then loaded. See ``mad.storage.store.kept``."""
         return kept(self.store, name, about, build, train, self.device)
+
+    def images(self, pool: Pool) -> Images:
+        """Return the images of a pool that the defense owns, such as outliers: uint8 (N, C, H, W), the victim's shape.
+
+        Raises:
+            MadError: if the pool cannot be read, or if its images are not valid.
+        """
+        return checked.pool(pool, self.victim.dataset.shape, self.victim.name)
 
     def trained(self, recipe: Victim) -> nn.Module:
         """Return the trained network of a victim recipe, in eval mode; with a store, trained once and then loaded."""

@@ -169,7 +169,7 @@ class Trainer:
                 wanted = turn.to(device).split(self.batch_size)
                 with seeded(seed, f"dropout of {task}, epoch {epoch}"):
                     for some, batch in zip(wanted, batches(images, rows[turn], self.batch_size, device), strict=True):
-                        loss = self._loss(model, augmented(batch, self.augment, draw), targets[some])
+                        loss = self.loss(model, augmented(batch, self.augment, draw), targets[some])
                         optimizer.zero_grad()
                         loss.backward()
                         optimizer.step()
@@ -183,8 +183,8 @@ class Trainer:
             return "bfloat16" if fast_bfloat16(device) else "float32"
         return "float32" if self.precision == "auto" else self.precision
 
-    def _loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy of a batch (B, C, H, W), uint8 or float in [0, 1]."""
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Return a batch's mean cross-entropy; subclasses may minimize another loss. Images are uint8 or in [0, 1]."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.arithmetic(images.device) == "bfloat16"):
             logits = model(to_unit_range(images).contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, targets)

@@ -374,7 +374,7 @@ def test_large_images_are_moved_batch_by_batch(monkeypatch, rows):
         return sizes, moved.sizes, trained.sizes
 
     # ``meta`` has no lower precisions to switch on
-    monkeypatch.setattr(training.Trainer, "_loss", lambda _, model, images, targets: model(images.float()).mean())
+    monkeypatch.setattr(training.Trainer, "loss", lambda _, model, images, targets: model(images.float()).mean())
     whole = [20, 20, 1] if rows is None else [20, 20]
     assert moves(images.nbytes) == (whole, [41], [41])
     assert moves(images.nbytes - 1) == (whole, whole, whole * 2)

@@ -20,6 +20,8 @@ ALIASES = {
     "knockoff/architecture": "architecture",
     "defense/surrogate/architecture": "architecture",
     "defense/surrogate/dataset": "dataset",
+    "defense/surrogate/pool": "pool",
+    "defense/outliers": "pool",
 }
 FURTHER: list[Path] = []  # the user's folder of configs, if the command line names one
 OWN = re.compile(r"^victim\.architecture=([\w,]+)$")
