@@ -1,0 +1,106 @@
+"""Operating points: how strong a defense may be for a limit on what it costs honest users.
+
+The cost is measured on the validation split, which the victim does not learn from. The test split is not used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from mad.cell import SHARED, Cell
+from mad.deployment import deploy
+from mad.errors import check_number
+from mad.evaluation import utility
+from mad.storage.store import Store
+
+ROUNDS = 14  # halvings of the range of strengths
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a defense costs at one strength, on the validation split.
+
+    Args:
+        strength: the value of the defense's strength parameter.
+        loss: how much of the API's accuracy the defense takes, a share in [-1, 1].
+        l1_mean: the mean L1 distance between defended and clean answers, in [0, 2].
+    """
+
+    strength: float
+    loss: float
+    l1_mean: float
+
+
+class Costs:
+    """The costs of a cell's defense at any strength; each strength is measured once.
+
+    Args:
+        cell: the cell, whose attack is not run. Its victim needs ``victim.validation`` above 0.
+        store: stores trained networks.
+        device: where to compute.
+    """
+
+    def __init__(self, cell: Cell, store: Store, device: torch.device) -> None:
+        self.cell, self.store, self.device = cell, store, device
+        self.split = cell.victim.validation_split()
+        name = cell.defense.strength_parameter
+        kinds = {field.name: field.type for field in dataclasses.fields(cell.defense)}
+        self._whole = kinds[name] in (int, "int")  # such as the k of top_k
+        self._known: dict[float, OperatingPoint] = {}
+
+    def at(self, strength: float) -> OperatingPoint:
+        """Return the cost at a strength.
+
+        Raises:
+            MadError: if the defense refuses the strength.
+        """
+        if strength not in self._known:
+            name = self.cell.defense.strength_parameter
+            defense = dataclasses.replace(self.cell.defense, **{name: int(strength) if self._whole else strength})
+            made = deploy(
+                self.cell.victim, defense, seed=self.cell.seed, store=self.store, device=self.device, cache=SHARED
+            )
+            found = utility(made, self.split, None if made.served is made.model else made.model, self.device)
+            loss = found["victim_accuracy"] - found["defended_accuracy"]
+            self._known[strength] = OperatingPoint(strength, loss, found["l1_mean"])
+        return self._known[strength]
+
+    def strongest(self, loss: float, weakest: float, strongest: float) -> OperatingPoint | None:
+        """Return the strongest point that costs at most ``loss``, found by halving; None if the weakest costs more.
+
+        The cost is taken to grow from ``weakest`` to ``strongest``, of which either may be the larger number.
+        """
+        check_number("loss", loss, 0, 1)
+        if self.at(strongest).loss <= loss:
+            return self.at(strongest)
+        if self.at(weakest).loss > loss:
+            return None
+        good, bad = weakest, strongest
+        for _ in range(ROUNDS):
+            middle = round((good + bad) / 2, 0 if self._whole else 4)
+            if middle in (good, bad):
+                break
+            good, bad = (middle, bad) if self.at(middle).loss <= loss else (good, middle)
+        return self.at(good)
+
+
+def operating_points(
+    cell: Cell, losses: Iterable[float], weakest: float, strongest: float, store: Store, device: torch.device
+) -> Iterator[tuple[float, OperatingPoint | None]]:
+    """Yield each limit on the loss of accuracy with the strongest point within it, or None.
+
+    Args:
+        cell: see ``Costs``.
+        losses: shares of accuracy that may be lost, such as 0.01 for one point.
+        weakest: the weakest strength to consider.
+        strongest: the strongest.
+        store: stores trained networks.
+        device: where to compute.
+    """
+    costs = Costs(cell, store, device)
+    for loss in losses:
+        yield loss, costs.strongest(loss, weakest, strongest)

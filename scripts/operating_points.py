@@ -1,0 +1,42 @@
+"""The strengths at which defenses cost 0.5, 1, 2 and 5 points of accuracy, chosen on the validation split.
+
+    python scripts/operating_points.py victim=mnist outputs=outputs -- "defense=mad 0 2" "defense=reverse_sigmoid 0 1"
+
+What stands before the -- is common to all and goes to mad-run's settings; each argument after it is a defense with its
+settings, then its weakest and its strongest strength. A tenth of the training images is held out
+(victim.validation=0.1, unless another share is given). Prints a table: the strength, what it costs there, mean L1.
+"""
+
+import sys
+from pathlib import Path
+
+import mad
+from mad.device import choose, computing
+from mad.operating_point import operating_points
+from mad.progress import out
+from mad.storage.store import Store
+
+LOSSES = (0.005, 0.01, 0.02, 0.05)
+
+
+def main() -> None:
+    """Print one line for each defense and limit."""
+    cut = sys.argv.index("--")
+    common, wanted = sys.argv[1:cut], sys.argv[cut + 1 :]
+    outputs = [word.partition("=")[2] for word in common if word.startswith("outputs=")]
+    common = [word for word in common if not word.startswith("outputs=")]
+    if not any(word.startswith("victim.validation=") for word in common):
+        common.append("victim.validation=0.1")
+    out.print("| defense | lost at most | strength | lost | mean L1 |\n| --- | --- | --- | --- | --- |", markup=False)
+    for each in wanted:
+        *words, weakest, strongest = each.split()
+        cell = mad.load(*common, *words)
+        store = Store(Path(outputs[-1] if outputs else "outputs").expanduser())
+        with computing(1):
+            for limit, point in operating_points(cell, LOSSES, float(weakest), float(strongest), store, choose("auto")):
+                said = "none | | " if point is None else f"{point.strength:g} | {point.loss:.2%} | {point.l1_mean:.3f}"
+                out.print(f"| {' '.join(words)} | {limit:.1%} | {said} |", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

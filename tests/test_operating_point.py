@@ -1,0 +1,83 @@
+"""How strong a defense may be for what it costs on the validation split."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+from toys import CPU, cell
+
+from mad.datasets import Split
+from mad.defenses import Defense
+from mad.defenses.top_k import TopK
+from mad.errors import MadError
+from mad.operating_point import Costs, operating_points
+from mad.storage.store import Store
+from mad.testing import toy_victim
+
+
+@dataclass
+class Spoiled(Defense):
+    """Gives the class of the next index for each image whose mean is below the strength."""
+
+    name = "spoiled"
+    strength_parameter = "level"
+    epsilon: float | None = None
+    level: float = 0.5
+
+    def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Return the answers of dark images rolled by one class."""
+        dark = images.mean(dim=(1, 2, 3)) < self.level
+        return torch.where(dark.unsqueeze(1), clean.roll(1, dims=1), clean)
+
+
+@dataclass
+class Turned(Spoiled):
+    """The same, where smaller numbers are stronger."""
+
+    def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Return the answers of bright images rolled by one class."""
+        bright = images.mean(dim=(1, 2, 3)) > self.level
+        return torch.where(bright.unsqueeze(1), clean.roll(1, dims=1), clean)
+
+
+@pytest.mark.parametrize(("defense", "ends"), [(Spoiled(), (0, 1)), (Turned(), (1, 0))])
+def test_the_strongest_strength_within_the_limit_is_found(tmp_path, defense, ends):
+    whole = replace(cell(defense=defense), victim=toy_victim())
+    limits = (0.0, 0.1, 0.3, 1.0)
+    found = dict(operating_points(whole, limits, *ends, Store(tmp_path), CPU))
+    costs = Costs(whole, Store(tmp_path), CPU)
+    for limit in limits:
+        point = found[limit]
+        assert point.loss <= limit
+        step = 1e-4 if ends == (0, 1) else -1e-4
+        if 0 < limit < 1:
+            assert costs.at(round(point.strength + step, 4)).loss > limit
+            assert 0.2 < point.strength < 0.8
+    assert found[0.1].loss > 0
+    assert found[1.0].strength == ends[1]
+
+
+def test_only_the_validation_split_is_looked_at(tmp_path, monkeypatch):
+    whole = replace(cell(defense=Spoiled()), victim=toy_victim())
+    held = whole.victim.validation_split()
+    monkeypatch.setattr(type(whole.victim.dataset), "test", lambda _: pytest.fail("the test split was read"))
+    costs = Costs(whole, Store(tmp_path), CPU)
+    assert isinstance(costs.split, Split)
+    assert torch.equal(costs.split.images, held.images)
+    assert costs.at(0.5).l1_mean > 0
+
+
+def test_a_victim_that_holds_nothing_out_is_refused(tmp_path):
+    with pytest.raises(MadError, match="validation"):
+        Costs(cell(defense=Spoiled()), Store(tmp_path), CPU)
+
+
+def test_whole_numbers_stay_whole(tmp_path):
+    whole = replace(cell(defense=TopK(k=3)), victim=toy_victim())
+    assert dict(operating_points(whole, [0.01], 4, 1, Store(tmp_path), CPU))[0.01].strength == 1
+
+
+def test_none_where_the_weakest_costs_too_much(tmp_path):
+    whole = replace(cell(defense=Spoiled()), victim=toy_victim())
+    assert dict(operating_points(whole, [0.01], 0.9, 1, Store(tmp_path), CPU)) == {0.01: None}
