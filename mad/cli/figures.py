@@ -19,6 +19,10 @@ from mad.storage.files import locked, write_alone
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+WHAT = {
+    "paper": "paper, the paper's figures, Table 1 and ledger",
+    "pareto": "pareto, all defenses of each theft with their Pareto front, as figure and table",
+}
 DERIVED = Path("derived")  # the lock of records.csv and figures, so that they are written from the newest records
 
 
@@ -46,8 +50,8 @@ def finish(paths: list[Path], outputs: Path) -> None:
         listed(written)
 
 
-def derive(table: DataFrame, groups: DataFrame, outputs: Path, *, paper: bool = False) -> Iterator[Path]:
-    """Write ``records.csv`` and the figures of some comparison groups, or the paper's figures; yield their paths.
+def derive(table: DataFrame, groups: DataFrame, outputs: Path, *, what: str | None = None) -> Iterator[Path]:
+    """Write ``records.csv`` and the figures of some comparison groups, or those of ``WHAT``; yield their paths.
 
     The figure of a group whose records did not change is left as it is. The caller holds the lock of these files. The
     user's own matplotlib settings are ignored.
@@ -55,20 +59,25 @@ def derive(table: DataFrame, groups: DataFrame, outputs: Path, *, paper: bool = 
     from mad.storage import records
 
     yield records.write_csv(table, outputs)
-    named = {} if paper else figures_of(groups)
+    named = {} if what else figures_of(groups)
     new = {path: each for path, each in named.items() if not is_drawn(outputs, path, each[1])}
     yield from (outputs / f"{path}.png" for path in named if path not in new)
-    if not new and not paper:
+    if not new and not what:
         return
     import matplotlib
     import pandas as pd
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        if paper:
-            from mad.figures.paper import write_all
+        if what == "paper":
+            from mad.figures import paper
 
-            yield from write_all(table, outputs)
+            yield from paper.write_all(table, outputs)
+            return
+        if what == "pareto":
+            from mad.figures import pareto
+
+            yield from pareto.write_all(groups, outputs / "figures")
             return
         from mad.figures import tradeoff
 
@@ -129,13 +138,12 @@ def main() -> None:
         prog="mad-figures",
         description="Draw every trade-off curve from the records of earlier runs; trains nothing.",
     )
-    parser.add_argument("what", nargs="?", metavar="paper", help="the paper's figures, Table 1 and ledger instead")
+    parser.add_argument("what", nargs="?", metavar="|".join(WHAT), help=f"instead: {'; '.join(WHAT.values())}")
     parser.add_argument("--outputs", default="outputs", help="the outputs folder (default: outputs)")
     arguments = parser.parse_args()
-    if arguments.what not in (None, "paper"):
+    if arguments.what not in (None, *WHAT):
         raise MadError(
-            f"mad-figures draws the trade-off curves, or with the word paper the paper's figures; "
-            f"got {arguments.what!r}"
+            f"mad-figures draws the trade-off curves, or with a word ({', '.join(WHAT)}) others; got {arguments.what!r}"
         )
     from mad.storage import records
 
@@ -145,6 +153,6 @@ def main() -> None:
     try:
         with locked(outputs, DERIVED):
             table = records.read(outputs)
-            written.extend(derive(table, table, outputs, paper=arguments.what == "paper"))
+            written.extend(derive(table, table, outputs, what=arguments.what))
     finally:
         listed(written)
