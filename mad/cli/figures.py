@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WHAT = {
     "paper": "paper, the paper's figures, Table 1 and ledger",
     "pareto": "pareto, all defenses of each theft with their Pareto front, as figure and table",
+    "board": "board, each defense by what its strongest adversary leaves, as figure and table",
 }
 DERIVED = Path("derived")  # the lock of records.csv and figures, so that they are written from the newest records
 
@@ -78,6 +79,11 @@ def derive(table: DataFrame, groups: DataFrame, outputs: Path, *, what: str | No
             from mad.figures import pareto
 
             yield from pareto.write_all(groups, outputs / "figures")
+            return
+        if what == "board":
+            from mad.figures import board
+
+            yield from board.write_all(groups, outputs)
             return
         from mad.figures import tradeoff
 
