@@ -32,9 +32,9 @@ LEAST = 2  # members, for a board
 
 def boards(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the board of each theft (victim, pool, budget) that several members were run on, by its title."""
-    rows = records.assign(member=members(records)).fillna(
-        {name: "" for name in (*THEFT, *DEFENSE) if name != "strength"}
-    )
+    empty = {name: "" for name in (*THEFT, *DEFENSE) if name != "strength"}
+    lacking = {name: "" for name in empty if name not in records}  # of older records
+    rows = records.assign(member=members(records), **lacking).fillna(empty)
     found = {}
     for keys, theft in rows.groupby(THEFT, dropna=False):
         if theft.member.nunique() >= LEAST:
