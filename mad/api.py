@@ -173,6 +173,11 @@ class BlackBox:
             self._since = time.perf_counter() - state["seconds"]
 
     @property
+    def defense(self) -> Defense:
+        """The defense as it is in this session: the defender's view."""
+        return self._defense
+
+    @property
     def seconds(self) -> float:
         """Seconds since the session was opened, with those before its ``restore``."""
         return time.perf_counter() - self._since

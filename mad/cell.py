@@ -88,7 +88,6 @@ class Cell:
         A recovery that learns from a whole transfer set needs an attack without ``recovers_early``. A white-box
         surrogate and the probe need an attack that is ``online``.
         """
-        surrogate: Any = getattr(self.defense, "surrogate", None)
         if self.attack.recovers_early and self.recovery.learns:
             raise MadError(
                 f"recovery {self.recovery.name} learns from a whole transfer set, attack {self.attack.name} trains "
@@ -97,7 +96,7 @@ class Cell:
         if self.attack.online:
             return
         for what, wanted in (
-            (f"surrogate {getattr(surrogate, 'name', '')}", getattr(surrogate, "white_box", False)),
+            *((f"surrogate {each.name}", getattr(each, "white_box", False)) for each in surrogates(self.defense)),
             ("probe=true", self.probe),
         ):
             if wanted:
@@ -188,6 +187,12 @@ class Cell:
         return Path("runs", *parts, "record.json")
 
 
+def surrogates(defense: Defense) -> list[Any]:
+    """Return the surrogates inside a defense, one for each of its parts that has one."""
+    found = [getattr(part, "surrogate", None) for part in defense.components()]
+    return [each for each in found if each is not None]
+
+
 def about(cell: Cell) -> Record:
     """Return the columns of a record that describe the cell, except for the training of the knockoff."""
     return {
@@ -201,7 +206,7 @@ def about(cell: Cell) -> Record:
         "epsilon": cell.defense.epsilon,
         "strength_parameter": cell.defense.strength_parameter,
         "strength": cell.defense.strength,
-        "surrogate": getattr(getattr(cell.defense, "surrogate", None), "name", None),
+        "surrogate": " + ".join(each.name for each in surrogates(cell.defense)) or None,
         "attack": cell.attack.name,
         "attack_settings": settings(cell.attack),
         "recovery": cell.recovery.name,

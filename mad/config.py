@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 
 from mad.cell import Cell
 from mad.cli import configs
@@ -38,19 +35,11 @@ def load(*words: str, config_dir: str | Path | None = None) -> Cell:
         place = configs.further(None if config_dir is None else str(config_dir))
         search = [] if place is None else [f"hydra.searchpath=['{place}']"]
         configs.register_aliases()
-        with own_hydra(), configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
+        with (
+            configs.own_hydra(),
+            configs.quiet(),
+            hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"),
+        ):
             return cell_of(hydra.compose("config", [*search, *configs.quoted(list(words))]), words)
     except Exception as error:  # Hydra's and OmegaConf's errors have many lines
         raise MadError(one_line(error)) from error
-
-
-@contextmanager
-def own_hydra() -> Iterator[None]:
-    """Replace Hydra's global state for the block, and restore it afterwards: a caller may use Hydra itself."""
-    before = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().clear()
-        GlobalHydra.instance().hydra = before

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mad import measure
-from mad.cell import SHARED, Cell
+from mad.cell import SHARED, Cell, surrogates
 from mad.datasets import checked
 from mad.datasets.owned import OwnImages
 from mad.errors import MadError
@@ -236,12 +236,9 @@ class Estimator:
 def networks(cell: Cell) -> list[Victim]:
     """Return the recipes of the networks that a cell needs: the victim, and what its defense trains as one."""
     found = [cell.victim]
-    surrogate: Any = getattr(cell.defense, "surrogate", None)
-    if hasattr(surrogate, "recipe"):
-        found.append(surrogate.recipe(cell.victim, cell.seed))
-    if hasattr(cell.defense, "recipe"):
-        found.append(cell.defense.recipe(cell.victim))
-    return found
+    found += [each.recipe(cell.victim, cell.seed) for each in surrogates(cell.defense) if hasattr(each, "recipe")]
+    parts: tuple[Any, ...] = cell.defense.components()
+    return found + [part.recipe(cell.victim) for part in parts if hasattr(part, "recipe")]
 
 
 def epochs(trainer: Trainer, images: int) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from mad import simplex
+from mad import schema, simplex
 from mad.api import BATCH
 from mad.datasets import Images, Split, batch_limit, batches, to_unit_range
 from mad.deployment import Deployment
@@ -15,18 +16,19 @@ from mad.errors import MadError
 from mad.training import answering, logits_of
 from mad.victim import Victim
 
-HONEST = 100  # queries of one honest client
+HONEST = 100  # images of one request of an honest client
 
 
 def utility(deployment: Deployment, test: Split, undefended: nn.Module | None, device: torch.device) -> dict[str, Any]:
     """Return the utility for honest users: the accuracies, in [0, 1], with and without the defense, and its L1 cost.
 
     ``l1_mean`` and ``l1_max``, in [0, 2], are over the distances between each answer and the served model's clean
-    posterior. ``answer_entropy`` is the mean entropy of the answers in bits.
+    posterior. ``answer_entropy`` is the mean entropy of the answers in bits. The columns of ``Defense.honest_columns``
+    come along.
 
     Args:
         deployment: the defended API as it is before any query; each honest client of a ``stateful`` defense makes
-            ``HONEST`` queries, in a session of its own.
+            its ``honest_queries``, in a session of its own and in requests of ``HONEST`` images.
         test: the victim's test split.
         undefended: the victim, if a defense that acts at training time serves another model; else None.
         device: the device of the victim.
@@ -34,11 +36,15 @@ def utility(deployment: Deployment, test: Split, undefended: nn.Module | None, d
     Raises:
         MadError: if ``undefended`` answers with NaN or infinite logits.
     """
-    size = HONEST if deployment.defense.stateful else batch_limit(BATCH, deployment.victim.dataset.shape)
-    both = [
-        deployment.session().answer(to_unit_range(some))
-        for some in batches(test.images, None, size, torch.device("cpu"))
-    ]
+    defense, sessions, both = deployment.defense, [deployment.session()], []
+    size = HONEST if defense.stateful else batch_limit(BATCH, deployment.victim.dataset.shape)
+    requests = -(-defense.honest_queries // HONEST) if defense.stateful else math.inf
+    for number, some in enumerate(batches(test.images, None, size, torch.device("cpu"))):
+        if number and number % requests == 0:
+            sessions.append(deployment.session())
+        both.append(sessions[-1].answer(to_unit_range(some)))
+    honest = defense.honest_columns([each.defense for each in sessions])
+    schema.check(honest, f"defense {defense.name}", defense.schema)
     clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
     distance = simplex.l1(clean, defended)
     before = clean.argmax(dim=1) if undefended is None else top(undefended, "the victim", test.images, device)
@@ -48,7 +54,7 @@ def utility(deployment: Deployment, test: Split, undefended: nn.Module | None, d
         "l1_mean": distance.mean().item(),
         "l1_max": distance.max().item(),
         "answer_entropy": simplex.entropy_in_bits(defended).mean().item(),
-    } | by_class(deployment.victim, "defended_by_class", defended.argmax(dim=1), test.labels)
+    } | {**by_class(deployment.victim, "defended_by_class", defended.argmax(dim=1), test.labels), **honest}
 
 
 def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device, victim: Victim) -> dict[str, Any]:

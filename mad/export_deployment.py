@@ -79,7 +79,7 @@ def write_deployment(folder: Path, parts: Parts, device: torch.device) -> None:
     """Write a deployment; see ``Deployment.export``."""
     victim, defense = parts.victim, parts.defense
     told, who = absent(victim.dataset), f"defense {defense.name}"
-    own = {name: value for name, value in vars(defense).items() if name.startswith("_") and name != "_said"}
+    own = prepared_values(defense)
     networks = {name: bare(value) for name, value in own.items() if isinstance(value, nn.Module)}
     tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)}
     served, make = bare(parts.served), defense.served_architecture(victim)
@@ -142,16 +142,36 @@ def prepared(
         with imagenet.left_out():
             ready = defense.prepared(context)
         for name in recipe["networks"]:
-            getattr(ready, name).load_state_dict(below(tensors, name))
+            owner, own = placed(ready, name)
+            getattr(owner, own).load_state_dict(below(tensors, name))
         for name in recipe["tensors"]:
-            setattr(ready, name, tensors[name].clone().to(context.device))
+            owner, own = placed(ready, name)
+            setattr(owner, own, tensors[name].clone().to(context.device))
     except MadError:
         raise
     except Exception as error:  # whatever a plug-in raises
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise MadError(f"it cannot be prepared without its data ({why})") from error
-    vars(ready).update(recipe["values"])
+    for name, value in recipe["values"].items():
+        owner, own = placed(ready, name)
+        setattr(owner, own, value)
     return ready
+
+
+def prepared_values(defense: Defense) -> dict[str, Any]:
+    """Return what a defense has prepared, by attribute; what its part 0 has prepared as ``0._attribute``."""
+    own = {name: value for name, value in vars(defense).items() if name.startswith("_") and name != "_said"}
+    for number, part in enumerate(defense.held()):
+        own |= {f"{number}.{name}": value for name, value in prepared_values(part).items()}
+    return own
+
+
+def placed(defense: Defense, name: str) -> tuple[Defense, str]:
+    """Return whose attribute a name of ``prepared_values`` is, and the attribute."""
+    *numbers, own = name.split(".")
+    for number in numbers:
+        defense = defense.held()[int(number)]
+    return defense, own
 
 
 def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

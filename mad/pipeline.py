@@ -21,9 +21,11 @@ from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.architectures import imagenet
 from mad.attacks import Stolen, TransferSet
-from mad.cell import SHARED, Cell, about
+from mad.cell import SHARED, Cell, about, surrogates
+from mad.context import Context
 from mad.datasets import Images, Pool, Split, checked
 from mad.datasets.checked import say
+from mad.defenses import Defense
 from mad.deployment import Deployment, deploy
 from mad.errors import MadError
 from mad.evaluation import theft, utility
@@ -116,13 +118,12 @@ def try_networks(cell: Cell) -> None:
         MadError: if one does not map the victim's images to logits over its classes.
     """
     dataset = cell.victim.dataset
-    surrogate: Any = getattr(cell.defense, "surrogate", None)
-    parts = {
-        f"architecture of victim {cell.victim.name}": cell.victim.architecture,
-        "knockoff/architecture": cell.knockoff.architecture,
-        "defense/surrogate/architecture": getattr(surrogate, "architecture", None),
-    }
-    for part, make in parts.items():
+    parts = [
+        (f"architecture of victim {cell.victim.name}", cell.victim.architecture),
+        ("knockoff/architecture", cell.knockoff.architecture),
+        *(("defense/surrogate/architecture", getattr(each, "architecture", None)) for each in surrogates(cell.defense)),
+    ]
+    for part, make in parts:
         if make is not None:
             who, size = f"{part}, {name_of(make)},", (tuple(dataset.shape), dataset.classes)
             SHARED.get(("tried", digest(describe(make)), size), functools.partial(plugins.fits, who, make, *size))
@@ -152,7 +153,7 @@ def made(
     api = deploy(cell.victim, cell.defense, seed=cell.seed, store=store, device=device, cache=SHARED, live=live)
     cell.victim.examine(api.model, test, device)
     probe = GradientProbe(adversary, test, budget) if cell.probe else None
-    stolen, asked = queried(cell, api, images, budget, adversary, store, probe, force)
+    stolen, asked, seen = queried(cell, api, images, budget, adversary, store, probe, force)
 
     start, network, transfer = time.perf_counter(), stolen.network, stolen.transfer
     if network is not None and cell.recovery.name != "none" and not adversary.recoveries:
@@ -166,6 +167,9 @@ def made(
     assert network is not None  # Attack.spend checks this
     seconds = time.perf_counter() - start
     networks.append((network, stolen.architecture or cell.knockoff.architecture))
+    if transfer is not None:
+        context = Context(cell.victim, api.served, cell.seed, device, store)
+        seen = seen | own_columns(api.defense, api.defense.verify(network, transfer, context))
     trainer = stolen.trainer or cell.knockoff.trainer
     return schema.merged(
         {
@@ -192,7 +196,7 @@ def made(
             "the API": asked,
             "utility": utility(api.fresh(), test, None if api.served is api.model else api.model, device),
             "theft": theft(network, api.model, test, device, cell.victim),
-            f"defense {cell.defense.name}": api.columns,
+            f"defense {cell.defense.name}": {**api.columns, **seen},
             f"attack {cell.attack.name}": stolen.columns,
             f"recovery {cell.recovery.name}": recovered_columns(adversary.recovery),
             "the gradient probe": {} if probe is None else probe.columns(),
@@ -209,25 +213,25 @@ def queried(
     store: Store,
     probe: GradientProbe | None,
     force: bool,
-) -> tuple[Stolen, Record]:
-    """Return the result of the attack, and the columns that the API counted.
+) -> tuple[Stolen, Record, Record]:
+    """Return the result of the attack, the columns that the API counted, and those of the defense about the session.
 
     If the attack's queries do not depend on the answers, the transfer set is stored. Cells that differ only in
     their recovery or knockoff then load it instead of querying again.
     """
 
-    def spend() -> tuple[Stolen, Record]:
+    def spend() -> tuple[Stolen, Record, Record]:
         api = deployment.session(budget, probe)
         # Hashing images for the cache pays only if another cell asks about the same images.
         with SHARED.paused() if cell.attack.depends_on_answers or images is None else nullcontext():
             stolen = cell.attack.spend(api, images, adversary)
-        return stolen, counted(api)
+        return stolen, counted(api), own_columns(deployment.defense, api.defense.session_columns())
 
     if cell.attack.depends_on_answers or images is None:
         return spend()
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        stolen, asked = spend()
+        stolen, asked, seen = spend()
         transfer = stolen.transfer
         if transfer is None or transfer.images is not images or stolen.network is not None:
             raise MadError(
@@ -236,13 +240,13 @@ def queried(
             )
         tensors = {"rows": transfer.rows, "answers": transfer.answers}
         columns = {name: schema.number_of(value) for name, value in stolen.columns.items()}
-        return tensors, {"asked": asked, "columns": columns}
+        return tensors, {"asked": asked, "columns": columns, "session": seen}
 
     parts = (cell.victim, cell.pool, cell.contents(), cell.defense, cell.attack, cell.seed)
     found, told = store.transfer(cell.victim.name, parts, make, force=force)
     transfer = TransferSet(images, found["rows"], found["answers"])
     plugins.transferred(f"the kept transfer set of {cell.pool_name}", transfer, adversary.shape, adversary.classes)
-    return Stolen(transfer=transfer, columns=told["columns"]), told["asked"]
+    return Stolen(transfer=transfer, columns=told["columns"]), told["asked"], told.get("session", {})
 
 
 def counted(api: BlackBox) -> Record:
@@ -253,6 +257,12 @@ def counted(api: BlackBox) -> Record:
         "target_entropy": api.target_entropy,
         "seconds_queries": api.seconds,
     }
+
+
+def own_columns(defense: Defense, columns: Record) -> Record:
+    """Return columns that a defense adds to a record, once they are checked."""
+    schema.check(columns, f"defense {defense.name}", defense.schema)
+    return {name: schema.number_of(value) for name, value in columns.items()}
 
 
 def recovered_columns(recovery: Recovery) -> Record:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mad import plugins, simplex
+from mad import plugins, schema, simplex
 from mad.adversary import Adversary
 from mad.attacks import Attack, Stolen, TransferSet
 from mad.datasets import Split, checked
@@ -133,10 +133,13 @@ def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
         for kind in (*KINDS, "surrogate"):
             clean = twin if kind == "surrogate" else posteriors(kind, count)
             with untouched(f"{who} on {kind} posteriors", images, clean):
-                answers = answered(first.session(), images, clean)
+                session = first.session()
+                answers = answered(session, images, clean)
                 check_answers(f"{who} on {kind} posteriors over {count} classes", answers, clean, defense.epsilon)
                 same(f"{who}, prepared twice,", answered(again.session(), images, clean), answers)
                 if defense.stateful:
+                    told = session.session_columns() | first.honest_columns([session])
+                    schema.check(told, who, defense.schema)
                     continue
                 order = torch.randperm(ROWS, generator=generator(0, "order"))
                 moved = answered(first, images[order], clean[order])

@@ -31,7 +31,8 @@ def of_plugins() -> list[Column]:
             choice = OmegaConf.load(file)
             if "_target_" not in choice:  # it sets keys of another
                 choice = OmegaConf.load(file.with_name(f"{choice.defaults[0]}.yaml"))
-            for column in getattr(get_class(choice._target_), "schema", ()):
+            schema = getattr(get_class(choice._target_), "schema", ())
+            for column in schema if isinstance(schema, tuple) else ():  # a chain's are those of its parts
                 columns[column.name] = column
                 choices = writers.setdefault(column.name, [])
                 choices.append(file.stem if choices else f"{part}={file.stem}")

@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from mad.cell import Cell
-from mad.cli import configs
+from mad.cli import chained, configs
 from mad.errors import MadError
 
 PARTS = ("victim", "pool", "defense", "attack", "recovery", "knockoff")
@@ -34,6 +34,7 @@ def cell_of(config: DictConfig, words: Iterable[str] = ()) -> Cell:
                 f"{name}={part}: {name} has keys of its own, so a word cannot stand for it; set one of them, "
                 f"or choose another {name.partition('.')[0]}, as mad-run --help lists them"
             )
+    config = chained.expanded(config)
     found = {name: None if config[name] is None else configs.at_home(config[name], name) for name in PARTS}
     parts: dict[str, Any] = {"attack": hydra.utils.instantiate(found["attack"], _convert_="all")}
     if not getattr(parts["attack"], "needs_pool", True):

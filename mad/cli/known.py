@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mad.cli import chained
 from mad.cli.configs import outputs_of
 from mad.errors import MadError
 from mad.schema import Record
@@ -51,6 +52,7 @@ def find(config: DictConfig) -> tuple[Known, list[Record]] | None:
     The records are the reference's and the cell's, or the one that is both.
     """
     usual = config.force is False and config.device in ("auto", "cpu") and not config.grid
+    usual = usual and not chained.named(config)  # the choices that it names may have changed
     if not usual or config.export is not None or not isinstance(config.threads, int) or config.threads < 1:
         return None
     with suppress(OSError, ValueError, TypeError, MadError):
@@ -67,6 +69,8 @@ def remember(config: DictConfig, cell: Cell, label: str) -> None:
     """Remember a cell's records, if its fingerprint follows from the config and this package only."""
     from mad.storage.fingerprint import describe
 
+    if chained.named(config):
+        return
     if '"precision": "fast"' in json.dumps(plain(config)) or not self_contained(describe(cell)):
         return
     known = Known(cell.reference.path.as_posix(), cell.path.as_posix(), label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, final
 
@@ -15,6 +16,7 @@ from mad.context import Context
 from mad.errors import MadError, check_number
 from mad.progress import err
 from mad.schema import Column
+from mad.transfer import TransferSet
 from mad.victim import Architecture, Victim
 
 Self = TypeVar("Self", bound="Defense")
@@ -37,6 +39,7 @@ class Defense(ABC):
     stateful: ClassVar[bool] = False  # whether answers depend on a client's earlier queries, or on their batches
     needs_gradients: ClassVar[bool] = False  # whether perturb computes gradients; if not, it runs without autograd
     max_batch: ClassVar[int | None] = None  # the most images that perturb takes at once; None for any number
+    honest_queries: ClassVar[int] = 100  # of one honest client, on which a stateful defense is scored
     schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record
     epsilon: float | None
 
@@ -89,6 +92,39 @@ class Defense(ABC):
     def columns(self, context: Context) -> dict[str, Any]:
         """Return the columns that this defense adds to a record, under the names in ``schema``."""
         return {}
+
+    def session_columns(self) -> dict[str, Any]:
+        """Return columns of ``schema`` about a client's session; asked of the thief's, after the attack."""
+        return {}
+
+    def honest_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:
+        """Return columns of ``schema`` about honest traffic.
+
+        Args:
+            sessions: what ``session`` returned for each honest client, after its queries: ``honest_queries`` each, but
+                for the last client, who may have fewer. Without ``stateful`` it is this object alone.
+        """
+        return {}
+
+    def verify(self, network: nn.Module, transfer: TransferSet, context: Context) -> dict[str, Any]:
+        """Return columns of ``schema`` about a stolen network, such as how much of a watermark it has learned.
+
+        It is not called for an attack that returns no transfer set.
+
+        Args:
+            network: the stolen network, images in [0, 1] to logits (B, K), in eval mode on ``context.device``.
+            transfer: the thief's queries, and what it was answered.
+            context: as in ``prepare``.
+        """
+        return {}
+
+    def components(self) -> tuple[Defense, ...]:
+        """Return the defenses that this one is made of, itself if it is one; before ``prepare``, as they are given."""
+        return (self,)
+
+    def held(self) -> tuple[Defense, ...]:
+        """Return the prepared defenses that this prepared one calls, for an export; by default none."""
+        return ()
 
     @abstractmethod
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:

@@ -200,11 +200,21 @@ def settings(thing: Any) -> str:
             continue
         if dataclasses.is_dataclass(value):
             value = " ".join(filter(None, [getattr(value, "name", type(value).__name__), settings(value)]))
+        elif isinstance(value, (list, tuple)) and value and all(map(dataclasses.is_dataclass, value)):
+            value = " + ".join(map(part_text, value))
         elif callable(value):
             written = source(getattr(value, "func", value))
             value = name_of(value) + (f" source={written[:8]}" if written else "")
         changed.append(f"{field.name}={value}")
     return " ".join(changed)
+
+
+def part_text(part: Any) -> str:
+    """Return a part of a list: its ``name``, its strength if that is not the default, and its changed fields."""
+    strength = getattr(part, "strength_parameter", "")
+    own = [field for field in dataclasses.fields(part) if field.name == strength]
+    told = [f"{each.name}={getattr(part, each.name)}" for each in own if getattr(part, each.name) != each.default]
+    return " ".join(filter(None, [getattr(part, "name", type(part).__name__), *told, settings(part)]))
 
 
 def name_of(factory: Any) -> str:

@@ -36,12 +36,16 @@ CASES = [("none", 0), ("random_noise", None), *((name, None) for name in FREE)]
 CASES += [(name, epsilon) for name in PERTURBING for epsilon in (EPSILONS if "=" not in name else (0.1, 0.95, 2))]
 CASES = [case for case in CASES if case[0] != "dp_sgd" or not case[1]]  # it moves no answer, and takes no budget
 ROWS = 12
+QUICK = {  # training settings that do for a promise
+    "dp_sgd": {"min_steps": 1, "epochs": 1},
+    "queen": {"shadows": 1, "map_steps": 5},
+}
 
 
 def ready(name, epsilon, classes, seed=0):
     toy = victim(classes)
     model = toy.untrained(seed=0, purpose="victim")
-    return build(NODES[name], epsilon=epsilon).prepared(Context(toy, model, seed, CPU))
+    return build(NODES[name], epsilon=epsilon, **QUICK.get(name, {})).prepared(Context(toy, model, seed, CPU))
 
 
 def images_of(classes):
@@ -80,8 +84,7 @@ def rng():
 @pytest.mark.parametrize("classes", [2, 10, 100])
 @pytest.mark.parametrize(("name", "epsilon"), CASES)
 def test_conformance(name, epsilon, classes):
-    quick = {"min_steps": 1, "epochs": 1} if name == "dp_sgd" else {}
-    check_defense(build(NODES[name], epsilon=epsilon, **quick), (classes,))
+    check_defense(build(NODES[name], epsilon=epsilon, **QUICK.get(name, {})), (classes,))
 
 
 @pytest.mark.parametrize("name", PERTURBING)
@@ -101,7 +104,7 @@ def test_a_budget_is_used(name):
 
 @pytest.mark.parametrize("name", PERTURBING)
 def test_preparing_leaves_the_recipe_alone(name):
-    defense = build(NODES[name])
+    defense = build(NODES[name], **QUICK.get(name, {}))
     before = dict(vars(defense))
     model = victim().untrained(seed=0, purpose="victim")
     assert defense.prepared(Context(victim(), model, 0, CPU)) is not defense
