@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mad.datasets import Pool
 from mad.defenses.base import Context, Defense
 from mad.defenses.outliers import ExposureTrainer, OutlierTrainer, joined
-from mad.errors import check_number
+from mad.errors import MadError, check_number
 from mad.training import logits_of
 from mad.victim import Victim
 
@@ -68,9 +68,14 @@ class AdaptiveMisinformation(Defense):
         check_number("defense.nu", self.nu, 1e-9)
 
     def check(self, victim: Victim) -> None:
-        """Raise MadError if outliers are given and the victim cannot be trained with them."""
+        """Raise MadError if outliers are given and the victim cannot be trained with them, or if it has no images."""
         if self.outliers is not None:
             victim.check_trainable(f"defense={self.name} with defense.outliers={self.outliers.name}")
+        if victim.given is not None:  # its data may all be for testing
+            try:
+                victim.training_split()
+            except MadError as error:
+                raise MadError(f"defense={self.name} trains a network on the victim's data: {error}") from error
 
     def about(self, context: Context) -> list[Any]:
         """Return what determines the outliers and the victim that is served."""

@@ -1,4 +1,4 @@
-"""EDM, an Ensemble of Diverse Models (Kariyappa, Prakash and Qureshi, ICLR 2021): networks that agree on the task only."""
+"""EDM, an Ensemble of Diverse Models (Kariyappa, Prakash and Qureshi, ICLR 2021), of which one answers each query."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mad.architectures import imagenet
 from mad.datasets import Images, Pool, batch_limit, batches, to_unit_range
 from mad.defenses.base import Context, Defense
 from mad.defenses.outliers import OutlierTrainer, joined
 from mad.errors import MadError, check_number
 from mad.schema import Column
-from mad.seeds import derive, generator
+from mad.seeds import derive, generator, seeded
 from mad.training import EVALUATION_BATCH, logits_of
 from mad.victim import Architecture, Victim
 
@@ -28,9 +29,9 @@ class Ensemble(nn.Module):
     """Networks of which one answers each image: images (B, C, H, W) in [0, 1] to logits (B, K).
 
     Which one is a keyed, locality-sensitive hash of the image: ``bits`` signs of random +-1 projections of its pixels,
-    less those of the mean training image, choose a cell of a secret table. Each projection has one sign for each of
-    8 x 8 patches, so that small changes of an image rarely change its network. It is computed on whole pixel values
-    (0 to 255), whose sums are exact in float32: no answer depends on its batch.
+    less those of a mean image, choose a cell of a secret table. Each projection has one sign for each of 8 x 8 patches,
+    so that small changes of an image rarely change its network. It is computed on whole pixel values (0 to 255), whose
+    sums are exact in float32: no answer depends on its batch.
 
     Args:
         shape: (C, H, W) of the images.
@@ -59,7 +60,7 @@ class Ensemble(nn.Module):
         Args:
             seed: the key.
             shape: (C, H, W) of the images.
-            mean: the mean training image (C, H, W), of values from 0 to 255.
+            mean: the image (C, H, W), of values from 0 to 255, whose projections divide others' into two halves.
         """
         draw = generator(seed, "hash of an ensemble")
         (channels, height, width), bits = shape, len(self.middle)
@@ -83,8 +84,7 @@ class Ensemble(nn.Module):
         counts = torch.bincount(route, minlength=len(self.networks)).tolist()
         parts = images[order].split(counts)
         told = [network(part) for network, part in zip(self.networks, parts, strict=True) if len(part)]
-        logits = torch.cat(told) if told else images.new_zeros(0, 0)
-        return logits.index_select(0, order.argsort())
+        return torch.cat(told or [self.networks[0](images)]).index_select(0, order.argsort())
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,9 @@ class Edm(Defense):
         make, shape = self.served_architecture(victim), victim.dataset.shape
 
         def build() -> nn.Module:
-            ensemble = make(shape=shape, classes=victim.dataset.classes)
+            with imagenet.left_out(), seeded(victim.seed, "ensemble"):
+                ensemble = make(shape=shape, classes=victim.dataset.classes)
+            assert isinstance(ensemble, Ensemble)
             for number in range(self.networks):
                 own = derive(victim.seed, f"network {number} of an ensemble")
                 ensemble.networks[number] = victim.untrained(seed=own, purpose="victim")
@@ -194,9 +196,11 @@ class Edm(Defense):
         def train(ensemble: nn.Module) -> None:
             assert isinstance(ensemble, Ensemble)
             split = victim.training_split()
-            ensemble.hash_by(context.seed, shape, mean_image(split.images))
+            outliers = context.images(pool)
+            # Midway between both kinds of images, so that both are divided among all networks.
+            ensemble.hash_by(context.seed, shape, (mean_image(split.images) + mean_image(outliers)) / 2)
             how = {"seed": victim.seed, "device": context.device, "task": f"victim {name}"}
-            recipe.fit(ensemble, split.images, split.labels, outliers=context.images(pool), **how)
+            recipe.fit(ensemble, split.images, split.labels, outliers=outliers, **how)
 
         about = ["edm", recipe, victim, context.seed, self.networks, self.bits, pool, context.contents(pool)]
         return context.kept(name, about, build, train)
