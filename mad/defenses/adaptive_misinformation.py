@@ -119,17 +119,17 @@ class AdaptiveMisinformation(Defense):
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return the mixed posteriors (B, K)."""
         share = self.share(clean)
-        rows = (share > NEGLIGIBLE).nonzero().squeeze(1)
+        rows = (share > NEGLIGIBLE).nonzero()[:, 0]
         if len(rows) == 0:
             return clean
         if len(rows) == len(clean):
-            return torch.lerp(clean, self.wrong(images), share.unsqueeze(1))
-        mixed = torch.lerp(clean[rows], self.wrong(images[rows]), share[rows].unsqueeze(1))
+            return torch.lerp(clean, self.wrong(images), share)
+        mixed = torch.lerp(clean[rows], self.wrong(images[rows]), share[rows])
         return clean.index_copy(0, rows, mixed)
 
     def share(self, clean: Tensor) -> Tensor:
-        """Return a, the share of the wrong answer in each answer, (B,)."""
-        return torch.sigmoid(self.nu * (self.tau - clean.amax(dim=1)))
+        """Return a, the share of the wrong answer in each answer, (B, 1)."""
+        return (self.tau - clean.amax(dim=1, keepdim=True)).mul_(self.nu).sigmoid_()
 
     def wrong(self, images: Tensor) -> Tensor:
         """Return the misinformation network's posteriors (B, K)."""

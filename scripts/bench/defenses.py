@@ -1,19 +1,22 @@
-"""What a query costs behind named defenses: against the victim's forward pass, and against those of all their networks.
+"""What an answer costs behind named defenses, over the victim's forward pass and over those of all their networks.
 
     python scripts/bench/defenses.py --defenses adaptive_misinformation,edm --batches 32,256
     python scripts/bench/defenses.py --defenses mad --overrides "victim=cifar10 defense.epsilon=0.5 data_root=FOLDER"
 
-Whole queries, ledger and checks included, are timed in turn with bare forward passes, in one process; ratios are
-medians of the pairwise ones. ``x victim`` is over the victim's forward pass. ``x networks`` is over the forward passes
-of the model that is served and of every network that the defense holds, each on the whole batch. The networks are
-trained by ``--steps`` steps only, which changes no time but that of defenses that work less on sure answers: ``moved``
-is the share of the answers that they change. Queries are the ``pool``'s first images, those of ``test``, or ``noise``.
+Defended answers, with all checks but without the ledger of queries, are timed in turn with bare forward passes, in one
+process, each after the same forward passes, which leave the caches alike; ratios are medians of the pairwise ones.
+``x victim`` is over the victim's forward pass. ``x networks`` is over the forward passes of the model that is served
+and of every network that the defense holds, each on the whole batch. The networks are trained by ``--steps`` steps
+only, which changes no time but that of defenses that work less on sure answers: ``moved`` is the share of the answers
+that they change. On CPUs with ``--threads 1``, seconds are of the processor, which other work on the machine disturbs
+less. Queries are the ``pool``'s first images, those of ``test``, or ``noise``.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,7 @@ def parts(name: str, given: Any) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     configs.register_aliases()
     line = [f"trainer.min_steps={given.steps}", "trainer.epochs=1", *given.overrides.split()]
-    with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
+    with configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
         config = hydra.compose("config", overrides=[f"defense={name}", *line])
     wanted = [part for part in PARTS if part in ("victim", "pool", "defense")]
     return {part: hydra.utils.instantiate(config[part], _convert_="all") for part in wanted}
@@ -76,13 +79,19 @@ def measure(name: str, deployed: Deployment, images: Tensor, kind: str, given: A
     held = [bare(value) for value in vars(deployed.defense).values() if isinstance(value, nn.Module)]
     held = [network for network in held if network is not deployed.served]
     session = deployed.session()
+    every = forwards([deployed.served, *held], images)
     runs: dict[str, common.Run] = {
-        "query": lambda: session(images),
+        "before an answer": every,
+        "answer": lambda: session.answer(images),
+        "before the victim": every,
         "victim": forwards([deployed.model], images),
-        "networks": forwards([deployed.served, *held], images),
+        "before the networks": every,
+        "networks": every,
     }
-    times = common.paired(runs, given.repeats, given.device)
-    over = {part: common.ratio(times["query"], times[part]) for part in ("victim", "networks")}
+    alone = given.device == "cpu" and given.threads == 1
+    clock = time.process_time if alone else time.perf_counter
+    times = common.paired(runs, given.repeats, given.device, clock)
+    over = {part: common.ratio(times["answer"], times[part]) for part in ("victim", "networks")}
     part, bar = BARS.get(name, ("", 0.0))
     clean, answers = session.answer(images)
     return {
@@ -91,7 +100,7 @@ def measure(name: str, deployed: Deployment, images: Tensor, kind: str, given: A
         "queries": kind,
         "networks": 1 + len(held),
         "moved": (answers != clean).any(dim=1).float().mean().item(),
-        "query us": statistics.median(times["query"]) / len(images) * 1e6,
+        "answer us": statistics.median(times["answer"]) / len(images) * 1e6,
         "x victim": over["victim"],
         "x networks": over["networks"],
         "bar": f"<= {bar:g} x {part}" if part else "",
@@ -111,7 +120,7 @@ def main() -> None:
             found = queries(made["victim"], made["pool"], torch.device(given.device), size)
             for kind in given.queries.split(","):
                 rows.append(measure(name, deployed, found[kind], kind, given))
-    title = f"a defended query, microseconds an image, {given.overrides or 'the digits victim'}"
+    title = f"a defended answer, microseconds an image, {given.overrides or 'the digits victim'}"
     common.report(title, rows, given)
 
 
