@@ -53,6 +53,10 @@ class Context:
         """
         return checked.pool(pool, self.victim.dataset.shape, self.victim.name)
 
+    def contents(self, pool: Pool) -> Any:
+        """Return what, beside its fields, identifies the data of a pool that the defense owns; for ``kept``."""
+        return checked.pool_contents(pool, self.victim.dataset.shape, self.victim.name, labelled=False)
+
     def trained(self, recipe: Victim) -> nn.Module:
         """Return the trained network of a victim recipe, in eval mode; with a store, trained once and then loaded."""
         return recipe.ready(self.device) if self.store is None else self.store.victim(recipe, self.device)[0]
@@ -70,6 +74,10 @@ class AbsentContext(Context):
     ) -> nn.Module:
         """Return the untrained network."""
         return place(build(), self.device).eval()
+
+    def contents(self, pool: Pool) -> Any:
+        """Return None: there are no images."""
+        return None
 
     def trained(self, recipe: Victim) -> nn.Module:
         """Return the untrained network."""

@@ -45,6 +45,18 @@ class Streamed:
         return self.images[row]
 
 
+@dataclass(frozen=True)
+class Others(Blobs):
+    """A pool of images like those of ``Blobs``, of none of its four classes."""
+
+    classes: int = 7
+    name: str = "others"
+
+    def images(self, shape):
+        drawn = self.split("pool")
+        return drawn.images[drawn.labels >= 4]
+
+
 class Tiny(nn.Module):
     """One linear layer."""
 

@@ -6,6 +6,7 @@ import math
 import string
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ TEST_IMAGES = 500
 GRID = 8  # the digits' resolution; the letters are reduced to it, so that they are not sharper
 FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmr10*", "cmss10*", "cmtt10*", "cmb10*", "cmmi10*")
 CANVAS = 32
+CAPITALS, SMALL = "ΓΔΘΛΞΠΣΦΨΩ", "δεζθλξπσφψ"  # Greek, without those that look Latin
 
 
 def enlarge(grid: Tensor) -> Tensor:
@@ -73,6 +75,8 @@ class Letters:
         seed: seed of the fonts, letters and distortions.
     """
 
+    alphabet: ClassVar[str] = string.ascii_letters
+    fonts: ClassVar[tuple[str, ...]] = FONTS
     name: str = "letters"
     size: int = 10_000
     seed: int = 0
@@ -83,7 +87,7 @@ class Letters:
     def images(self, shape: tuple[int, int, int]) -> Tensor:
         """Return the letters, uint8 (size, 1, 28, 28)."""
         draw = generator(self.seed, "letters")
-        glyphs = render_glyphs()
+        glyphs = render_glyphs(self.alphabet, self.fonts)
         chosen = torch.randint(len(glyphs), (self.size,), generator=draw)
         turn, shear, scale, right, down = torch.rand(5, self.size, generator=draw).mul(2).sub(1)
         turn, shear, scale = turn * math.radians(15), shear * 0.25, 1.0 + scale * 0.15
@@ -100,23 +104,39 @@ class Letters:
         """Return None: the seed determines the images."""
 
     def labels(self) -> Tensor:
-        """Return the letter of each image, int64 (size,): 0 to 25 for a-z, 26 to 51 for A-Z."""
-        chosen = torch.randint(len(render_glyphs()), (self.size,), generator=generator(self.seed, "letters"))
-        return chosen % len(string.ascii_letters)
+        """Return the letter of each image, int64 (size,), its place in ``alphabet``: 0 to 25 for a-z, then A-Z."""
+        count = len(render_glyphs(self.alphabet, self.fonts))
+        return torch.randint(count, (self.size,), generator=generator(self.seed, "letters")) % len(self.alphabet)
 
 
-def render_glyphs() -> Tensor:
+@dataclass(frozen=True)
+class Greek(Letters):
+    """``size`` Greek letters that no Latin letter looks like, drawn as ``Letters`` are.
+
+    They are for defenses that train on outliers: outliers must not be the images that an adversary asks about.
+
+    Args:
+        size: number of images.
+        seed: seed of the fonts, letters and distortions.
+    """
+
+    alphabet: ClassVar[str] = CAPITALS + SMALL
+    fonts: ClassVar[tuple[str, ...]] = FONTS[:3]  # those that have them
+    name: str = "greek"
+
+
+def render_glyphs(alphabet: str, fonts: tuple[str, ...]) -> Tensor:
     """Return every letter in every font, cropped and centered: float (G, 1, CANVAS, CANVAS) in [0, 1]."""
     import matplotlib
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    files = sorted({file for pattern in FONTS for file in folder.glob(pattern) if "Display" not in file.name})
+    files = sorted({file for pattern in fonts for file in folder.glob(pattern) if "Display" not in file.name})
     glyphs = []
     for file in files:
         font = ImageFont.truetype(str(file), 48)
-        for letter in string.ascii_letters:
+        for letter in alphabet:
             left, top, right, bottom = font.getbbox(letter)
             ink = Image.new("L", (max(1, math.ceil(right - left)), max(1, math.ceil(bottom - top))))
             ImageDraw.Draw(ink).text((-left, -top), letter, fill=255, font=font)

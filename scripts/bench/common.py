@@ -33,17 +33,19 @@ def arguments(description: str | None, **extra: Any) -> argparse.Namespace:
     return given
 
 
-def seconds(run: Run, device: str = "cpu") -> float:
-    """Return the wall time of one call, the device's queue emptied before and after."""
+def seconds(run: Run, device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the wall time of one call, the device's queue emptied before and after; or the time of another clock."""
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     wait()
-    start = time.perf_counter()
+    start = clock()
     run()
     wait()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def paired(runs: Mapping[str, Run], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
+def paired(
+    runs: Mapping[str, Run], repeats: int, device: str = "cpu", clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Time each run ``repeats`` times in turn, A B A B ..., after one call each that is not counted.
 
     Machines drift: a ratio is the median of ``ratios``, taken pair by pair, and never one of two sessions.
@@ -53,7 +55,7 @@ def paired(runs: Mapping[str, Run], repeats: int, device: str = "cpu") -> dict[s
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            times[name].append(seconds(run, device))
+            times[name].append(seconds(run, device, clock))
     return times
 
 

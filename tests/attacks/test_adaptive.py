@@ -251,7 +251,7 @@ def test_wrong_settings(wrong):
 def test_letters_know_what_they_are(monkeypatch):
     glyphs = torch.zeros(3 * 52, 1, digits.CANVAS, digits.CANVAS)
     glyphs[7::52] = 1  # in every font, only the letter h has any ink
-    monkeypatch.setattr(digits, "render_glyphs", lambda: glyphs)
+    monkeypatch.setattr(digits, "render_glyphs", lambda alphabet, fonts: glyphs)
     pool = digits.Letters(size=500, seed=3)
     inked = pool.images((1, 28, 28)).flatten(1).amax(dim=1) > 0
     assert torch.equal(pool.labels() == 7, inked)

@@ -12,7 +12,7 @@ from torchvision import datasets
 from toys import CPU, Streamed
 
 from mad.datasets import batches, to_unit_range
-from mad.datasets.digits import Digits, Letters
+from mad.datasets.digits import Digits, Greek, Letters
 from mad.datasets.folder import ImageFolder
 from mad.datasets.idx import IdxImages
 from mad.datasets.vision import Vision
@@ -225,3 +225,15 @@ def test_a_path_that_is_none_names_its_key(kind, path):
     with pytest.raises(MadError, match=r"^pool\.path must be [^\n]*, got [^\n]*; set pool\.path=F[A-Z]+$") as caught:
         kind(path)
     assert repr(path) in str(caught.value)
+
+
+def test_greek_letters_are_drawn_as_letters_and_are_none():
+    greek, latin = Greek(size=300), Letters(size=300)
+    images = greek.images((1, 28, 28))
+    assert images.shape == (300, 1, 28, 28)
+    assert not rows(images) & rows(latin.images((1, 28, 28)))
+    ink = to_unit_range(images).mean(dim=(1, 2, 3))
+    assert 0.1 < ink.mean() < 0.4
+    assert ink.min() > 0.02
+    assert greek.labels().unique().tolist() == list(range(len(Greek.alphabet)))
+    assert not set(Greek.alphabet) & set(Letters.alphabet)
