@@ -185,9 +185,13 @@ class Trainer:
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Return a batch's mean cross-entropy; subclasses may minimize another loss. Images are uint8 or in [0, 1]."""
+        return F.cross_entropy(self.logits(model, images), targets)
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return a batch's logits, for ``loss``: computed in the recipe's precision, and not in bfloat16."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.arithmetic(images.device) == "bfloat16"):
-            logits = model(to_unit_range(images).contiguous(memory_format=torch.channels_last))
-        return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, targets)
+            logits: Tensor = model(to_unit_range(images).contiguous(memory_format=torch.channels_last))
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
 
     def _optimizer(self, model: nn.Module, device: torch.device) -> Optimizer:
         common: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}

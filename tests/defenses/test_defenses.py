@@ -17,7 +17,7 @@ from mad.defenses.mad_argmax import MadArgmax
 from mad.defenses.random_noise import RandomNoise
 from mad.errors import MadError
 from mad.storage.fingerprint import describe, digest
-from mad.testing import check_defense
+from mad.testing import Blobs, check_defense
 
 EPSILONS = (0, 0.1, 0.5, 0.95, 1, 1.5, 2)
 NODES = {name: compose(f"defense={name}").defense for name in choices("defense")}
@@ -34,7 +34,9 @@ BUDGETED = [name for name in PERTURBING if NODES[name].epsilon is not None]
 FREE = [name for name in PERTURBING if name not in BUDGETED]
 CASES = [("none", 0), ("random_noise", None), *((name, None) for name in FREE)]
 CASES += [(name, epsilon) for name in PERTURBING for epsilon in (EPSILONS if "=" not in name else (0.1, 0.95, 2))]
-CASES = [case for case in CASES if case[0] != "dp_sgd" or not case[1]]  # it moves no answer, and takes no budget
+TRAINED = ("dp_sgd", "ini", "nasty_teacher")  # they move no answer, and take no budget
+CASES = [case for case in CASES if case[0] not in TRAINED or not case[1]]
+QUICK = {"dp_sgd": {"min_steps": 1, "epochs": 1}, "ini": {"outliers": Blobs(), "epochs": 1}}
 ROWS = 12
 
 
@@ -80,14 +82,13 @@ def rng():
 @pytest.mark.parametrize("classes", [2, 10, 100])
 @pytest.mark.parametrize(("name", "epsilon"), CASES)
 def test_conformance(name, epsilon, classes):
-    quick = {"min_steps": 1, "epochs": 1} if name == "dp_sgd" else {}
-    check_defense(build(NODES[name], epsilon=epsilon, **quick), (classes,))
+    check_defense(build(NODES[name], epsilon=epsilon, **QUICK.get(name, {})), (classes,))
 
 
 @pytest.mark.parametrize("name", PERTURBING)
 def test_no_budget_is_no_change(name):
-    if name == "dp_sgd":
-        return  # it takes no budget
+    if name in TRAINED:
+        return
     images, clean = images_of(10), posteriors("dirichlet", 10)
     assert torch.equal(ready(name, 0, 10)(images, clean), clean)
 
