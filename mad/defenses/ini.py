@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,8 +48,7 @@ class IsolatingTrainer(Trainer):
         """Return the sum of a batch's losses, as a tensor whose gradient is their merged gradient."""
         weights = [each for each in model.parameters() if each.requires_grad]
         losses = self.losses(model, images, targets)
-        how = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        step = merged([flat(torch.autograd.grad(each, weights, **how)) for each in losses])
+        step = merged([gradient(each, weights) for each in losses])
         parts = step.split([each.numel() for each in weights])
         linear = torch.stack([each.flatten() @ part for each, part in zip(weights, parts, strict=True)]).sum()
         return torch.stack(losses).sum().detach() + linear - linear.detach()
@@ -67,8 +65,8 @@ class IsolatingTrainer(Trainer):
         if self.isolation:
             guess = self.proxy(to_unit_range(images))
             labels = F.one_hot(targets, guess.shape[1]).to(guess.dtype)
-            learned = learning(guess, pull(guess, answers, self.as_published), weights)
-            right = learning(guess, (torch.softmax(guess, dim=1) - labels) / len(guess), weights).detach()
+            learned = gradient(guess, weights, pull(guess, answers, self.as_published), again=True)
+            right = gradient(guess, weights, (torch.softmax(guess, dim=1) - labels).detach() / len(guess))
             found.append(self.isolation * F.cosine_similarity(learned, right, dim=0, eps=1e-12))
         if self.induction or self.silence:
             assert self.outliers is not None
@@ -78,7 +76,7 @@ class IsolatingTrainer(Trainer):
             if self.induction:
                 found.append(self.induction * (centered(answers) - centered(guess).detach()).abs().mean())
             if self.silence:
-                learned = learning(guess, pull(guess, answers, self.as_published), weights)
+                learned = gradient(guess, weights, pull(guess, answers, self.as_published), again=True)
                 found.append(self.silence * learned.norm())
         return found
 
@@ -106,18 +104,21 @@ def pull(guess: Tensor, answers: Tensor, as_published: bool = False) -> Tensor:
     return found / len(guess)
 
 
-def learning(guess: Tensor, towards: Tensor, weights: list[nn.Parameter]) -> Tensor:
-    """Return the gradient in a proxy's weights, flat (D,), of a loss whose gradient in its logits is ``towards``.
+def gradient(
+    output: Tensor, weights: list[nn.Parameter], towards: Tensor | None = None, *, again: bool = False
+) -> Tensor:
+    """Return the gradient of an output in some weights, as one vector (D,); the graph of the output stays.
 
-    It can be differentiated, which takes a second pass backward through the proxy.
+    Args:
+        output: a loss, or logits (B, K).
+        weights: the weights; the gradient in one that the output does not depend on is 0.
+        towards: for logits, the gradient of a loss in them, (B, K).
+        again: whether the result can be differentiated again, which takes a second pass through the network.
     """
-    how = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
-    return flat(torch.autograd.grad(guess, weights, towards, **how))
-
-
-def flat(parts: Sequence[Tensor]) -> Tensor:
-    """Return all values of some tensors as one vector."""
-    return torch.cat([part.flatten() for part in parts])
+    found = torch.autograd.grad(
+        output, weights, towards, retain_graph=True, create_graph=again, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([part.flatten() for part in found])
 
 
 def merged(gradients: list[Tensor]) -> Tensor:
