@@ -34,17 +34,15 @@ BUDGETED = [name for name in PERTURBING if NODES[name].epsilon is not None]
 FREE = [name for name in PERTURBING if name not in BUDGETED]
 CASES = [("none", 0), ("random_noise", None), *((name, None) for name in FREE)]
 CASES += [(name, epsilon) for name in PERTURBING for epsilon in (EPSILONS if "=" not in name else (0.1, 0.95, 2))]
-TRAINED = ("dp_sgd", "edm")  # they move no answer, and take no budget
+TRAINED = ("dp_sgd", "edm", "ini", "nasty_teacher")  # they move no answer, and take no budget
 CASES = [case for case in CASES if case[0] not in TRAINED or not case[1]]
 QUICK = {  # training settings that do for a promise
     "dp_sgd": {"min_steps": 1, "epochs": 1},
     "edm": {"networks": 2, "outliers": {"size": 50}},
-}
-ROWS = 12
-QUICK = {  # training settings that do for a promise
-    "dp_sgd": {"min_steps": 1, "epochs": 1},
+    "ini": {"outliers": {"size": 50}, "epochs": 1},
     "queen": {"shadows": 1, "map_steps": 5},
 }
+ROWS = 12
 
 
 def ready(name, epsilon, classes, seed=0):
