@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mad import plugins, simplex
+from mad import plugins, schema, simplex
 from mad.datasets import batch_limit
 from mad.defenses import Defense
 from mad.errors import BudgetExceededError, MadError, check_number
@@ -171,6 +171,16 @@ class BlackBox:
             self._waiting = 0
             self.queries, self._l1_total, self._targets = state["queries"], state["l1_total"], state["targets"]
             self._since = time.perf_counter() - state["seconds"]
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns that the defense adds to a record once it has been asked.
+
+        Raises:
+            MadError: if they are not in its ``schema``.
+        """
+        found = self._defense.asked()
+        schema.check(found, f"defense {self._defense.name}", self._defense.schema)
+        return found
 
     @property
     def seconds(self) -> float:

@@ -246,8 +246,9 @@ def queried(
 
 
 def counted(api: BlackBox) -> Record:
-    """Return the columns that an API counts: the queries, their mean L1 distance and the target entropy."""
+    """Return the columns that an API counts: the queries, their mean L1 distance, the target entropy, its defense's."""
     return {
+        **api.columns(),
         "queries": api.queries,
         "l1_mean_queries": api.l1_mean,
         "target_entropy": api.target_entropy,

@@ -90,6 +90,13 @@ class Defense(ABC):
         """Return the columns that this defense adds to a record, under the names in ``schema``."""
         return {}
 
+    def asked(self) -> dict[str, Any]:
+        """Return columns of ``schema`` that are known only once the adversary has asked, such as what was stored.
+
+        Called once, on the session that the adversary used.
+        """
+        return {}
+
     @abstractmethod
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return perturbed posteriors, float (B, K), for images (B, C, H, W) in [0, 1] and clean posteriors (B, K)."""
