@@ -53,17 +53,22 @@ class ReverseSigmoid(Defense):
         """Return posteriors, with the top classes of the clean ones unless ``as_published``."""
         y = clean.double().clamp(max=1)
         s = torch.sigmoid(self._gamma * torch.logit(y))  # 0 and 1 at infinite logits
+        beta = self.betas(y)
         if self.as_published:
-            return rescaled(y - self.beta * (s - 0.5)).to(clean.dtype)
+            return rescaled(y - beta * (s - 0.5)).to(clean.dtype)
         top = clean.argmax(dim=1, keepdim=True)
         # y_top - beta s_top >= y_j - beta s_j holds up to the beta at which the two meet.
         lead, pull = y.gather(1, top) - y, s.gather(1, top) - s
         meeting = torch.where(pull > 0, lead / pull, torch.inf).amin(dim=1, keepdim=True)
-        beta = (BELOW * meeting).clamp(max=self.beta)
+        beta = (BELOW * meeting).minimum(beta)
         answer = rescaled(y - beta * (s - 0.5)).to(clean.dtype)
         # Two classes that differ in their last bits may still tie once rounded.
         kept = answer.argmax(dim=1, keepdim=True) == top
         return torch.where(kept, answer, clean)
+
+    def betas(self, y: Tensor) -> Tensor:
+        """Return the beta of each row of clean posteriors, float64 (B, 1)."""
+        return torch.full_like(y[:, :1], self.beta)
 
 
 def rescaled(mass: Tensor) -> Tensor:
