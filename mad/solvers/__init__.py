@@ -1,8 +1,9 @@
-"""Solvers of MAD's objective over the simplex and the L1 ball: the published ones, and an exact one."""
+"""Solvers over the simplex and the L1 ball: of MAD's objective, published and exact, and of a linear one."""
 
 from mad.solvers.argmax import argmax_vertex
 from mad.solvers.exact import exact
+from mad.solvers.linear import linear
 from mad.solvers.metric import objective
 from mad.solvers.vertex import vertex
 
-__all__ = ["argmax_vertex", "exact", "objective", "vertex"]
+__all__ = ["argmax_vertex", "exact", "linear", "objective", "vertex"]
