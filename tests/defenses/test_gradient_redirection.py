@@ -221,7 +221,9 @@ def test_all_strengths_share_one_pass(direction):
 
 def test_min_inner_product_shares_its_pass_with_mad():
     here = context(cache=Cache())
-    assert ready("min_inner_product", here=here)._scores._name == Mad(0.5, RANDOM, "all").prepared(here)._surrogate._name
+    assert (
+        ready("min_inner_product", here=here)._scores._name == Mad(0.5, RANDOM, "all").prepared(here)._surrogate._name
+    )
 
 
 @pytest.mark.parametrize("direction", ["all_ones", "min_inner_product"])
