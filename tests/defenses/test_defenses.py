@@ -29,6 +29,13 @@ NODES |= {
 NODES["reverse_sigmoid as_published=true"] = compose(
     "defense=reverse_sigmoid", "defense.as_published=true", "defense.beta=1"
 ).defense
+RANDOM = ("defense/surrogate=random", "defense/surrogate/architecture=mlp")  # quick, and of more than one layer
+NODES |= {
+    f"gradient_redirection{f' direction={way}' if way != 'all_ones' else ''}": compose(
+        "defense=gradient_redirection", f"defense.direction={way}", *RANDOM[: 1 if way == "min_inner_product" else 2]
+    ).defense
+    for way in ("all_ones", "min_inner_product", "watermark", "random")
+}
 PERTURBING = [name for name in NODES if name != "none"]
 BUDGETED = [name for name in PERTURBING if NODES[name].epsilon is not None]
 FREE = [name for name in PERTURBING if name not in BUDGETED]
