@@ -126,7 +126,9 @@ class TwoHeads(nn.Module):
             convolution = isinstance(self.last, nn.Conv2d)
             taken = taken.flatten(2).mean(dim=2) if convolution else taken.flatten(1, -2).mean(dim=1)
         if taken is None or taken.shape != (count, self.head.in_features):
-            raise MadError("knockoff.rotation needs a network whose last layer takes features of each image: set it to 0")
+            raise MadError(
+                "knockoff.rotation needs a network whose last layer takes features of each image: set it to 0"
+            )
         return taken.to(self.head.weight.dtype)
 
     def detach(self) -> None:
@@ -142,5 +144,7 @@ def with_rotations(trainer: Trainer, rotation: float) -> RotationTrainer:
         MadError: if the recipe has a loss of its own.
     """
     if type(trainer) not in (Trainer, RotationTrainer):
-        raise MadError(f"knockoff.rotation adds to the loss of a plain trainer, got {type(trainer).__name__}: set it to 0")
+        raise MadError(
+            f"knockoff.rotation adds to the loss of a plain trainer, got {type(trainer).__name__}: set it to 0"
+        )
     return RotationTrainer(**{each.name: getattr(trainer, each.name) for each in fields(Trainer)}, rotation=rotation)

@@ -163,7 +163,9 @@ class Trainer:
         images = to_device(images, device) if isinstance(images, Tensor) else images
         rows, targets = torch.arange(len(images)) if rows is None else rows, targets.to(device)
         if self.mixup and not targets.is_floating_point():
-            targets = F.one_hot(targets, logits_of(place(model, device).eval(), images, device, rows[:1]).shape[1]).float()
+            targets = F.one_hot(
+                targets, logits_of(place(model, device).eval(), images, device, rows[:1]).shape[1]
+            ).float()
         place(model, device).train()
         order, draw = generator(seed, f"order of {task}"), generator(seed, f"augmentation of {task}")
         steps = -(-len(rows) // self.batch_size)

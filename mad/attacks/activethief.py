@@ -56,7 +56,7 @@ class ActiveThief(Attack):
     start: float = 0.1
     rounds: int = 10
     epochs: int = 5
-    min_steps: int = 600
+    min_steps: int = 300
     candidates: int | None = 10_000
     shortlist: int | None = None
 

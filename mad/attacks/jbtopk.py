@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mad.attacks.jacobian import Targeted, climbed
-from mad.errors import check_flag, check_name, check_number
+from mad.errors import check_flag, check_name
 from mad.storage.fingerprint import ADDED
 
 
@@ -68,5 +68,7 @@ class JbTopK(Targeted):
         low, high = start - self.ball, start + self.ball
         if not self.as_published:
             low, high = low.clamp(min=0), high.clamp(max=1)
-        at = climbed(lambda here: substitute(here).gather(1, targets).squeeze(1), start, self.steps, self.step, low, high)
+        at = climbed(
+            lambda here: substitute(here).gather(1, targets).squeeze(1), start, self.steps, self.step, low, high
+        )
         return at, at
