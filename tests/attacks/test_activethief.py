@@ -88,7 +88,7 @@ def test_the_rounds_are_the_plain_ones(strategy):
 @EACH
 @pytest.mark.parametrize("budget", [1, 2, 7, 50, 300])
 def test_spends_exactly_the_budget_on_distinct_images(strategy, budget):
-    found, adversary = steal(budget, strategy=strategy)
+    found, _ = steal(budget, strategy=strategy)
     first, asked = max(1, round(budget / 10)), found.columns["round_queries"]
     assert len(found.transfer.rows.unique()) == len(found.transfer.answers) == sum(asked) == budget
     assert asked[0] == first
@@ -188,18 +188,14 @@ def test_a_killed_attack_goes_on_after_its_last_round(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("how", "key"),
+    "how",
     [
-        ({"strategy": "random"}, "strategy"),
-        ({"start": 0}, "start"),
-        ({"start": 1.5}, "start"),
-        ({"rounds": 0}, "rounds"),
-    ]
-    + [({"epochs": 0}, "epochs"), ({"min_steps": -1}, "min_steps"), ({"candidates": 0}, "candidates")]
-    + [({"shortlist": 2.5}, "shortlist"), ({"budget": 0}, "budget")],
+        *({"strategy": "random"}, {"start": 0}, {"start": 1.5}, {"rounds": 0}, {"epochs": 0}, {"min_steps": -1}),
+        *({"candidates": 0}, {"shortlist": 2.5}, {"budget": 0}),
+    ],
 )
-def test_settings_out_of_range_are_refused(how, key):
-    with pytest.raises(MadError, match=rf"attack\.{key}"):
+def test_settings_out_of_range_are_refused(how):
+    with pytest.raises(MadError, match=rf"attack\.{next(iter(how))}"):
         ActiveThief(**how)
 
 

@@ -14,7 +14,7 @@ from mad.attacks.jbtr import Jbtr
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.attacks.online import Online
 from mad.defenses import Undefended
-from mad.defenses.argmax import ArgmaxDefense
+from mad.defenses.argmax import Argmax as ArgmaxDefense
 from mad.errors import MadError
 from mad.pipeline import run
 from mad.recoveries import AsAnswered
@@ -25,7 +25,10 @@ from mad.testing import check_attack
 SHORT = {"seeds": 10, "epochs": 2}
 ROUNDS = {"epochs": 2, "min_steps": 0, "rounds": 2}
 ATTACKS = [KnockoffNets(60), Copycat(60), KnockoffAdaptive(60), Online(60)]
-ATTACKS += [*(kind(60, **SHORT) for kind in (Jbda, Jbself, JbTopK, Jbtr)), Jbtr(60, **SHORT, redrawn=True)]
+ATTACKS += [
+    *(kind(budget=60, **SHORT) for kind in (Jbda, Jbself, JbTopK, Jbtr)),
+    Jbtr(budget=60, **SHORT, redrawn=True),
+]
 ATTACKS += [ActiveThief(60, **ROUNDS, strategy=strategy) for strategy in STRATEGIES]
 
 
@@ -42,8 +45,15 @@ def test_balanced_classes_are_those_of_the_definition(counts):
         assert not count or times.max() - times.min() <= 1  # none again before all were taken
 
 
+class Named(Blobs):
+    """A pool with labels."""
+
+    def labels(self):
+        return self.split("pool").labels
+
+
 def stolen(attack, defense=None, recovery=None):
-    whole = cell(attack=attack, defense=defense or Undefended(), recovery=recovery or AsAnswered())
+    whole = cell(pool=Named(), attack=attack, defense=defense or Undefended(), recovery=recovery or AsAnswered())
     api = BlackBox(whole.victim.untrained(seed=0, purpose="victim"), whole.defense, (1, 8, 8), 60, CPU)
     adversary = whole.adversary(CPU)
     found = whole.attack.spend(api, Blobs().images((1, 8, 8)), adversary)

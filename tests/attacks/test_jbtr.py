@@ -7,10 +7,12 @@ import torch
 from test_jacobian import POOL, bent, some_images, steal
 from toys import CPU, cell, victim
 
+from mad.attacks import TransferSet
 from mad.attacks.jbtopk import JbTopK
 from mad.attacks.jbtr import Jbtr
 from mad.errors import MadError
 from mad.pipeline import run
+from mad.seeds import generator
 from mad.storage.fingerprint import settings
 from mad.storage.store import Store
 from mad.testing import check_attack
@@ -93,10 +95,16 @@ def test_the_seed_and_the_round_decide_the_targets():
 
 def test_a_round_in_batches_draws_on():
     """300 seeds take two batches, whose targets come from one generator."""
-    transfer = steal(Jbtr(seeds=300, epochs=1), 300 + 3 * 300)[0]
-    moves = (transfer.images[300:] - (transfer.images[:300]).repeat_interleave(3, dim=0)).sign()
-    assert len(moves.unique(dim=0)) > 800
-    assert torch.equal(transfer.images[:300].sum(dim=0).round(), (POOL / 255).sum(dim=0).round())
+    attack = Jbtr(seeds=300, epochs=1)
+    transfer = steal(attack, 300 + 3 * 300)[0]
+    adversary = cell(victim=victim(6)).adversary(CPU)
+    known = TransferSet(transfer.images[:300], torch.arange(300), transfer.answers[:300])
+    substitute = adversary.train(known, "substitute 0", attack.trainer(300, attack.learning_rate))
+    draws, parts = generator(0, "moves of round 0"), known.images.split(256)
+    tops = known.answers.argmax(dim=1).split(256)
+    expected = [attack.moved(substitute, *part, 0, draws)[0] for part in zip(parts, tops, strict=True)]
+    assert torch.allclose(transfer.images[300:], torch.cat(expected), atol=1e-6)
+    assert len(torch.cat(expected).unique(dim=0)) > 890
 
 
 @pytest.mark.parametrize("how", [{"k": 0}, {"steps": 0}, {"step": -1}, {"ball": -1}, {"redrawn": "no"}, {"seeds": 0}])
