@@ -47,6 +47,8 @@ class ActiveThief(Attack):
         epochs: passes of a substitute over the transfer set; no more than the knockoff's.
         min_steps: the least number of steps of a substitute; no more than the knockoff's.
         candidates: the most images that a round selects from, drawn at random; None, as published, for all of the pool.
+        deepfool: images that ``dfal`` perturbs, which takes about as long as 30 forward passes each: those whose two
+            likeliest classes have the closest logits, and at least as many as it keeps; None, as published, for all.
         shortlist: images that ``dfal_k_center`` keeps for k-center; None for as many as the budget.
     """
 
@@ -58,6 +60,7 @@ class ActiveThief(Attack):
     epochs: int = 5
     min_steps: int = 300
     candidates: int | None = 10_000
+    deepfool: int | None = 2000
     shortlist: int | None = None
 
     def __post_init__(self) -> None:
@@ -66,7 +69,7 @@ class ActiveThief(Attack):
         check_number("attack.start", self.start, 1e-9, 1)
         for name, least in (("rounds", 1), ("epochs", 1), ("min_steps", 0)):
             check_number(f"attack.{name}", getattr(self, name), least, whole=True)
-        for name in ("candidates", "shortlist"):
+        for name in ("candidates", "deepfool", "shortlist"):
             if getattr(self, name) is not None:
                 check_number(f"attack.{name}", getattr(self, name), 1, whole=True)
 
@@ -79,13 +82,12 @@ class ActiveThief(Attack):
         found = adversary.resume(api) or {"rows": order[:0], "answers": torch.zeros(0, adversary.classes), "asked": []}
         rows, answers, asked = found["rows"], found["answers"], found["asked"]
         while len(rows) < budget:
-            new = order[:first]
-            if len(rows):
-                known = TransferSet(pool, rows, answers)
-                trainer = self.trainer(adversary.knockoff.trainer)
-                substitute = adversary.train(known, f"substitute {len(asked)}", trainer)
-                left = self.possible(order, rows, min(share, budget - len(rows)), len(asked), adversary.seed)
-                new = self.selected(substitute, known, left, min(share, budget - len(rows)), budget, adversary)
+            new, turn, count = order[:first], len(asked), min(share, budget - len(rows))
+            if turn:
+                known, trainer = TransferSet(pool, rows, answers), self.trainer(adversary.knockoff.trainer)
+                substitute = adversary.train(known, f"substitute {turn}", trainer)
+                left = self.possible(order, rows, count, turn, adversary.seed)
+                new = self.selected(substitute, known, left, count, budget, adversary)
             rows, answers = torch.cat([rows, new]), torch.cat([answers, ask(api, pool, new)])
             asked = [*asked, len(new)]
             adversary.save(api, rows=rows, answers=answers, asked=asked)
@@ -108,20 +110,21 @@ class ActiveThief(Attack):
     ) -> Tensor:
         """Return the rows, int64 (count,), that the strategy selects among ``left``."""
         pool, device = known.images, adversary.device
+        logits = logits_of(substitute, pool, device, left)
         if self.strategy.startswith("dfal"):
-            nearest = left[distances(substitute, pool, left, device).argsort(stable=True)]
+            kept = count if self.strategy == "dfal" else max(count, self.shortlist or budget)
+            if self.deepfool is not None:
+                first, second = logits.topk(2, dim=1).values.T
+                left = left[(first - second).argsort(stable=True)[: max(kept, self.deepfool)]]
+            left = left[distances(substitute, pool, left, device).argsort(stable=True)[:kept]]
             if self.strategy == "dfal":
-                return nearest[:count]
-            left = nearest[: max(count, self.shortlist or budget)]
-        posteriors = posteriors_of(substitute, pool, left, device)
+                return left
+            logits = logits_of(substitute, pool, device, left)
+        posteriors = torch.softmax(logits, dim=1)
         if self.strategy == "uncertainty":
             return left[entropy_in_bits(posteriors).argsort(descending=True, stable=True)[:count]]
-        return left[farthest(posteriors, posteriors_of(substitute, pool, known.rows, device), count)]
-
-
-def posteriors_of(network: nn.Module, pool: Images, rows: Tensor, device: torch.device) -> Tensor:
-    """Return the network's posteriors (B, K) of the rows (B,) of the pool."""
-    return torch.softmax(logits_of(network, pool, device, rows), dim=1)
+        asked = torch.softmax(logits_of(substitute, pool, device, known.rows), dim=1)
+        return left[farthest(posteriors, asked, count)]
 
 
 def farthest(points: Tensor, centers: Tensor, count: int) -> Tensor:

@@ -59,10 +59,12 @@ def test_k_center_takes_no_point_twice_where_all_are_one():
     assert farthest(ends, ends[:1], 2).tolist() == [2, 4]
 
 
-@EACH
-def test_the_rounds_are_the_plain_ones(strategy):
+@pytest.mark.parametrize(
+    ("strategy", "deepfool"), [*((strategy, None) for strategy in STRATEGIES), ("dfal", 30), ("dfal_k_center", 60)]
+)
+def test_the_rounds_are_the_plain_ones(strategy, deepfool):
     """The selection of each round, by the definitions, from a substitute that is trained on what was asked before."""
-    found, adversary = steal(60, strategy=strategy, start=0.2, shortlist=40)
+    found, adversary = steal(60, strategy=strategy, start=0.2, deepfool=deepfool, shortlist=40)
     rows, attack = found.transfer.rows, ActiveThief(60, **SHORT)
     assert torch.equal(rows[:12], drawn(POOL, adversary, 12))
     for turn in range(3):
@@ -78,6 +80,8 @@ def test_the_rounds_are_the_plain_ones(strategy):
         elif strategy == "k_center":
             expected = [left[place] for place in far_apart(posteriors[left], posteriors[asked], 16)]
         else:
+            top = net(POOL / 255).topk(2, dim=1).values
+            left = sorted(left, key=(top[:, 0] - top[:, 1]).tolist().__getitem__)[:deepfool]
             moves = dict(zip(left, distances(net, POOL, torch.tensor(left), CPU).tolist(), strict=True))
             expected = sorted(left, key=moves.__getitem__)
         if strategy == "dfal_k_center":
@@ -191,7 +195,7 @@ def test_a_killed_attack_goes_on_after_its_last_round(tmp_path, monkeypatch):
     "how",
     [
         *({"strategy": "random"}, {"start": 0}, {"start": 1.5}, {"rounds": 0}, {"epochs": 0}, {"min_steps": -1}),
-        *({"candidates": 0}, {"shortlist": 2.5}, {"budget": 0}),
+        *({"candidates": 0}, {"shortlist": 2.5}, {"deepfool": 0}, {"budget": 0}),
     ],
 )
 def test_settings_out_of_range_are_refused(how):
