@@ -1,4 +1,4 @@
-"""Random augmentation of training images, for a whole batch at a time on its device."""
+"""Random augmentation of training images, and mixup, for a whole batch at a time on its device."""
 
 from __future__ import annotations
 
@@ -56,3 +56,18 @@ def augmented(images: Tensor, kind: str, draw: Generator) -> Tensor:
         return images
     moved = resized_crop(images, draw) if kind.startswith("resized") else crop(images, draw)
     return flip(moved, draw) if kind.endswith("flip") else moved
+
+
+def mixed(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Return sums of each image and a random other one, and the same sums of their targets (Zhang et al., ICLR 2018).
+
+    The share of the first is one draw from Beta(alpha, alpha) for the whole batch. Torch's global generator draws it.
+
+    Args:
+        images: uint8 or float in [0, 1], (B, C, H, W); the sums are floats in [0, 1].
+        targets: posteriors (B, K).
+        alpha: above 0.
+    """
+    share = torch.distributions.Beta(alpha, alpha).sample().item()
+    other, images = torch.randperm(len(images)).to(images.device), to_unit_range(images)
+    return torch.lerp(images[other], images, share), torch.lerp(targets[other], targets, share)

@@ -10,11 +10,15 @@ from torch import nn
 
 from mad import weights
 from mad.errors import MadError
+from mad.rotation import RotationTrainer, with_rotations
 from mad.storage.fingerprint import ADDED
 from mad.training import Trainer
-from mad.victim import Architecture
+from mad.victim import Architecture, Victim
 
-CHANGES = ("epochs", "optimizer", "learning_rate", "weight_decay", "min_steps", "schedule", "batch_size", "momentum")
+CHANGES = (
+    *("epochs", "optimizer", "learning_rate", "weight_decay", "min_steps", "schedule", "batch_size", "momentum"),
+    *("augment", "mixup"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Knockoff:
         schedule: see ``Trainer``.
         batch_size: see ``Trainer``.
         momentum: see ``Trainer``.
+        augment: see ``Trainer``.
+        mixup: see ``Trainer``.
+        rotation: weight of the loss of guessing how images are rotated, at least 0; see ``RotationTrainer``. 0: none.
     """
 
     trainer: Trainer
@@ -49,14 +56,24 @@ class Knockoff:
     schedule: str | None = field(default=None, metadata=ADDED)
     batch_size: int | None = field(default=None, metadata=ADDED)
     momentum: float | None = field(default=None, metadata=ADDED)
+    augment: str | None = field(default=None, metadata=ADDED)
+    mixup: float | None = field(default=None, metadata=ADDED)
+    rotation: float = field(default=0.0, metadata=ADDED)
 
     def __post_init__(self) -> None:
         if self.initial_weights is not None:
             object.__setattr__(self, "initial_sha256", sha256(self._content()).hexdigest())
         given = {name: getattr(self, name) for name in CHANGES}
-        object.__setattr__(self, "trainer", self.trainer.for_knockoffs().but(**given))
+        trainer = self.trainer.for_knockoffs().but(**given)
+        object.__setattr__(self, "trainer", with_rotations(trainer, self.rotation) if self.rotation else trainer)
         for name in CHANGES:
             object.__setattr__(self, name, None)
+        object.__setattr__(self, "rotation", 0.0)  # it is the trainer's now
+
+    def check(self, victim: Victim) -> None:
+        """Raise MadError if the recipe does not fit the victim's images; called before anything is trained."""
+        if isinstance(self.trainer, RotationTrainer):
+            self.trainer.check(victim.dataset.shape)
 
     def start(self, model: nn.Module) -> str | None:
         """Load the initial weights into an untrained network, in place; return a text that says what was loaded.

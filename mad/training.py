@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Optimizer, lr_scheduler
 
 from mad import simplex
-from mad.augmentation import augmented
+from mad.augmentation import augmented, mixed
 from mad.datasets import Images, batch_limit, batches, to_device, to_unit_range
 from mad.device import choose, fast_bfloat16, keep_freed_memory, warn_of_emulation
 from mad.errors import MadError, check_choice, check_number
 from mad.progress import bar
 from mad.seeds import generator, seeded
+from mad.storage.fingerprint import ADDED
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adagrad")
 SCHEDULES = ("one_cycle", "step", "constant", "cooldown")
@@ -52,6 +53,8 @@ class Trainer:
             faster of the two on this machine (see ``fast_bfloat16``), which the fingerprint then names; or ``auto``,
             the faster of the two on GPUs and float32 on CPUs, so that results do not depend on the kind of CPU. A
             record names the precision that was used.
+        mixup: alpha of mixup (Zhang et al., ICLR 2018), at least 0: each step learns from sums of two images, with
+            shares drawn from Beta(alpha, alpha), and the same sums of their targets. 0: none. Usual: 0.1 to 1.
         knockoff: fields that differ in the recipe of a stolen model. Posteriors take longer to learn than labels, and
             perturbed posteriors longer still.
     """
@@ -68,6 +71,7 @@ class Trainer:
     augment: str = "none"
     precision: str = "auto"
     knockoff: dict[str, Any] = field(default_factory=dict, compare=False)  # fields of the knockoff's own recipe
+    mixup: float = field(default=0.0, metadata=ADDED)
     version: ClassVar[int] = 2  # version 1 rounded the weight updates differently
 
     def __post_init__(self) -> None:
@@ -78,6 +82,7 @@ class Trainer:
         check_number("weight_decay", self.weight_decay, 0)
         check_number("min_steps", self.min_steps, 0, whole=True)
         check_number("step_epochs", self.step_epochs, 1, whole=True)
+        check_number("mixup", self.mixup, 0)
         for name, value, choices in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
@@ -155,9 +160,13 @@ class Trainer:
         """
         if self.arithmetic(device) == "bfloat16" and not fast_bfloat16(device):
             warn_of_emulation(device)
-        place(model, device).train()
         images = to_device(images, device) if isinstance(images, Tensor) else images
         rows, targets = torch.arange(len(images)) if rows is None else rows, targets.to(device)
+        if self.mixup and not targets.is_floating_point():
+            targets = F.one_hot(
+                targets, logits_of(place(model, device).eval(), images, device, rows[:1]).shape[1]
+            ).float()
+        place(model, device).train()
         order, draw = generator(seed, f"order of {task}"), generator(seed, f"augmentation of {task}")
         steps = -(-len(rows) // self.batch_size)
         optimizer = self._optimizer(model, device)
@@ -169,7 +178,10 @@ class Trainer:
                 wanted = turn.to(device).split(self.batch_size)
                 with seeded(seed, f"dropout of {task}, epoch {epoch}"):
                     for some, batch in zip(wanted, batches(images, rows[turn], self.batch_size, device), strict=True):
-                        loss = self.loss(model, augmented(batch, self.augment, draw), targets[some])
+                        seen, wished = augmented(batch, self.augment, draw), targets[some]
+                        if self.mixup:
+                            seen, wished = mixed(seen, wished, self.mixup)
+                        loss = self.loss(model, seen, wished)
                         optimizer.zero_grad()
                         loss.backward()
                         optimizer.step()
@@ -188,7 +200,7 @@ class Trainer:
         return F.cross_entropy(self.logits(model, images), targets)
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return a batch's logits, for ``loss``: computed in the recipe's precision, and not in bfloat16."""
+        """Return the logits (B, K), float32, of a forward pass in this recipe's precision. Images: uint8 or in [0, 1]."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.arithmetic(images.device) == "bfloat16"):
             logits: Tensor = model(to_unit_range(images).contiguous(memory_format=torch.channels_last))
         return logits.float() if logits.dtype == torch.bfloat16 else logits

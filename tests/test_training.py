@@ -270,7 +270,10 @@ def test_another_optimizer_takes_its_usual_rate(optimizer):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch_size", 7), ("momentum", 0.3), ("schedule", "constant"), ("min_steps", 3), ("weight_decay", 0.1)],
+    [
+        *(("batch_size", 7), ("momentum", 0.3), ("schedule", "constant"), ("min_steps", 3), ("weight_decay", 0.1)),
+        *(("augment", "crop"), ("mixup", 0.3)),
+    ],
 )
 def test_a_knockoffs_recipe_is_changed_in_one_field(name, value):
     changed = Knockoff(trainer(), **{name: value})
@@ -352,6 +355,7 @@ def test_momentum_is_that_of_momentum_alone():
         ("knockoff", {"knockoff": {}}),
         ("augment", "mirror"),
         ("precision", "half"),
+        ("mixup", -0.1),
     ],
 )
 def test_a_bad_recipe_is_refused_by_name(name, value):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from mad.adversary import Adversary
 from mad.api import BlackBox
@@ -18,6 +18,7 @@ from mad.errors import MadError, check_number
 from mad.schema import Column
 from mad.seeds import generator
 from mad.training import DivergedError, Trainer
+from mad.victim import Victim
 
 BATCH = 256  # images per gradient computation
 
@@ -85,7 +86,9 @@ class Jacobian(Attack):
         return False
 
     @abstractmethod
-    def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
+    def moved(
+        self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int, draw: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the images to query, and the images to store: the same, except for an error of the published code.
 
         Args:
@@ -93,6 +96,7 @@ class Jacobian(Attack):
             images: (B, C, H, W) in [0, 1], on the substitute's device; the results are (B * children, C, H, W).
             labels: int64 (B,), the top class of the API's answer to each.
             turn: number of the round, from 0.
+            draw: the round's CPU generator, for an attack that moves images at random.
         """
 
     def images_for(self, budget: int) -> int:
@@ -126,7 +130,7 @@ class Jacobian(Attack):
             substitute, rate = self._substitute(adversary, known, turn, rate)
             parents = self.parents(held, turn, adversary.seed)[: -(-(budget - held) // self.divisor)]
             new = slice(held, min(budget, held + len(parents) * self.children))
-            asked = self._moved(substitute, known, parents, turn, adversary.device, images[new])
+            asked = self._moved(substitute, known, parents, turn, adversary, images[new])
             answers[new] = ask(api, asked, torch.arange(len(asked)))
             if self.overwrites and not self._reserved(turn):
                 answers[parents] = answers[new].clone()
@@ -181,10 +185,11 @@ class Jacobian(Attack):
         known: TransferSet,
         parents: Tensor,
         turn: int,
-        device: torch.device,
+        adversary: Adversary,
         stored: Tensor,
     ) -> Tensor:
         """Move the parents batch by batch; write the images to store into ``stored``, return those to query (CPU)."""
+        device, draw = adversary.device, generator(adversary.seed, f"moves of round {turn}")
         asked, labels = stored, known.answers.argmax(dim=1).to(device)
         size = batch_limit(BATCH, known.images.shape[1:])
         for place, rows, some in zip(
@@ -194,12 +199,66 @@ class Jacobian(Attack):
             strict=True,
         ):
             new = slice(int(place[0]), int(place[-1]) + 1)
-            about, kept = self.moved(substitute, some, labels[rows.to(device)], turn)
+            about, kept = self.moved(substitute, some, labels[rows.to(device)], turn, draw)
             stored[new] = kept[: len(place)]
             if about is not kept:
                 asked = allocate(*stored.shape) if asked is stored else asked
                 asked[new] = about[: len(place)]
         return asked
+
+
+@dataclass(frozen=True)
+class Targeted(Jacobian):
+    """Base class of attacks that move each image toward several other classes by projected gradient descent (PGD).
+
+    Args:
+        k: number of targets per image, each of which makes one query.
+        steps: gradient steps per target.
+        step: how far one step moves each pixel (alpha).
+        ball: how far all steps together may move each pixel (L-infinity).
+    """
+
+    k: int = 3
+    steps: int = 8
+    step: float | None = None
+    ball: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("attack.k", self.k, 1, whole=True)
+        check_number("attack.steps", self.steps, 1, whole=True)
+        if self.step is not None:
+            check_number("attack.step", self.step, 0)
+        check_number("attack.ball", self.ball, 0)
+
+    @property
+    def children(self) -> int:
+        """Number of queries per moved image: ``k``."""
+        return self.k
+
+    def check(self, victim: Victim) -> None:
+        """Raise MadError if the victim has fewer than ``k`` classes besides an image's own."""
+        if self.k >= victim.dataset.classes:
+            raise MadError(f"attack.k must be below the victim's {victim.dataset.classes} classes, got {self.k}")
+
+
+def climbed(
+    score: Callable[[Tensor], Tensor], start: Tensor, steps: int, step: float, low: Tensor, high: Tensor
+) -> Tensor:
+    """Return images (B, C, H, W) after signed gradient steps up a score, each followed by a projection onto a box.
+
+    Args:
+        score: see ``ascent``; called anew at each step.
+        start: the images to begin with.
+        steps: number of steps.
+        step: how far one step moves each pixel.
+        low: the least value of each pixel, (B, C, H, W).
+        high: the largest.
+    """
+    at = start
+    for _ in range(steps):
+        at = torch.minimum(torch.maximum(at + step * ascent(score, at), low), high)
+    return at
 
 
 def ascent(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

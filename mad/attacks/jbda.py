@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from mad.attacks.jacobian import Jacobian, ascent
 from mad.errors import MadError, check_flag, check_number
@@ -68,7 +68,9 @@ class Jbda(Jacobian):
         """Whether a child replaces its parent in the transfer set."""
         return self.as_published
 
-    def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
+    def moved(
+        self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int, draw: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the images to query and the images to store, (B, C, H, W) each."""
         uphill = ascent(lambda at: F.cross_entropy(substitute(at), labels, reduction="none"), images)
         delta = self.signed_step(turn) * uphill

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from mad.attacks.jacobian import Jacobian, ascent
-from mad.errors import MadError, check_flag, check_name, check_number
+from mad.attacks.jacobian import Targeted, climbed
+from mad.errors import check_flag, check_name
 from mad.storage.fingerprint import ADDED
-from mad.victim import Victim
 
 
 @dataclass(frozen=True)
-class JbTopK(Jacobian):
+class JbTopK(Targeted):
     """Move each image toward each of the ``k`` classes that the substitute ranks highest, except the API's own answer.
 
     This is projected gradient descent (PGD) on the substitute, with the target's logit as the objective: ``steps``
@@ -36,19 +35,12 @@ class JbTopK(Jacobian):
         name: the attack's name, in folders and tables.
     """
 
-    k: int = 3
-    steps: int = 8
     step: float = 0.01
-    ball: float = 0.1
     as_published: bool = field(default=False, metadata=ADDED)
     name: str = field(default="jbtopk", compare=False)  # type: ignore[misc]  # the jbtop3 of every k is one class
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("attack.k", self.k, 1, whole=True)
-        check_number("attack.steps", self.steps, 1, whole=True)
-        check_number("attack.step", self.step, 0)
-        check_number("attack.ball", self.ball, 0)
         check_flag("attack.as_published", self.as_published)
         check_name("attack.name", self.name)
 
@@ -58,21 +50,13 @@ class JbTopK(Jacobian):
         return 2 if self.as_published else 1
 
     @property
-    def children(self) -> int:
-        """Number of queries per moved image: ``k``."""
-        return self.k
-
-    @property
     def divisor(self) -> int:
         """Divisor of the queries left, which gives the images to move: ``k``, or max(3, k) with ``as_published``."""
         return max(3, self.k) if self.as_published else self.k
 
-    def check(self, victim: Victim) -> None:
-        """Raise MadError if the victim has fewer than ``k`` classes besides an image's own."""
-        if self.k >= victim.dataset.classes:
-            raise MadError(f"attack.k must be below the victim's {victim.dataset.classes} classes, got {self.k}")
-
-    def moved(self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
+    def moved(
+        self, substitute: nn.Module, images: Tensor, labels: Tensor, turn: int, draw: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the moved images (B * k, C, H, W), twice: to query and to store.
 
         The ``k`` children of an image are adjacent, the likeliest target first.
@@ -84,8 +68,7 @@ class JbTopK(Jacobian):
         low, high = start - self.ball, start + self.ball
         if not self.as_published:
             low, high = low.clamp(min=0), high.clamp(max=1)
-        at = start
-        for _ in range(self.steps):
-            uphill = ascent(lambda here: substitute(here).gather(1, targets).squeeze(1), at)
-            at = torch.minimum(torch.maximum(at + self.step * uphill, low), high)
+        at = climbed(
+            lambda here: substitute(here).gather(1, targets).squeeze(1), start, self.steps, self.step, low, high
+        )
         return at, at
