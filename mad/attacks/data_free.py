@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,6 +16,8 @@ from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks.base import Attack, Stolen
 from mad.attacks.image_generator import ImageGenerator, to_images
+from mad.attacks.memory import Memory
+from mad.attacks.zeroth_order import forward_differences, unit_directions
 from mad.datasets import Images
 from mad.errors import check_number
 from mad.progress import bar
@@ -160,7 +161,7 @@ class Duel:
         with seeded(adversary.seed, "generator"):
             made = ImageGenerator(adversary.shape, attack.noise, attack.width)
         self.generator = place(made, self.device).train()
-        self.student = place(adversary.untrained("student"), self.device)
+        self.student = place(adversary.untrained(), self.device)
         self.uphill = attack.generator_optimizer(self.generator)
         self.downhill = SGD(
             self.student.parameters(),
@@ -196,7 +197,7 @@ class Duel:
             count = budget - self.api.queries if left < 2 * attack.round_cost else fresh
             for size in sizes(count, attack.batch_size):
                 images = self.imagined(size, draw)
-                loss = self.learn(images, self.asked(images))
+                loss = self.learn(images, self.asked(images)[1])
             if self.memory is not None:
                 for _ in range(attack.replays):
                     loss = self.fit(*self.memory.drawn(attack.batch_size, draw, self.device))
@@ -205,11 +206,11 @@ class Duel:
         self.turn += 1
         return loss
 
-    def asked(self, images: Tensor) -> Tensor:
-        """Query the API; return what the recovery makes of the answers (B, K)."""
+    def asked(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Query the API; return the answers (B, K), and what the recovery makes of them."""
         answers = self.api(images)
         self.counts["zeros"] = self.counts["zeros"] + (answers == 0).any(dim=1).sum()
-        return self.adversary.recovered(answers, images)
+        return answers, self.adversary.recovered(answers, images)
 
     @torch.no_grad()
     def imagined(self, count: int, draw: torch.Generator) -> Tensor:
@@ -235,9 +236,9 @@ class Duel:
             along = unit_directions(attack.directions, made, draw)
             every = torch.cat([made.unsqueeze(0), made + attack.step * along]).flatten(0, 1)
             images = to_images(every).contiguous(memory_format=torch.channels_last)
-            answers = self.asked(images)
-            gaps = attack.gap(self.student.eval()(images), answers).view(-1, many)
-            same = (answers.view(1 + attack.directions, many, -1) == answers[:many]).all(dim=2)[1:]
+            answers, targets = self.asked(images)
+            gaps = attack.gap(self.student.eval()(images), targets).view(-1, many)
+            same = (answers.view(-1, *answers[:many].shape) == answers[:many]).all(dim=2)[1:]
             gradient = forward_differences(gaps, along, attack.step)
         self.counts["unmoved"] = self.counts["unmoved"] + same.sum()
         self.counts["neighbors"] = self.counts["neighbors"] + same.numel()
@@ -245,7 +246,7 @@ class Duel:
         self.uphill.zero_grad()
         made.backward(-gradient / many)
         self.uphill.step()
-        return images[:many], answers[:many]
+        return images[:many], targets[:many]
 
     def learn(self, images: Tensor, targets: Tensor) -> Tensor:
         """Train the student on new answers, and keep them if some are replayed; return the loss."""
@@ -289,62 +290,6 @@ class Duel:
         self.turn, self.counts = found["turn"], {name: value.to(self.device) for name, value in found["counts"].items()}
         for name, part in self.parts().items():
             part.load_state_dict(found[name])
-
-
-class Memory:
-    """Images and their targets, of which the oldest make room for new ones; the images are kept in half precision.
-
-    Args:
-        size: the most images.
-        shape: (C, H, W) of the images.
-        classes: number of classes K.
-    """
-
-    def __init__(self, size: int, shape: Sequence[int], classes: int) -> None:
-        self.images = torch.zeros(size, *shape, dtype=torch.float16)
-        self.targets = torch.zeros(size, classes)
-        self.added = 0
-
-    def add(self, images: Tensor, targets: Tensor) -> None:
-        """Keep images (B, C, H, W) and targets (B, K)."""
-        rows = torch.arange(self.added, self.added + len(images)) % len(self.images)
-        self.images[rows], self.targets[rows] = images.half().cpu(), targets.cpu()
-        self.added += len(images)
-
-    def drawn(self, count: int, draw: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return random ones of those that are kept, with repetitions, as float32 on a device."""
-        held = min(self.added, len(self.images))
-        rows = torch.randint(held, (count,), generator=draw, device=draw.device).cpu()
-        images = self.images[rows].to(device).float().contiguous(memory_format=torch.channels_last)
-        return images, self.targets[rows].to(device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what is kept."""
-        held = min(self.added, len(self.images))
-        return {"added": self.added, "images": self.images[:held].clone(), "targets": self.targets[:held].clone()}
-
-    def load_state_dict(self, found: dict[str, Any]) -> None:
-        """Keep what a ``state_dict`` holds."""
-        held, self.added = len(found["images"]), found["added"]
-        self.images[:held], self.targets[:held] = found["images"], found["targets"]
-
-
-def unit_directions(count: int, like: Tensor, draw: torch.Generator) -> Tensor:
-    """Return random unit vectors for each image, (count, B, C, H, W), uniform on the sphere."""
-    drawn = torch.randn(count, *like.shape, generator=draw, device=like.device)
-    return drawn / drawn.flatten(2).norm(dim=2).view(count, len(like), 1, 1, 1)
-
-
-def forward_differences(values: Tensor, along: Tensor, step: float) -> Tensor:
-    """Return the estimated gradients (B, C, H, W) of a function of each image: the mean of d (f_i - f_0) / step u_i.
-
-    Args:
-        values: (1 + m, B), the function at the images, and at a step along each of m directions.
-        along: the directions u_i, unit vectors in d dimensions, (m, B, C, H, W).
-        step: the length of the step.
-    """
-    slopes = (values[1:] - values[:1]) * (along[0, 0].numel() / step / len(along))
-    return torch.einsum("mb,mbchw->bchw", slopes, along)
 
 
 def sizes(count: int, most: int) -> list[int]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from mad.api import BlackBox
-from mad.attacks.data_free import MOMENTUM, WEIGHT_DECAY, DataFree, Memory
+from mad.attacks.data_free import MOMENTUM, WEIGHT_DECAY, DataFree
+from mad.attacks.memory import Memory
 from mad.datasets.base import IN_MEMORY
 from mad.errors import check_number
 
