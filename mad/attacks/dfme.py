@@ -20,8 +20,8 @@ class Dfme(DataFree):
 
     The victim's logits are recovered from its answer as log p minus the mean of log p over the classes, exact up to a
     constant that softmax ignores. A probability below ``floor`` counts as that, since the logarithm of 0, with which
-    rounding and labels answer, is no logit. Of such answers L1 fits the median, which is the same for all images where each
-    class is absent from most answers: with labels only, this attack learns next to nothing.
+    rounding and labels answer, is no logit. Of such answers L1 fits the median, which is the same for all images where
+    each class is absent from most answers: with labels only, this attack learns next to nothing.
 
     The published recipe is 2 million queries for SVHN and 20 million for CIFAR-10, ResNet-18 from ResNet-34.
 
