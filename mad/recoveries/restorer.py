@@ -19,14 +19,13 @@ from mad.transfer import TransferSet
 
 WIDTHS = (128, 64)
 RECIPE = Trainer(
-    epochs=50,
+    epochs=1,
     batch_size=256,
     optimizer="adam",
     learning_rate=0.001,
     momentum=0.0,
     weight_decay=0.0,
     schedule="cooldown",
-    min_steps=2000,
     precision="float32",
 )
 
@@ -41,18 +40,22 @@ class Restorer(Recovery):
 
     Args:
         shadows: number of shadow victims.
+        steps: of the network's training, each on 256 answers.
     """
 
     name = "restorer"
     knows: ClassVar[tuple[str, ...]] = ("the defense",)
     shadows: int = 3
+    steps: int = 3000
 
     def __post_init__(self) -> None:
         check_number("recovery.shadows", self.shadows, 1, whole=True)
+        check_number("recovery.steps", self.steps, 1, whole=True)
 
     def prepare(self, adversary: Knowledge, transfer: TransferSet) -> None:
         """Train the shadows and the network."""
         found, device = self.pairs(adversary, transfer), adversary.device
+        recipe = RECIPE.but(min_steps=self.steps)
 
         def build() -> nn.Module:
             with seeded(adversary.seed, "restorer"):
@@ -62,9 +65,9 @@ class Restorer(Recovery):
                 return nn.Sequential(nn.Flatten(), *flat, nn.Linear(sizes[-1], adversary.classes))
 
         def train(network: nn.Module) -> None:
-            RECIPE.fit(network, grid(found.defended), found.clean, seed=adversary.seed, device=device, task="restorer")
+            recipe.fit(network, grid(found.defended), found.clean, seed=adversary.seed, device=device, task="restorer")
 
-        about = [self, RECIPE, list(found), adversary.seed]
+        about = [self, recipe, list(found), adversary.seed]
         self._network = adversary.kept("restorer", about, build, train)
         self._device = device
 
