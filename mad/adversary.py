@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from mad.api import BlackBox
 from mad.datasets import batch_limit, batches, to_unit_range
 from mad.datasets.base import VALUES
 from mad.datasets.checked import say
+from mad.datasets.joined import joined
 from mad.errors import MadError
 from mad.knowledge import Knowledge
 from mad.recoveries import Recovery
@@ -77,19 +79,45 @@ class Adversary(Knowledge):
         return replace(self, recovery=self.recovery.prepared(self, transfer))
 
     def targets(self, transfer: TransferSet, count: int | None = None) -> Tensor:
-        """Return the training targets (M, K) of a transfer set, or of its first ``count`` answers.
+        """Return the training targets (M, K) of a transfer set, or of its first ``count`` answers, kept or not.
 
         The recovery must be prepared: see ``learned_from``.
         """
+        return torch.cat([self.recovered(some, images) for some, images in self._parts(transfer, count)])
+
+    def chosen(self, transfer: TransferSet, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return what is trained on: the rows (m,) and the targets (m, K) of the answers that the recovery keeps.
+
+        Args:
+            transfer: images and answers. The recovery must be prepared: see ``learned_from``.
+            count: only the first answers; None for all.
+        """
+        rows = transfer.rows[:count]
+        if not self.recovery.filters:
+            return rows, self.targets(transfer, count)
+        who, targets, kept = f"recovery {self.recovery.name}", [], []
+        for some, images in self._parts(transfer, count):
+            targets.append(self.recovered(some, images))
+            kept.append(plugins.choice(f"{who}: keeps", self.recovery.keeps(some, images), len(some)))
+        keep = torch.cat(kept).cpu()
+        if keep.any():
+            return rows[keep], torch.cat(targets)[keep]
+        if count is None:
+            say(f"{who} keeps none of the {len(rows)} answers: all are trained on")
+        return rows, torch.cat(targets)
+
+    def _parts(self, transfer: TransferSet, count: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the first ``count`` answers and, if the recovery uses them, their images in [0, 1], batch by batch."""
         answers, rows = transfer.answers[:count], transfer.rows[:count]
-        if not self.recovery.needs_images and answers.numel() <= VALUES:
-            return self.recovered(answers)
-        parts = answers.split(batch_limit(EVALUATION_BATCH, self.shape))
         if not self.recovery.needs_images:  # images may be slow to decode
-            return torch.cat([self.recovered(some) for some in parts])
+            whole = answers.numel() <= VALUES
+            parts = [answers] if whole else answers.split(batch_limit(EVALUATION_BATCH, self.shape))
+            yield from ((some, None) for some in parts)
+            return
+        parts = answers.split(batch_limit(EVALUATION_BATCH, self.shape))
         images = batches(transfer.images, rows, len(parts[0]), self.device)
-        both = zip(parts, images, strict=True)
-        return torch.cat([self.recovered(some, to_unit_range(each)) for some, each in both])
+        for some, each in zip(parts, images, strict=True):
+            yield some, to_unit_range(each)
 
     def save(self, api: BlackBox, **state: Any) -> None:
         """Save a checkpoint: the API's counters, and the attack's own state; see ``Checkpoint.save``."""
@@ -109,6 +137,8 @@ class Adversary(Knowledge):
     def train(self, transfer: TransferSet, task: str = "knockoff", trainer: Trainer | None = None) -> nn.Module:
         """Return a new network, in eval mode, trained on the recovery's targets for a transfer set.
 
+        Answers that the recovery does not keep are left out, and the images that it adds are trained on, too.
+
         Args:
             transfer: images and answers.
             task: the name in the progress bar; with the seed, it determines initial weights and order.
@@ -117,12 +147,17 @@ class Adversary(Knowledge):
         Raises:
             DivergedError: if the training diverges.
         """
-        model = self.untrained(task)
+        model, ready = self.untrained(task), self.learned_from(transfer)
+        images, (rows, targets) = transfer.images, ready.chosen(transfer)
+        more = ready.recovery.adds()
+        if more is not None:
+            images, targets = joined(images, rows, more.images), torch.cat([targets, more.targets.to(targets)])
+            rows = torch.arange(len(targets))
         (trainer or self.knockoff.trainer).fit(
             model,
-            transfer.images,
-            self.learned_from(transfer).targets(transfer),
-            rows=transfer.rows,
+            images,
+            targets,
+            rows=rows,
             seed=self.seed,
             device=self.device,
             task=task,
@@ -135,8 +170,9 @@ class Adversary(Knowledge):
         Training at too large a learning rate can end in a constant answer. The adversary can tell from its own loss,
         without the victim's test data.
         """
-        targets = self.targets(transfer, SAMPLE).double()
-        logits = logits_of(network, transfer.images, self.device, transfer.rows[:SAMPLE]).double()
+        rows, targets = self.chosen(transfer, SAMPLE)
+        targets = targets.double()
+        logits = logits_of(network, transfer.images, self.device, rows).double()
         loss = F.cross_entropy(logits, targets.cpu()).item()
         constant = torch.special.entr(targets.mean(dim=0)).sum().item()
         return loss < max(constant - LEAST, NOTHING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -86,12 +87,18 @@ class Cell:
     def _check_online(self) -> None:
         """Raise MadError for a recovery, surrogate or probe that does not work with this kind of attack.
 
-        A recovery that learns from a whole transfer set needs an attack without ``recovers_early``. A white-box
-        surrogate and the probe need an attack that is ``online``.
+        A recovery that learns from a whole transfer set, or drops some of it, needs an attack without
+        ``recovers_early``. A white-box surrogate and the probe need an attack that is ``online``.
         """
+<<<<<<< HEAD
         if self.attack.recovers_early and self.recovery.learns:
+=======
+        surrogate: Any = getattr(self.defense, "surrogate", None)
+        if self.attack.recovers_early and (self.recovery.learns or self.recovery.filters):
+            needs = "learns from a whole transfer set" if self.recovery.learns else "drops answers of a transfer set"
+>>>>>>> panel
             raise MadError(
-                f"recovery {self.recovery.name} learns from a whole transfer set, attack {self.attack.name} trains "
+                f"recovery {self.recovery.name} {needs}, attack {self.attack.name} trains "
                 "before it has one: take another of the two"
             )
         if self.attack.online:
@@ -137,12 +144,15 @@ class Cell:
         """The name of the pool; ``none`` if there is no pool."""
         return "none" if self.pool is None else self.pool.name
 
-    def adversary(self, device: torch.device, store: Store | None = None) -> Adversary:
+    def adversary(
+        self, device: torch.device, store: Store | None = None, clean: Callable[[Tensor], Tensor] | None = None
+    ) -> Adversary:
         """Return the adversary, given the knowledge that its recovery declares.
 
         Args:
             device: where it computes.
             store: stores the networks that it trains, and its checkpoints; None stores nothing.
+            clean: answers images as the undefended victim does, for a recovery that knows its clean answers.
         """
         dataset, knows = self.victim.dataset, self.recovery.knows
         keeps = None if self.defense.stateful else store  # a stateful defense's state is not saved
@@ -156,6 +166,7 @@ class Cell:
             labels=self.labels() if self.attack.labelled else None,
             defense=self.defense if "the defense" in knows else None,
             victim=self.victim if "the victim's data" in knows else None,
+            clean=clean if "the victim's clean answers" in knows else None,
             store=store,
             checkpoint=None if keeps is None else Checkpoint(keeps.outputs, self.path.parent),
         )

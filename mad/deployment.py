@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mad import export_deployment, plugins, schema
-from mad.api import BlackBox
+from mad.api import BATCH, BlackBox
 from mad.cache import Cache
 from mad.context import Context
+from mad.datasets import batch_limit
 from mad.defenses import Defense, Undefended
 from mad.errors import MadError
 from mad.storage.store import Store
@@ -67,6 +68,15 @@ class Deployment:
         """
         shape = self.victim.dataset.shape
         return BlackBox(self.served, self.defense.session(), shape, budget, self.device, watch, self._turn)
+
+    @torch.no_grad()
+    def clean(self, images: Tensor) -> Tensor:
+        """Return the undefended victim's posteriors (B, K) of images (B, C, H, W) in [0, 1], on their device.
+
+        For upper bounds only: no adversary is given them, unless its recovery declares it.
+        """
+        parts = images.split(batch_limit(BATCH, self.victim.dataset.shape))
+        return torch.cat([torch.softmax(self.model(some.to(self.device)), dim=1).to(images.device) for some in parts])
 
     def export(self, folder: str | Path) -> None:
         """Write the served model and the prepared defense to a folder; ``mad.open_deployment`` reads it.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mad.architectures.untrained import untrained
 from mad.defenses import Defense
@@ -15,7 +15,7 @@ from mad.knockoff import Knockoff
 from mad.storage.store import Store, kept
 from mad.victim import Victim
 
-KNOWLEDGE = ("the defense", "the victim's data")
+KNOWLEDGE = ("the defense", "the victim's data", "the victim's clean answers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class Knowledge:
         device: where to compute.
         defense: the defense with its settings, not prepared, if the recovery knows ``the defense``; else None.
         victim: the victim's recipe, with its data, if the recovery knows ``the victim's data``; else None.
+        clean: answers images (B, C, H, W) in [0, 1] as the undefended victim does, with posteriors (B, K), and counts
+            no query, if the recovery knows ``the victim's clean answers``, an upper bound; else None.
         store: stores the networks that the adversary trains; None trains them again each time.
     """
 
@@ -40,6 +42,7 @@ class Knowledge:
     device: torch.device
     defense: Defense | None = None
     victim: Victim | None = None
+    clean: Callable[[Tensor], Tensor] | None = None
     store: Store | None = None
 
     def untrained(self, purpose: str = "knockoff") -> nn.Module:

@@ -148,7 +148,7 @@ def made(
     loaded = initial_weights(cell)  # before anything is trained
     if force or store.outdated(cell.path.parent):
         Checkpoint(store.outputs, cell.path.parent).clear()
-    adversary = cell.adversary(device, store)
+    adversary = cell.adversary(device, store, lambda some: api.clean(some))  # called once the API is deployed
     live = (lambda: adversary.live) if cell.attack.online else None
     api = deploy(cell.victim, cell.defense, seed=cell.seed, store=store, device=device, cache=SHARED, live=live)
     cell.victim.examine(api.model, test, device)

@@ -70,6 +70,17 @@ def targets(who: str, found: Any, answers: Tensor) -> Tensor:
     return rows
 
 
+def choice(who: str, found: Any, count: int) -> Tensor:
+    """Return which answers a recovery keeps, bool (B,).
+
+    Raises:
+        MadError: if it is something else.
+    """
+    if not isinstance(found, Tensor) or found.dtype != torch.bool or tuple(found.shape) != (count,):
+        raise MadError(f"{who} must return a tensor of bool, one for each of {count} answers, got {kind(found)}")
+    return found
+
+
 def transferred(who: str, transfer: Any, shape: Sequence[int], classes: int) -> None:
     """Check an attack's transfer set.
 

@@ -203,6 +203,7 @@ def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> No
         given: dict[str, Any] = {
             "defense": Undefended() if "the defense" in recovery.knows else None,
             "victim": victim if "the victim's data" in recovery.knows else None,
+            "clean": deploy(victim).clean if "the victim's clean answers" in recovery.knows else None,
         }
         adversary = toy_adversary(recovery, count, **given)
         with untouched(who, recovery, pool, answers):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, NamedTuple, TypeVar, final
 
+import torch
 from torch import Tensor
 
 from mad.knowledge import Knowledge
@@ -16,12 +17,23 @@ from mad.transfer import TransferSet
 Self = TypeVar("Self", bound="Recovery")
 
 
+class Extra(NamedTuple):
+    """Images that a recovery adds to the training set, (n, C, H, W), and their targets, posteriors (n, K).
+
+    A weight is given by repeating an image.
+    """
+
+    images: Tensor
+    targets: Tensor
+
+
 @dataclass
 class Recovery(ABC):
     """Base class of recoveries, which map defended answers to training targets.
 
     A new recovery implements ``__call__``. One that first learns from the whole transfer set also implements
-    ``prepare``. ``knows`` is one of ``mad.knowledge.KNOWLEDGE``: what the recovery is given besides the answers. It is
+    ``prepare``; one that trains on some of the answers only, ``keeps``; one that has labeled images of its own,
+    ``adds``. ``knows`` is one of ``mad.knowledge.KNOWLEDGE``: what the recovery is given besides the answers. It is
     declared so that readers of a record see how strong its adversary was.
     """
 
@@ -58,6 +70,27 @@ class Recovery(ABC):
     def learns(self) -> bool:
         """Whether it must learn from a whole transfer set (``prepare``) before it is called."""
         return type(self).prepare is not Recovery.prepare
+
+    @property
+    def filters(self) -> bool:
+        """Whether it drops answers: whether it implements ``keeps``."""
+        return type(self).keeps is not Recovery.keeps
+
+    def keeps(self, answers: Tensor, images: Tensor | None = None) -> Tensor:
+        """Return which answers are trained on, bool (B,); by default all. Called once it is prepared.
+
+        Where it would keep none of a transfer set, all are trained on, and a line on stderr says so. Attacks that train
+        while they query (``recovers_early``) do not go with a recovery that drops answers.
+
+        Args:
+            answers: the API's answers (B, K), unchanged.
+            images: as in ``__call__``.
+        """
+        return torch.ones(len(answers), dtype=torch.bool, device=answers.device)
+
+    def adds(self) -> Extra | None:
+        """Return images of its own that are trained on, too; by default none. Called once it is prepared."""
+        return None
 
     @abstractmethod
     def __call__(self, answers: Tensor, images: Tensor | None = None) -> Tensor:

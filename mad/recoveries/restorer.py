@@ -1,0 +1,86 @@
+"""D-DAE: a network that maps defended posteriors to clean ones (Chen et al., IEEE S&P 2023), learned from shadows."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mad.errors import check_number
+from mad.knowledge import Knowledge
+from mad.recoveries.base import Recovery
+from mad.recoveries.shadows import Pairs, pairs
+from mad.seeds import seeded
+from mad.training import Trainer
+from mad.transfer import TransferSet
+
+WIDTHS = (128, 64)
+RECIPE = Trainer(
+    epochs=1,
+    batch_size=256,
+    optimizer="adam",
+    learning_rate=0.001,
+    momentum=0.0,
+    weight_decay=0.0,
+    schedule="cooldown",
+    precision="float32",
+)
+
+
+@dataclass
+class Restorer(Recovery):
+    """Train shadow victims behind the same defense, and a network K -> 128 -> 64 -> K from their defended answers back.
+
+    It learns from what the defense does to the shadows' answers to half of the transfer set's images; the shadows have
+    learned the other half (see ``mad.recoveries.shadows``). It minimizes the cross-entropy to the clean posteriors. The
+    published one also guesses first which defense is in use; this one is told. It makes no further query.
+
+    Args:
+        shadows: number of shadow victims.
+        steps: of the network's training, each on 256 answers.
+    """
+
+    name = "restorer"
+    knows: ClassVar[tuple[str, ...]] = ("the defense",)
+    shadows: int = 3
+    steps: int = 3000
+
+    def __post_init__(self) -> None:
+        check_number("recovery.shadows", self.shadows, 1, whole=True)
+        check_number("recovery.steps", self.steps, 1, whole=True)
+
+    def prepare(self, adversary: Knowledge, transfer: TransferSet) -> None:
+        """Train the shadows and the network."""
+        found, device = self.pairs(adversary, transfer), adversary.device
+        recipe = RECIPE.but(min_steps=self.steps)
+
+        def build() -> nn.Module:
+            with seeded(adversary.seed, "restorer"):
+                sizes = [adversary.classes, *WIDTHS]
+                layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
+                flat = [layer for both in layers for layer in both]
+                return nn.Sequential(nn.Flatten(), *flat, nn.Linear(sizes[-1], adversary.classes))
+
+        def train(network: nn.Module) -> None:
+            recipe.fit(network, grid(found.defended), found.clean, seed=adversary.seed, device=device, task="restorer")
+
+        about = [self, recipe, list(found), adversary.seed]
+        self._network = adversary.kept("restorer", about, build, train)
+        self._device = device
+
+    def pairs(self, adversary: Knowledge, transfer: TransferSet) -> Pairs:
+        """Return the defended and the clean posteriors that it learns from."""
+        return pairs(adversary, transfer, self.shadows)
+
+    @torch.no_grad()
+    def __call__(self, answers: Tensor, images: Tensor | None = None) -> Tensor:
+        """Return what the clean posteriors are thought to have been, (B, K)."""
+        return torch.softmax(self._network(grid(answers).to(self._device)), dim=1).to(answers)
+
+
+def grid(answers: Tensor) -> Tensor:
+    """Return posteriors (B, K) as images (B, K, 1, 1), which a ``Trainer`` takes; rounding must not leave [0, 1]."""
+    return answers.float().clamp(0, 1).unsqueeze(2).unsqueeze(3)

@@ -1,0 +1,50 @@
+"""D-DAE+: as D-DAE, with the victim's own clean posteriors to learn from (as in Tang et al., USENIX Security 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mad.datasets import batches, to_unit_range
+from mad.knowledge import Knowledge
+from mad.recoveries.restorer import Restorer
+from mad.recoveries.shadows import PART, Pairs, shadows
+from mad.seeds import seeded
+from mad.transfer import TransferSet
+
+SPREAD = 8.0  # of the posteriors around a clean one y: Dirichlet(SPREAD K y)
+LEAST = 1e-3  # of its parameters: smaller ones round to 0
+
+
+@dataclass
+class RestorerPlus(Restorer):
+    """As the restorer, but what it sees defended are posteriors drawn near the victim's clean ones: an upper bound.
+
+    For each clean posterior y of the transfer set, every shadow's defense perturbs one that is drawn from
+    Dirichlet(8 K y), on the image that y is about.
+    """
+
+    name = "restorer_plus"
+    knows = ("the defense", "the victim's clean answers")
+
+    def pairs(self, adversary: Knowledge, transfer: TransferSet) -> Pairs:
+        """Return the drawn posteriors, defended and as they are."""
+        assert adversary.clean is not None  # given to whoever knows the victim's clean answers
+        clean, defended = [], []
+        for number, api in enumerate(shadows(adversary, transfer, self.shadows)):
+            images = batches(transfer.images, transfer.rows, PART, torch.device("cpu"))
+            for part, some in enumerate(map(to_unit_range, images)):
+                drawn = near(adversary.clean(some), adversary.seed, f"posteriors {part} of shadow {number}")
+                before, after = api.answer(some, drawn)
+                clean.append(before)
+                defended.append(after)
+        return Pairs(torch.cat(defended), torch.cat(clean))
+
+
+def near(clean: Tensor, seed: int, purpose: str) -> Tensor:
+    """Return a posterior drawn from Dirichlet(8 K y) for each clean one y, float32 (B, K)."""
+    with seeded(seed, purpose):  # torch's gamma takes no generator
+        mass = torch._standard_gamma((SPREAD * clean.shape[1] * clean.cpu().double()).clamp(min=LEAST))
+    return (mass / mass.sum(dim=1, keepdim=True)).to(clean)

@@ -1,0 +1,108 @@
+"""Shadow victims: the adversary's own, defended by the same code, which show what the defense does to answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mad.api import BlackBox
+from mad.datasets import Images, Split, batches, to_unit_range
+from mad.datasets.held_out import chosen
+from mad.deployment import deploy
+from mad.errors import MadError
+from mad.knowledge import Knowledge
+from mad.seeds import derive, generator
+from mad.transfer import TransferSet
+from mad.victim import Victim
+
+PART = 1000  # images that a shadow answers at once
+CHEAPER = 3  # a shadow takes this share of the knockoff's epochs and steps: it learns labels, not posteriors
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Images of an adversary with answers of an API, as a data set: each one's label is its answer's top class.
+
+    Args:
+        pool: (N, C, H, W).
+        answers: posteriors (N, K).
+        classes: K.
+        shape: (C, H, W).
+        name: the name of the data set.
+    """
+
+    pool: Images = field(compare=False)  # the contents of a data set are hashed
+    answers: Tensor
+    classes: int
+    shape: tuple[int, int, int]
+    name: str = "answered"
+
+    def train(self) -> Split:
+        """Return all images, with their labels."""
+        return Split(self.pool, self.answers.argmax(dim=1))
+
+    def test(self) -> Split:
+        """Return the same: an adversary has no others."""
+        return self.train()
+
+
+class Pairs(NamedTuple):
+    """What the shadows' defense makes of posteriors: ``defended`` and ``clean`` ones, (P, K) each, on the CPU."""
+
+    defended: Tensor
+    clean: Tensor
+
+
+def halves(adversary: Knowledge, transfer: TransferSet) -> tuple[Tensor, Tensor]:
+    """Return two halves, as places in a transfer set: of those that shadows learn, and of those that they answer."""
+    order = torch.randperm(len(transfer), generator=generator(adversary.seed, "halves of the transfer set"))
+    return order[: (len(order) + 1) // 2], order[len(order) // 2 :]
+
+
+def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[BlackBox]:
+    """Return the APIs of some shadow victims; they are trained once, and kept for all recoveries that need them.
+
+    A shadow has the knockoff's architecture and recipe, with a third of its epochs and steps. It learns half of the
+    transfer set's images, with the top classes of their answers, and is guarded by the adversary's idea of the
+    defense: the same code and settings, with another secret seed for each shadow.
+
+    Args:
+        adversary: one that knows the defense.
+        transfer: images and answers.
+        count: number of shadows.
+
+    Raises:
+        MadError: if the defense cannot guard a shadow.
+    """
+    assert adversary.defense is not None  # given to whoever knows the defense
+    assert adversary.knockoff.architecture is not None  # a cell fills it in
+    learned, _ = halves(adversary, transfer)
+    images = chosen(transfer.images, transfer.rows[learned])
+    dataset = Answered(images, transfer.answers[learned], adversary.classes, adversary.shape)
+    recipe = adversary.knockoff.trainer
+    recipe = recipe.but(epochs=-(-recipe.epochs // CHEAPER), min_steps=-(-recipe.min_steps // CHEAPER))
+    found = []
+    for number in range(count):
+        seed = derive(adversary.seed, f"shadow {number}") // 2
+        victim = Victim("shadow", dataset, adversary.knockoff.architecture, recipe, seed=seed)
+        try:
+            api = deploy(victim, adversary.defense, seed=seed, store=adversary.store, device=adversary.device)
+        except MadError as error:
+            raise MadError(f"the adversary's shadow victim cannot be defended as the victim is: {error}") from error
+        found.append(api.session())
+    return found
+
+
+def pairs(adversary: Knowledge, transfer: TransferSet, count: int) -> Pairs:
+    """Return what the defense of ``shadows`` makes of their answers to the other half of the images; see there."""
+    _, asked = halves(adversary, transfer)
+    clean, defended = [], []
+    for api in shadows(adversary, transfer, count):
+        for images in batches(transfer.images, transfer.rows[asked], PART, torch.device("cpu")):
+            before, after = api.answer(to_unit_range(images))
+            clean.append(before)
+            defended.append(after)
+    return Pairs(torch.cat(defended), torch.cat(clean))
