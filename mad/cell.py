@@ -90,13 +90,8 @@ class Cell:
         A recovery that learns from a whole transfer set, or drops some of it, needs an attack without
         ``recovers_early``. A white-box surrogate and the probe need an attack that is ``online``.
         """
-<<<<<<< HEAD
-        if self.attack.recovers_early and self.recovery.learns:
-=======
-        surrogate: Any = getattr(self.defense, "surrogate", None)
         if self.attack.recovers_early and (self.recovery.learns or self.recovery.filters):
             needs = "learns from a whole transfer set" if self.recovery.learns else "drops answers of a transfer set"
->>>>>>> panel
             raise MadError(
                 f"recovery {self.recovery.name} {needs}, attack {self.attack.name} trains "
                 "before it has one: take another of the two"

@@ -200,7 +200,7 @@ class Trainer:
         return F.cross_entropy(self.logits(model, images), targets)
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the logits (B, K), float32, of a forward pass in this recipe's precision. Images: uint8 or in [0, 1]."""
+        """Return float32 logits (B, K), computed in this recipe's precision. Images are uint8 or in [0, 1]."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.arithmetic(images.device) == "bfloat16"):
             logits: Tensor = model(to_unit_range(images).contiguous(memory_format=torch.channels_last))
         return logits.float() if logits.dtype == torch.bfloat16 else logits
