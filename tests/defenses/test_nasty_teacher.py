@@ -131,7 +131,7 @@ def test_it_is_trained_once_and_its_accuracy_recorded(tmp_path, fits):
     records = [run(each, Store(tmp_path), CPU)[0] for each in made]
     assert fits == ["victim toy", "victim toy-nasty_teacher", "knockoff", "knockoff"]
     first = records[0]
-    assert (first["strength_parameter"], first["strength"], first["epsilon"]) == ("omega", 0.04, None)
+    assert (first["strength_parameter"], first["strength"], first["epsilon"]) == ("omega", 0.01, None)
     assert first["l1_max"] < 1e-6
     assert first["defended_accuracy"] > 0.9
     assert len(list(tmp_path.glob("victims/toy-nasty_teacher/*/weights.safetensors"))) == 1
@@ -186,7 +186,7 @@ def test_a_bad_setting_is_refused_by_name(name, value):
 def test_the_shipped_choice_is_the_class_default():
     assert "nasty_teacher" in choices("defense")
     assert mad.load("defense=nasty_teacher").defense == NastyTeacher()
-    assert compose("defense=nasty_teacher", "defense.omega=0.01").defense.omega == 0.01
+    assert compose("defense=nasty_teacher", "defense.omega=0.03").defense.omega == 0.03
 
 
 def test_it_keeps_the_contract():
