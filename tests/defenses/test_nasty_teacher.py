@@ -143,10 +143,10 @@ def test_all_that_changes_the_weights_names_them():
     assert len(names) == len(changes)
 
 
-def test_another_victim_is_another_teacher(tmp_path, fits):
-    for seed in (0, 1):
-        deploy(replace(victim(), seed=seed), NastyTeacher(), store=Store(tmp_path))
-    assert len(list(tmp_path.glob("victims/toy-nasty_teacher/*"))) == 2
+def test_another_victim_or_setting_is_another_teacher(tmp_path):
+    for seed, omega in ((0, 0.01), (1, 0.01), (0, 0.02)):
+        deploy(replace(victim(), seed=seed), NastyTeacher(omega=omega, epochs=1), store=Store(tmp_path))
+    assert len(list(tmp_path.glob("victims/toy-nasty_teacher/*"))) == 3
 
 
 def test_it_travels(tmp_path):
