@@ -56,6 +56,13 @@ def test_it_is_trained_once_and_its_accuracy_recorded(tmp_path, fits):
     assert len(list(tmp_path.glob("victims/toy-ini/*/weights.safetensors"))) == 1
 
 
+def test_another_victim_or_setting_is_another_network(tmp_path):
+    for seed, weight in ((0, 1.0), (1, 1.0), (0, 2.0)):
+        made = Ini(outliers=OUTLIERS, weight=weight, epochs=1)
+        deploy(replace(victim(), seed=seed), made, store=Store(tmp_path))
+    assert len(list(tmp_path.glob("victims/toy-ini/*"))) == 3
+
+
 def test_same_seed_same_weights_and_the_global_generator_stays():
     before = torch.get_rng_state()
     first, again, other = (
