@@ -42,7 +42,7 @@ def modelguard(y: Tensor, epsilon: float, margin: float = MARGIN) -> Tensor:
     """
     tau = epsilon / 2
     with torch.inference_mode():  # a tenth of the time of such small operations
-        answer = solved(y.detach(), tau, min(margin, tau / y.shape[1]))
+        answer = solved(y, tau, min(margin, tau / y.shape[1]))
     return answer.clone()  # one that autograd may keep
 
 
@@ -51,12 +51,13 @@ def solved(y: Tensor, tau: float, margin: float) -> Tensor:
     # Turned around and sorted, the first of equal top classes is the last.
     ordered, order = y.double().flip(1).sort(dim=1, stable=True)
     n = y.shape[1] - 1
-    low, top = (part.contiguous() for part in ordered.split([n, 1], dim=1))
+    low, top = ordered.split([n, 1], dim=1)
+    low = low.contiguous()
     sums = low.cumsum(dim=1)
     cap = best_cap(low, top, sums, (ordered + OFFSET).log_(), tau, margin)
     peak = cap + margin
     held = torch.minimum(low, cap).cumsum_(dim=1).add_(tau - (peak - top).clamp_(min=0))
-    mass = held.minimum(ranks(n, y.device).count * cap).minimum(sums[:, -1:] + top - peak)
+    mass = held.minimum(ranks(n, y.device).each * cap).minimum(sums[:, -1:] + top - peak)
     answer = torch.cat([pad(mass, (1, 0)).diff(dim=1), peak], dim=1)
     return torch.empty_like(answer).scatter_(1, order, answer).flip(1).to(y.dtype)
 
@@ -64,7 +65,7 @@ def solved(y: Tensor, tau: float, margin: float) -> Tensor:
 class Ranks(NamedTuple):
     """The numbers 1 ... n in the forms that are used: float64, without the last or the first, whole, negative."""
 
-    count: Tensor
+    each: Tensor
     before: Tensor
     after: Tensor
     whole: Tensor
@@ -91,12 +92,12 @@ def best_cap(low: Tensor, top: Tensor, sums: Tensor, price: Tensor, tau: float, 
     """
     n, level = low.shape[1], top - margin
     number = ranks(n, low.device)
-    price = price - price[:, :1]  # q sums to a constant, so costs may be shifted; tables below start at 0
+    price = price - price[:, :1]  # q sums to a constant, so costs may be shifted; the first becomes 0
     cost, highest = price.split([n, 1], dim=1)
-    rest, mass = sums[:, -1:], pad(sums, (1, 0))
+    rest, mass = sums[:, -1:], torch.cat([price[:, :1], sums], dim=1)
     whole = rest + level
     # Sums over i <= k of (c_{i+1} - c_i), which is ``cost``, of i times it, and of y_1 + ... + y_i times it; k < n.
-    ranked = number.count * cost - cost.cumsum(dim=1)
+    ranked = number.each * cost - cost.cumsum(dim=1)
     paid = cost * sums - (cost * low).cumsum(dim=1)
     # The bound i s is the least one up to these caps: then the budget binds, or the mass that there is.
     free = sums[:, :-1] + tau
@@ -105,7 +106,7 @@ def best_cap(low: Tensor, top: Tensor, sums: Tensor, price: Tensor, tau: float, 
     roots = emptied(whole - tau, 1, low, mass)
     later = torch.full_like(level, torch.inf)
     points = [low, level, reach, roots]
-    if n > 1 and bool((low[:, -1:] > level).any()):  # classes almost tie with the top one
+    if bool((low > level).any()):  # classes almost tie with the top one
         later = emptied(rest - tau, 0, low, mass)
         points.append(later)
     least, most = torch.maximum(roots[:, -1:], whole / (n + 1)), rest.clamp(max=tau) + level
@@ -134,8 +135,8 @@ def emptied(held: Tensor, more: int, low: Tensor, mass: Tensor) -> Tensor:
     infinite where the sum stays below.
     """
     number = ranks(low.shape[1], low.device)
-    edge = (mass[:, 1:] - held) / low.clamp(min=SMALL) - (number.count - more)
-    e = torch.searchsorted(edge.cummax(dim=1).values, number.minus.repeat(len(low), 1), right=True)
+    edge = (mass[:, 1:] - held) / low.clamp(min=SMALL) - (number.each - more)
+    e = torch.searchsorted(edge.cummax(dim=1).values, number.minus.expand_as(low).contiguous(), right=True)
     e = torch.minimum(e, number.whole)
     root = (held - mass.gather(1, e)) / (number.whole - e + more)
     return root if more else root.nan_to_num(nan=torch.inf, posinf=torch.inf)
