@@ -19,17 +19,22 @@ are completed.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mad.solvers.metric import TINY
-from mad.solvers.problem import Problem, poured
+from mad.solvers.problem import Problem
 
 MOST = 10  # classes
 AT_ONCE = 2**19  # numbers in the tensors of one step
 SLOP = 1e-6  # mass that may be lost by rounding
+
+
+State = Callable[[Tensor], tuple[Tensor, Tensor]]  # which classes are emptied, and which are tied, of some points
 
 
 class Sets(NamedTuple):
@@ -70,8 +75,9 @@ class Falls(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def sets(others: int, dtype: torch.dtype, device: torch.device) -> Sets:
-    """Return all subsets of a number of classes."""
+    """Return all subsets of a number of classes, small ones first."""
     member = torch.arange(2**others).unsqueeze(1) >> torch.arange(others) & 1
+    member = member[member.sum(dim=1).argsort(stable=True)]
     apart = member @ member.T == 0
     place = torch.arange(others)
     other = torch.where(member == 0, place, others).amin(dim=1)
@@ -98,21 +104,29 @@ def best_corner(problem: Problem, start: Tensor) -> Tensor:
 
     Where no allowed answer has an obtuse angle, that is the best answer of all. Theta must be the identity.
     """
-    size = max(1, AT_ONCE // 2 ** (problem.y.shape[1] + 3))
-    rows = torch.arange(len(start), device=start.device).split(size)
-    return torch.cat([Corners(problem.rows(some), start[some]).run() for some in rows])
+    assert problem.top is not None
+    largest = problem.y.scatter(1, problem.top.unsqueeze(1), 0.0)
+    reach = (problem.y.amax(dim=1) - problem.tau).clamp(min=1 / problem.y.shape[1])
+    large = (largest > reach.unsqueeze(1)).sum(dim=1)  # how many classes may fall to the level of the top class
+    best = start.clone()
+    for count in large.unique().tolist():
+        rows = (large == count).nonzero().squeeze(1)
+        size = max(1, int(AT_ONCE / (2 ** problem.y.shape[1] * 1.5**count * 8)))
+        for some in rows.split(size):
+            best[some] = Corners(problem.rows(some), start[some], count).run()
+    return best
 
 
 class Corners:
     """The search for a few queries. Classes are in the order of falling y, without the top class, (n, m)."""
 
-    def __init__(self, problem: Problem, start: Tensor) -> None:
+    def __init__(self, problem: Problem, start: Tensor, large: int) -> None:
         assert problem.top is not None
         assert problem.theta is None
         place = problem.top.unsqueeze(1)
         self.rank = problem.y.scatter(1, place, -1.0).argsort(dim=1, descending=True)  # the top class comes last
         self.whole_y, self.whole_p = problem.y.gather(1, self.rank), problem.p.gather(1, self.rank)
-        self.problem, self.size = problem, start
+        self.problem, self.large = problem, large
         self.y, self.p, self.tau = self.whole_y[:, :-1], self.whole_p[:, :-1], problem.tau.unsqueeze(1)
         self.peak, self.own = self.whole_y[:, -1:], self.whole_p[:, -1:]  # the top class's
         self.u, self.rise = self.y - self.p, self.peak - self.own
@@ -123,6 +137,7 @@ class Corners:
         # The parabola's k, at which the bound of the best point is tight.
         self.k = (n / square).unsqueeze(1)
         self.square = (self.u * self.u).sum(dim=1, keepdim=True)
+        self.ends = torch.tensor([math.comb(self.y.shape[1], size) for size in range(self.y.shape[1] + 1)]).cumsum(0)
         self.sets = sets(self.y.shape[1], self.y.dtype, self.y.device)
         self.padded = torch.cat([self.y, torch.zeros_like(self.peak)], dim=1)
         member = self.sets.member.T
@@ -130,15 +145,14 @@ class Corners:
         # and what N and D^2 gain if they are tied at h (a constant, and factors of h and h^2) or emptied.
         self.tied_n = -(self.u * self.y) @ member, self.u @ member
         self.tied_square = (self.y * (2 * self.p - self.y)) @ member, -2 * self.p @ member
-        self.empty_n = self.tied_n[0]
-        self.empty_square = self.tied_square[0]
+        self.table = torch.stack([*self.tied_n, *self.tied_square], dim=2).flatten(0, 1)  # of each set, (n S, 4)
+        self.range = self.u.amin(dim=1), self.u.amax(dim=1)
 
     def run(self) -> Tensor:
         """Return the best points (n, K)."""
         for step in (self.share, self.fall, self.climb, self.hold):
             step()
-            v, u = self.best - self.whole_p, self.whole_y - self.whole_p
-            self.k = ((v * u).sum(dim=1) / (v * v).sum(dim=1).clamp(min=TINY)).clamp(min=0).unsqueeze(1)
+            self.refresh()
         return self.problem.feasible(torch.zeros_like(self.best).scatter(1, self.rank, self.best))
 
     def up(self, level: Tensor, mass: Tensor, allowed: Tensor) -> Tensor:
@@ -192,34 +206,40 @@ class Corners:
 
     def fall(self) -> None:
         """Try the points at which all that falls is tied or emptied."""
-        large = int((self.y > (self.peak - self.tau).clamp(min=1 / self.whole_y.shape[1])).sum(dim=1).max().item())
-        ways = falls(self.y.shape[1], large, self.y.dtype, self.y.device)
+        ways = falls(self.y.shape[1], self.large, self.y.dtype, self.y.device)
         left = self.tau - self.y @ ways.empty.T
         count = 1 + ways.tied.sum(dim=1)
         level = (self.peak + self.y @ ways.tied.T - left) / count
         # A tied class that falls is above the level, and the others are below it.
-        least = torch.where(ways.tied > 0, self.y.unsqueeze(1), 2.0).amin(dim=2) if large else 2.0
+        least = torch.where(ways.tied > 0, self.y.unsqueeze(1), 2.0).amin(dim=2) if self.large else 2.0
         able = (left >= -SLOP) & (self.padded[:, ways.other] <= level + SLOP) & (least >= level - SLOP)
         ahead = level - self.own
-        uy, yy = self.u * self.y, self.y * (2 * self.p - self.y)
-        n = self.square + ahead * self.rise - uy @ (ways.empty + ways.tied).T + level * (self.u @ ways.tied.T)
-        square = self.square + ahead * ahead + yy @ (ways.empty + ways.tied).T
+        fallen = (ways.empty + ways.tied).T
+        n = self.square + ahead * self.rise - (self.u * self.y) @ fallen + level * (self.u @ ways.tied.T)
+        square = self.square + ahead * ahead + (self.y * (2 * self.p - self.y)) @ fallen
         square = square + level * (level * (count - 1) - 2 * self.p @ ways.tied.T)
-        bound = self.parabola(n, square) + self.up(level, self.tau, ways.rest.unsqueeze(0))
-        row, way = (able & (bound < self.lowest.unsqueeze(1))).nonzero(as_tuple=True)
-        for row, way in self.parts(row, way):
+
+        # The most classes that tau can lift to the level: those that need least.
+        room = (level.unsqueeze(2) - self.y.unsqueeze(1)).clamp(min=0) * ways.rest
+        most = ((room.cumsum(dim=2) <= self.tau.unsqueeze(2) + 10 * SLOP) & (ways.rest > 0)).sum(dim=2)
+
+        def complete(row: Tensor, way: Tensor) -> None:
             h = level[row, way].unsqueeze(1)
-            over = self.tau[row] - self.sets.size * h + self.held[row]
-            able_ = ways.free[way] & (over >= -SLOP) & (over <= h + SLOP)
-            which, tied = able_.nonzero(as_tuple=True)
-            state = ways.empty[way][which], ways.tied[way][which] + self.sets.member[tied]
-            n_ = n[row, way][which] + self.tied_n[0][row[which], tied] + h[which, 0] * self.tied_n[1][row[which], tied]
-            square_ = square[row, way][which] + self.tied_square[0][row[which], tied]
-            square_ = square_ + h[which, 0] * (
-                h[which, 0] * self.sets.size[tied] + self.tied_square[1][row[which], tied]
+            sets = int(self.ends[int(most[row, way].max().item())].item())
+            over = self.tau.index_select(0, row) - self.sets.size[:sets] * h + self.held[:, :sets].index_select(0, row)
+            able = free[:, :sets].index_select(0, way) & (over >= -SLOP) & (over <= h + SLOP)
+            which, tied = able.nonzero(as_tuple=True)
+            numbers = h[:, 0], n[row, way], square[row, way]
+            h, new, far, over = (*(each[which] for each in numbers), over[able].clamp(min=0))
+            row, way = row[which], way[which]
+            gain, slope, longer, bend = self.table.index_select(0, row * len(self.sets.size) + tied).unbind(1)
+            new, far = new + gain + h * slope, far + longer + h * (bend + h * self.sets.size[tied])
+            self.finish(
+                row, h, new, far, over, lambda i: (ways.empty[way[i]], ways.tied[way[i]] + self.sets.member[tied[i]])
             )
-            over = over[which, tied].clamp(min=0)
-            self.finish(row[which], h[which, 0], n_, square_, over, state)
+
+        free, rest = ways.free, ways.rest.unsqueeze(0)
+        self.complete(able, lambda: self.parabola(n, square) + self.up(level, self.tau, rest), complete, most)
 
     def climb(self) -> None:
         """Try the points at which all that rises is tied."""
@@ -236,17 +256,20 @@ class Corners:
         n = self.square + ahead * self.rise + self.tied_n[0] + level * self.tied_n[1]
         square = self.square + ahead * ahead + self.tied_square[0]
         square = square + level * (level * self.sets.size + self.tied_square[1])
-        bound = self.parabola(n, square) + self.down(given, (1 - self.sets.member).unsqueeze(0))
-        row, way = (able & (bound < self.lowest.unsqueeze(1))).nonzero(as_tuple=True)
-        for row, way in self.parts(row, way):
-            h = level[row, way].unsqueeze(1)
-            over = given[row, way].unsqueeze(1) - self.held[row]
-            able_ = self.sets.apart[way] & (over >= -SLOP) & (over <= self.padded[row, :1] + SLOP)
-            which, empty = able_.nonzero(as_tuple=True)
-            state = self.sets.member[empty], self.sets.member[way][which]
-            n_ = n[row, way][which] + self.empty_n[row[which], empty]
-            square_ = square[row, way][which] + self.empty_square[row[which], empty]
-            self.finish(row[which], h[which, 0], n_, square_, -over[which, empty].clamp(min=0), state)
+
+        def complete(row: Tensor, way: Tensor) -> None:
+            over = given[row, way].unsqueeze(1) - self.held.index_select(0, row)
+            able = self.sets.apart.index_select(0, way) & (over >= -SLOP) & (over <= self.padded[row, :1] + SLOP)
+            which, empty = able.nonzero(as_tuple=True)
+            numbers = level[row, way], n[row, way], square[row, way]
+            h, new, far, over = (*(each[which] for each in numbers), -over[able].clamp(min=0))
+            row, way = row[which], way[which]
+            gain, _, longer, _ = self.table.index_select(0, row * len(self.sets.size) + empty).unbind(1)
+            state = self.sets.member
+            self.finish(row, h, new + gain, far + longer, over, lambda i: (state[empty[i]], state[way[i]]))
+
+        rest = (1 - self.sets.member).unsqueeze(0)
+        self.complete(able, lambda: self.parabola(n, square) + self.down(given, rest), complete)
 
     def hold(self) -> None:
         """Try the points at which the level is the y of a class, one class rises to below it and one does not empty."""
@@ -254,56 +277,63 @@ class Corners:
         mass = self.tau - (self.peak - level)
         every = torch.ones_like(self.y[:1, :1].unsqueeze(0)).expand(1, 1, self.y.shape[1])
         ahead = level - self.own
-        bound = self.parabola(self.square + ahead * self.rise, self.square + ahead * ahead)
-        bound = bound + self.up(level, self.tau, every) + self.down(mass.clamp(min=0), every)
-        able = (mass >= -SLOP) & (bound < self.lowest.unsqueeze(1))
-        row, way = able.nonzero(as_tuple=True)
-        for row, way in self.parts(row, way):
+        n, square = self.square + ahead * self.rise, self.square + ahead * ahead
+
+        def bound() -> Tensor:
+            least = self.parabola(n, square) + self.up(level, self.tau, every)
+            return least + self.down(mass.clamp(min=0), every)
+
+        def complete(row: Tensor, way: Tensor) -> None:
             h = level[row, way].unsqueeze(1)
             y, held, member = self.y[row], self.held[row], self.sets.member.T
-            up = (h - y).clamp(min=0) @ member
-            rising = self.tau[row] - up  # left for the class below the level
-            # Of the tied ones, those above the level give; what the class that does not empty gives is what is left.
+            rising = self.tau[row] - (h - y).clamp(min=0) @ member  # left for the class below the level
+            # Of the tied ones, those above the level give; the class that does not empty gives what is left.
             giving = mass[row, way].unsqueeze(1) - (y - h).clamp(min=0) @ member
             some, tied = ((rising >= -SLOP) & (rising <= h + SLOP) & (giving >= -SLOP)).nonzero(as_tuple=True)
-            over = giving[some, tied].unsqueeze(1) - held[some]
-            fits = self.sets.apart[tied] & (over >= -SLOP) & (over <= y[some, :1] + SLOP)
-            pair, empty = fits.nonzero(as_tuple=True)
-            some, tied, over = some[pair], tied[pair], over[pair, empty].clamp(min=0)
-            self.pairs(
-                row[some], h[some, 0], rising[some, tied].clamp(min=0), over,
-                (self.sets.member[empty], self.sets.member[tied]),
-            )  # fmt: skip
+            over = giving[some, tied].unsqueeze(1) - held.index_select(0, some)
+            able = self.sets.apart.index_select(0, tied) & (over >= -SLOP) & (over <= y[some, :1] + SLOP)
+            pair, empty = able.nonzero(as_tuple=True)
+            some, tied, down = some[pair], tied[pair], over[able].clamp(min=0)
+            up, h, new, far = rising[some, tied].clamp(min=0), h[some, 0], n[row, way][some], square[row, way][some]
+            row = row[some]
+            gain, slope, longer, bend = self.table.index_select(0, row * len(self.sets.size) + tied).unbind(1)
+            new, far = new + gain + h * slope, far + longer + h * (bend + h * self.sets.size[tied])
+            gain, _, longer, _ = self.table.index_select(0, row * len(self.sets.size) + empty).unbind(1)
+            member = self.sets.member
+            self.pairs(row, h, new + gain, far + longer, up, down, lambda i: (member[empty[i]], member[tied[i]]))
 
-    def pairs(self, row: Tensor, h: Tensor, up: Tensor, down: Tensor, state: tuple[Tensor, Tensor]) -> None:
-        """Score points at which one class rises by ``up`` and one falls by ``down``, of all pairs that stay."""
-        y, u, p = self.y[row], self.u[row], self.p[row]
-        empty, tied = state
-        stays = 1 - empty - tied
-        v = tied * h.unsqueeze(1) + stays * y - p
-        ahead = h - self.own[row, 0]
-        n, square = (v * u).sum(dim=1) + ahead * self.rise[row, 0], (v * v).sum(dim=1) + ahead**2
-        h_, up_, down_ = (each.unsqueeze(1) for each in (h, up, down))
-        for giver in range(y.shape[1]):
-            gives = (stays[:, giver] > 0) & (down <= y[:, giver] + SLOP) & (y[:, giver] - down <= h + SLOP)
-            others = stays.clone()
-            others[:, giver] = 0
-            fits = (others > 0) & (y + up_ <= h_ + SLOP)
-            above = ((others > 0) & (y > h_ + SLOP)).any(dim=1)
-            new = n.unsqueeze(1) + u * up_ - u[:, giver : giver + 1] * down_
-            long = square.unsqueeze(1) + 2 * v * up_ + up_**2 - 2 * v[:, giver : giver + 1] * down_ + down_**2
-            score = torch.where(fits, new.clamp(min=0) ** 2 / long.clamp(min=TINY), torch.inf)
-            value, receiver = score.min(dim=1)
-            value = torch.where(gives & ~above, value, torch.inf)
-            at = self.first(row, value)
-            if len(at):
-                q = (v + p)[at].scatter_add(1, receiver[at].unsqueeze(1), up_[at])
-                q[:, giver] -= down[at]
-                self.keep(row[at], value[at], torch.cat([q, h_[at]], dim=1))
+        self.complete(mass >= -SLOP, bound, complete)
 
-    def finish(
-        self, row: Tensor, h: Tensor, n: Tensor, square: Tensor, over: Tensor, state: tuple[Tensor, Tensor]
-    ) -> None:
+    def pairs(self, row: Tensor, h: Tensor, n: Tensor, square: Tensor, up: Tensor, down: Tensor, state: State) -> None:
+        """Score points at which one class that stays rises by ``up``, and another one falls by ``down``, (L,) each."""
+        low, high, lowest = torch.stack([*self.range, self.lowest], dim=1).index_select(0, row).unbind(1)
+        # N grows by x = u_receiver up - u_giver down, and D^2 by 2 x and a constant: convex in x, as in ``finish``.
+        square = square + up * up + down * down
+        x = torch.minimum(torch.maximum(n - square, low * up - high * down), high * up - low * down)
+        bound = (n + x).clamp(min=0) ** 2 / (square + 2 * x).clamp(min=TINY)
+        some = (bound < lowest).nonzero().squeeze(1)
+        if not len(some):
+            return
+        row, h, n, square, up, down = (each[some] for each in (row, h, n, square, up, down))
+        empty, tied = state(some)
+        y, u, stays = self.y[row], self.u[row], 1 - empty - tied
+        up_, down_, h_ = (each.unsqueeze(1) for each in (up, down, h))
+        rises = (stays > 0) & (y + up_ <= h_ + SLOP)
+        above = (stays > 0) & (y > h_ + SLOP)  # only the class that falls may have been there
+        gives = (stays > 0) & (down_ <= y + SLOP) & (y - down_ <= h_ + SLOP) & (above.sum(dim=1, keepdim=True) <= above)
+        x = (u * up_).unsqueeze(1) - (u * down_).unsqueeze(2)  # (L, giver, receiver)
+        score = (n.view(-1, 1, 1) + x).clamp(min=0) ** 2 / (square.view(-1, 1, 1) + 2 * x).clamp(min=TINY)
+        apart = ~torch.eye(y.shape[1], dtype=torch.bool, device=y.device)
+        fits = gives.unsqueeze(2) & rises.unsqueeze(1) & apart
+        value, which = torch.where(fits, score, torch.inf).flatten(1).min(dim=1)
+        at = self.first(row, value)
+        if len(at):
+            giver, receiver = which[at] // y.shape[1], which[at] % y.shape[1]
+            q = (tied * h_ + stays * y)[at].scatter_add(1, receiver.unsqueeze(1), up_[at])
+            q = q.scatter_add(1, giver.unsqueeze(1), -down_[at])
+            self.keep(row[at], value[at], torch.cat([q, h_[at]], dim=1).clamp(min=0))
+
+    def finish(self, row: Tensor, h: Tensor, n: Tensor, square: Tensor, over: Tensor, state: State) -> None:
         """Score points at which one class that stays moves by ``over``.
 
         Args:
@@ -312,19 +342,19 @@ class Corners:
             n: N before that class moves, (L,).
             square: D^2 before.
             over: how much it moves, (L,): up, or down where it is negative.
-            state: which classes are emptied, and which are tied, (L, m) each.
+            state: returns which classes are emptied and which are tied, (., m) each, of some of the points.
         """
         # N^2 / D^2 is convex in the class's u: its lowest value over the range of u bounds all classes.
-        low, high = self.u.amin(dim=1)[row], self.u.amax(dim=1)[row]
+        low, high, lowest = torch.stack([*self.range, self.lowest], dim=1).index_select(0, row).unbind(1)
         flat = (n - square - over * over) / torch.where(over == 0, 1.0, over)  # there N = D^2
         u = torch.minimum(torch.maximum(flat, low), high)
         bound = (n + u * over).clamp(min=0) ** 2 / (square + 2 * u * over + over * over).clamp(min=TINY)
-        some = (bound < self.lowest[row]).nonzero().squeeze(1)
+        some = (bound < lowest).nonzero().squeeze(1)
         if not len(some):
             return
         row, h, n, square, over = (each[some].unsqueeze(1) for each in (row, h, n, square, over))
         row = row.squeeze(1)
-        empty, tied = (each[some] for each in state)
+        empty, tied = state(some)
         y, u, stays = self.y[row], self.u[row], 1 - empty - tied
         moved = y + over
         above = (stays > 0) & (y > h + SLOP)  # only the class that moves may have been there
@@ -340,10 +370,40 @@ class Corners:
             q[:, -1:] = h[at]
             self.keep(row[at], value[at], q.clamp(min=0))
 
-    def parts(self, row: Tensor, way: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return what is completed, in parts that fit the memory."""
+    def complete(
+        self,
+        able: Tensor,
+        bound: Callable[[], Tensor],
+        how: Callable[[Tensor, Tensor], None],
+        order: Tensor | None = None,
+    ) -> None:
+        """Complete the halves whose bound is below the best point: the most promising one of each row first.
+
+        Args:
+            able: the halves that are possible, bool (n, F).
+            bound: returns their bounds (n, F) at the current k.
+            how: completes halves by their rows and numbers, (L,) each.
+            order: halves are completed in this order, (n, F), so that similar ones are taken together.
+        """
+        value, way = torch.where(able, bound(), torch.inf).min(dim=1)
+        row = (value < self.lowest).nonzero().squeeze(1)
+        if not len(row):
+            return
+        how(row, way[row])
+        self.refresh()
+        row, way = (able & (bound() < self.lowest.unsqueeze(1))).nonzero(as_tuple=True)
         size = max(1, AT_ONCE // len(self.sets.size))
-        return [pair for pair in zip(row.split(size), way.split(size), strict=True) if len(pair[0])]
+        if order is not None and len(row) > size:
+            turn = order[row, way].argsort()
+            row, way = row[turn], way[turn]
+        for rows, ways in zip(row.split(size), way.split(size), strict=True):
+            if len(rows):
+                how(rows, ways)
+
+    def refresh(self) -> None:
+        """Set the parabola's k to N / D^2 of the best points, where their own bound is tight."""
+        v, u = self.best - self.whole_p, self.whole_y - self.whole_p
+        self.k = ((v * u).sum(dim=1) / (v * v).sum(dim=1).clamp(min=TINY)).clamp(min=0).unsqueeze(1)
 
     def first(self, row: Tensor, value: Tensor) -> Tensor:
         """Return the places of values (L,) that are the lowest of their row, and below its best so far."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mad.solvers import corners, levels
 from mad.solvers.argmax import TIE, argmax_vertex
 from mad.solvers.level import TopStays
 from mad.solvers.metric import TINY, cosine, dot, times
@@ -64,16 +65,30 @@ def solve(problem: Problem, start: Tensor) -> Tensor:
     if not len(rows):
         return best
     rest, answer = problem.rows(rows), best[rows]
-    lowest = rest.lowest(times(rest.theta, rest.u))
+    lowest = lowest_point(rest, times(rest.theta, rest.u))
     obtuse = cosine(lowest - rest.p, rest.u, rest.theta) < 0
     blunt, sharp = obtuse.nonzero().squeeze(1), (~obtuse).nonzero().squeeze(1)
     if len(blunt):
         answer[blunt] = (turn if problem.theta is None else descend)(rest.rows(blunt), lowest[blunt])
     if len(sharp) and problem.y.shape[1] > 2:  # with two classes every such point is a multiple of u from p
-        search = OneReceiver if problem.top is None else TopStays
-        answer[sharp] = search(rest.rows(sharp), answer[sharp]).run()
+        answer[sharp] = searched(rest.rows(sharp), answer[sharp])
     wide, before = (cosine(q - rest.p, rest.u, rest.theta) for q in (answer, best[rows]))
     return best.index_copy(0, rows, torch.where((wide <= before).unsqueeze(1), answer, best[rows]))
+
+
+def lowest_point(problem: Problem, cost: Tensor) -> Tensor:
+    """Return an allowed point with the lowest <cost, q>, (B, K)."""
+    few = problem.top is not None and cost.shape[1] <= levels.MOST
+    return levels.lowest_with_top(problem, cost) if few else problem.lowest(cost)
+
+
+def searched(problem: Problem, start: Tensor) -> Tensor:
+    """Return the best extreme points (B, K), none worse than ``start`` (B, K)."""
+    if problem.top is None:
+        return OneReceiver(problem, start).run()
+    if problem.theta is None and start.shape[1] <= corners.MOST:
+        return corners.best_corner(problem, start)
+    return TopStays(problem, start).run()
 
 
 def mirror(problem: Problem) -> tuple[Tensor, Tensor]:

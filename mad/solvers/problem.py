@@ -173,25 +173,25 @@ def project(points: Tensor, y: Tensor, tau: Tensor) -> Tensor:
     two separate waterfillings. If a <= b, the budget does not bind, and the result is the projection onto the simplex.
     """
     d, mass = points - y, tau.unsqueeze(1)
-    a = _level_above(d, mass)
+    a = level_above(d, mass)
     raised = (d - a).clamp(min=0)
-    b = _level_below(d, y, mass)
+    b = level_below(d, y, mass)
     lowered = torch.minimum((b - d).clamp(min=0), y)
     bound, q = a > b, y + raised - lowered
     if bound.all():
         return q
-    free = (points - _level_above(points, torch.ones_like(mass))).clamp(min=0)
+    free = (points - level_above(points, torch.ones_like(mass))).clamp(min=0)
     return torch.where(bound, q, free)
 
 
-def _level_above(values: Tensor, mass: Tensor) -> Tensor:
+def level_above(values: Tensor, mass: Tensor) -> Tensor:
     """Return c with sum (values - c)^+ = mass, (B, 1)."""
     ordered = values.sort(dim=1, descending=True).values
     count = torch.arange(1, values.shape[1] + 1, device=values.device, dtype=values.dtype)
     return ((ordered.cumsum(dim=1) - mass) / count).amax(dim=1, keepdim=True)
 
 
-def _level_below(d: Tensor, y: Tensor, mass: Tensor) -> Tensor:
+def level_below(d: Tensor, y: Tensor, mass: Tensor) -> Tensor:
     """Return b with sum min(y, (b - d)^+) = mass, (B, 1); the sum grows linearly between its 2 K corners."""
     corners, rank = torch.cat([d, d + y], dim=1).sort(dim=1)
     slope = torch.where(rank < d.shape[1], 1.0, -1.0).to(d.dtype).cumsum(dim=1)
