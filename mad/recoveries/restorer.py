@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mad.errors import check_number
@@ -18,6 +19,7 @@ from mad.training import Trainer
 from mad.transfer import TransferSet
 
 WIDTHS = (128, 64)
+LEAST = 1e-4  # deviation by which probabilities are divided
 RECIPE = Trainer(
     epochs=1,
     batch_size=256,
@@ -32,11 +34,13 @@ RECIPE = Trainer(
 
 @dataclass
 class Restorer(Recovery):
-    """Train shadow victims behind the same defense, and a network K -> 128 -> 64 -> K from their defended answers back.
+    """Train shadow victims behind the same defense, and a network ... -> 128 -> 64 -> K from their answers back.
 
     It learns from what the defense does to the shadows' answers to half of the transfer set's images; the shadows have
-    learned the other half (see ``mad.recoveries.shadows``). It minimizes the cross-entropy to the clean posteriors. The
-    published one also guesses first which defense is in use; this one is told. It makes no further query.
+    learned the other half (see ``mad.recoveries.shadows``). It sees an answer's K probabilities, each standardized over
+    the pairs, and which of them is the largest: a defense may leave a difference of 1e-5. It minimizes the
+    cross-entropy to the clean posteriors. The published one sees the probabilities alone, and also guesses first which
+    defense is in use; this one is told. It makes no further query.
 
     Args:
         shadows: number of shadow victims.
@@ -59,12 +63,13 @@ class Restorer(Recovery):
 
         def build() -> nn.Module:
             with seeded(adversary.seed, "restorer"):
-                sizes = [adversary.classes, *WIDTHS]
+                sizes = [2 * adversary.classes, *WIDTHS]
                 layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
                 flat = [layer for both in layers for layer in both]
-                return nn.Sequential(nn.Flatten(), *flat, nn.Linear(sizes[-1], adversary.classes))
+                return nn.Sequential(Seen(adversary.classes), *flat, nn.Linear(sizes[-1], adversary.classes))
 
         def train(network: nn.Module) -> None:
+            network[0].standardize(found.defended)  # type: ignore[index,operator,union-attr]  # it is a Seen
             recipe.fit(network, grid(found.defended), found.clean, seed=adversary.seed, device=device, task="restorer")
 
         about = [self, recipe, list(found), adversary.seed]
@@ -79,6 +84,29 @@ class Restorer(Recovery):
     def __call__(self, answers: Tensor, images: Tensor | None = None) -> Tensor:
         """Return what the clean posteriors are thought to have been, (B, K)."""
         return torch.softmax(self._network(grid(answers).to(self._device)), dim=1).to(answers)
+
+
+class Seen(nn.Module):
+    """What the restorer sees of answers as images (B, K, 1, 1): the standardized probabilities and the top class."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(classes))
+        self.register_buffer("deviation", torch.ones(classes))
+
+    def standardize(self, answers: Tensor) -> None:
+        """Take the mean and deviation of each class's probability from answers (P, K)."""
+        self.mean.copy_(answers.mean(dim=0))
+        self.deviation.copy_(answers.std(dim=0, correction=0).clamp(min=LEAST))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return both side by side, (B, 2 K)."""
+        rows = images.flatten(1)
+        top = F.one_hot(rows.argmax(dim=1), rows.shape[1]).to(rows)
+        return torch.cat([(rows - self.mean) / self.deviation, top], dim=1)
 
 
 def grid(answers: Tensor) -> Tensor:

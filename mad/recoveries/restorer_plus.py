@@ -10,7 +10,7 @@ from torch import Tensor
 from mad.datasets import batches, to_unit_range
 from mad.knowledge import Knowledge
 from mad.recoveries.restorer import Restorer
-from mad.recoveries.shadows import PART, Pairs, shadows
+from mad.recoveries.shadows import PART, Pairs, asked, shadows
 from mad.seeds import seeded
 from mad.transfer import TransferSet
 
@@ -33,10 +33,10 @@ class RestorerPlus(Restorer):
         """Return the drawn posteriors, defended and as they are."""
         assert adversary.clean is not None  # given to whoever knows the victim's clean answers
         clean, defended = [], []
-        for number, api in enumerate(shadows(adversary, transfer, self.shadows)):
-            images = batches(transfer.images, transfer.rows, PART, torch.device("cpu"))
+        for number, (api, rows) in enumerate(asked(shadows(adversary, transfer, self.shadows), transfer.rows)):
+            images = batches(transfer.images, rows, PART, torch.device("cpu")) if len(rows) else ()
             for part, some in enumerate(map(to_unit_range, images)):
-                drawn = near(adversary.clean(some), adversary.seed, f"posteriors {part} of shadow {number}")
+                drawn = near(adversary.clean(some), adversary.seed, f"posteriors {part} of API {number}")
                 before, after = api.answer(some, drawn)
                 clean.append(before)
                 defended.append(after)

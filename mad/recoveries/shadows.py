@@ -19,6 +19,7 @@ from mad.transfer import TransferSet
 from mad.victim import Victim
 
 PART = 1000  # images that a shadow answers at once
+SECRETS = 4  # seeds of the defense for each shadow: where it pushes answers depends on its secret
 CHEAPER = 3  # a shadow takes this share of the knockoff's epochs and steps: it learns labels, not posteriors
 
 
@@ -66,8 +67,8 @@ def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[Bla
     """Return the APIs of some shadow victims; they are trained once, and kept for all recoveries that need them.
 
     A shadow has the knockoff's architecture and recipe, with a third of its epochs and steps. It learns half of the
-    transfer set's images, with the top classes of their answers, and is guarded by the adversary's idea of the
-    defense: the same code and settings, with another secret seed for each shadow.
+    transfer set's images, with the top classes of their answers. Each is guarded ``SECRETS`` times by the same code
+    and settings as the victim, with other secret seeds, so that there are that many APIs a shadow.
 
     Args:
         adversary: one that knows the defense.
@@ -88,20 +89,27 @@ def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[Bla
     for number in range(count):
         seed = derive(adversary.seed, f"shadow {number}") // 2
         victim = Victim("shadow", dataset, adversary.knockoff.architecture, recipe, seed=seed)
-        try:
-            api = deploy(victim, adversary.defense, seed=seed, store=adversary.store, device=adversary.device)
-        except MadError as error:
-            raise MadError(f"the adversary's shadow victim cannot be defended as the victim is: {error}") from error
-        found.append(api.session())
+        for secret in range(SECRETS):
+            own = derive(seed, f"secret {secret}") // 2
+            try:
+                api = deploy(victim, adversary.defense, seed=own, store=adversary.store, device=adversary.device)
+            except MadError as error:
+                raise MadError(f"the adversary's shadow victim cannot be defended as the victim is: {error}") from error
+            found.append(api.session())
     return found
+
+
+def asked(apis: list[BlackBox], rows: Tensor) -> list[tuple[BlackBox, Tensor]]:
+    """Return which of some rows (M,) each API is asked: all of them go to each shadow, divided among its secrets."""
+    return [(api, rows[number % SECRETS :: SECRETS]) for number, api in enumerate(apis)]
 
 
 def pairs(adversary: Knowledge, transfer: TransferSet, count: int) -> Pairs:
     """Return what the defense of ``shadows`` makes of their answers to the other half of the images; see there."""
-    _, asked = halves(adversary, transfer)
+    _, others = halves(adversary, transfer)
     clean, defended = [], []
-    for api in shadows(adversary, transfer, count):
-        for images in batches(transfer.images, transfer.rows[asked], PART, torch.device("cpu")):
+    for api, rows in asked(shadows(adversary, transfer, count), transfer.rows[others]):
+        for images in batches(transfer.images, rows, PART, torch.device("cpu")) if len(rows) else ():
             before, after = api.answer(to_unit_range(images))
             clean.append(before)
             defended.append(after)

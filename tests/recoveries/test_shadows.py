@@ -14,9 +14,9 @@ from mad.errors import MadError
 from mad.knockoff import Knockoff
 from mad.pipeline import run
 from mad.recoveries.bayes import Bayes
-from mad.recoveries.restorer import Restorer, grid
+from mad.recoveries.restorer import Restorer, Seen, grid
 from mad.recoveries.restorer_plus import RestorerPlus, near
-from mad.recoveries.shadows import Pairs, halves, pairs, shadows
+from mad.recoveries.shadows import SECRETS, Pairs, halves, pairs, shadows
 from mad.simplex import are_posteriors, l1
 from mad.storage.store import Store
 from mad.testing import posteriors
@@ -48,14 +48,19 @@ def test_shadows_learn_one_half_and_answer_the_other():
     adversary, transfer = asked(Squared())
     learned, other = halves(adversary, transfer)
     assert torch.equal(torch.cat([learned, other]).sort().values, torch.arange(80))
-    found = pairs(adversary, transfer, 2)
+    found, apis = pairs(adversary, transfer, 2), shadows(adversary, transfer, 2)
     assert found.clean.shape == found.defended.shape == (80, 4)
-    images = to_unit_range(POOL[transfer.rows[other]])
-    before = torch.cat([api.answer(images)[0] for api in shadows(adversary, transfer, 2)])
+    assert len(apis) == 2 * SECRETS
+    expected, labels = [], []
+    for shadow in range(2):
+        for secret in range(SECRETS):
+            rows = other[secret::SECRETS]
+            expected.append(apis[shadow * SECRETS + secret].answer(to_unit_range(POOL[transfer.rows[rows]]))[0])
+            labels.append(transfer.answers[rows].argmax(dim=1))
+    before = torch.cat(expected)
     assert torch.allclose(found.clean, before)
     assert torch.allclose(found.defended, before.sqrt() / before.sqrt().sum(dim=1, keepdim=True), atol=1e-6)
-    labels = (transfer.answers[other].argmax(dim=1)).repeat(2)
-    assert (found.clean.argmax(dim=1) == labels).double().mean() > 0.9  # they have learned something
+    assert (found.clean.argmax(dim=1) == torch.cat(labels)).double().mean() > 0.9  # they have learned something
     assert not torch.allclose(before[:40], before[40:])  # and are not one
 
 
@@ -73,7 +78,7 @@ def test_shadows_are_defended_with_other_secrets():
     assert adversary.defense == Mad(0.5)
     images = to_unit_range(POOL)
     drawn = [api._defense._surrogate(images) for api in shadows(adversary, transfer, 2)]
-    assert not torch.allclose(*drawn)
+    assert len({each.sum().item() for each in drawn}) == len(drawn) == 2 * SECRETS
 
 
 def test_shadows_are_trained_once_for_all(tmp_path, fits):
@@ -162,6 +167,14 @@ def test_posteriors_that_are_drawn_near_a_clean_one(kind):
     variance = found.view(100, -1, 10).double().var(dim=0).sum()
     y = clean[: len(mean)].double()
     assert variance.item() == pytest.approx((y * (1 - y) / 81).sum().item(), rel=0.3, abs=0.01)  # of a Dirichlet
+
+
+def test_what_the_restorer_sees():
+    answers = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]])
+    seen = Seen(3)
+    seen.standardize(answers)
+    expected = [[1, 0, -1, 1, 0, 0], [-1, 0, 1, 0, 0, 1]]
+    assert torch.allclose(seen(grid(answers)), torch.tensor(expected).float(), atol=1e-5)
 
 
 def test_posteriors_as_images():
