@@ -13,18 +13,28 @@ from mad.api import BATCH
 from mad.datasets import Images, Split, batch_limit, batches, to_unit_range
 from mad.deployment import Deployment
 from mad.errors import MadError
+from mad.quality import outlier_auroc, quality
 from mad.training import answering, logits_of
+from mad.transfer import TransferSet
 from mad.victim import Victim
 
 HONEST = 100  # images of one request of an honest client
+OTHERS = 1000  # of the thief's images, for auroc_pool
 
 
-def utility(deployment: Deployment, test: Split, undefended: nn.Module | None, device: torch.device) -> dict[str, Any]:
+def utility(
+    deployment: Deployment,
+    test: Split,
+    undefended: nn.Module | None,
+    device: torch.device,
+    others: TransferSet | None = None,
+) -> dict[str, Any]:
     """Return the utility for honest users: the accuracies, in [0, 1], with and without the defense, and its L1 cost.
 
     ``l1_mean`` and ``l1_max``, in [0, 2], are over the distances between each answer and the served model's clean
-    posterior. ``answer_entropy`` is the mean entropy of the answers in bits. The columns of ``Defense.honest_columns``
-    come along.
+    posterior. ``answer_entropy`` is the mean entropy of the answers in bits. ``auroc_pool`` says how well an honest
+    user can tell from an answer's confidence that an image is none of the victim's kind. Further scores are those of
+    ``quality``, and the columns of ``Defense.honest_columns`` come along.
 
     Args:
         deployment: the defended API as it is before any query; each honest client of a ``stateful`` defense makes
@@ -32,6 +42,7 @@ def utility(deployment: Deployment, test: Split, undefended: nn.Module | None, d
         test: the victim's test split.
         undefended: the victim, if a defense that acts at training time serves another model; else None.
         device: the device of the victim.
+        others: images of another kind, the thief's, of which the first ``OTHERS`` are asked about; None for none.
 
     Raises:
         MadError: if ``undefended`` answers with NaN or infinite logits.
@@ -47,6 +58,10 @@ def utility(deployment: Deployment, test: Split, undefended: nn.Module | None, d
     schema.check(honest, f"defense {defense.name}", defense.schema)
     clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
     distance = simplex.l1(clean, defended)
+    unlike = [
+        deployment.session().answer(to_unit_range(some))[1]
+        for some in ([] if others is None else batches(others.images, others.rows[:OTHERS], size, torch.device("cpu")))
+    ]
     before = clean.argmax(dim=1) if undefended is None else top(undefended, "the victim", test.images, device)
     return {
         "victim_accuracy": accuracy(before, test.labels),
@@ -54,6 +69,8 @@ def utility(deployment: Deployment, test: Split, undefended: nn.Module | None, d
         "l1_mean": distance.mean().item(),
         "l1_max": distance.max().item(),
         "answer_entropy": simplex.entropy_in_bits(defended).mean().item(),
+        **quality(defended, clean, test.labels),
+        "auroc_pool": outlier_auroc(defended, torch.cat([defended[:0], *unlike])),
     } | {**by_class(deployment.victim, "defended_by_class", defended.argmax(dim=1), test.labels), **honest}
 
 

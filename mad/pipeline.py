@@ -171,6 +171,7 @@ def made(
         context = Context(cell.victim, api.served, cell.seed, device, store)
         seen = seen | own_columns(api.defense, api.defense.verify(network, transfer, context))
     trainer = stolen.trainer or cell.knockoff.trainer
+    pooled = transfer if transfer is not None and transfer.images is images else None
     return schema.merged(
         {
             "the cell": about(cell),
@@ -194,7 +195,7 @@ def made(
                 "learned": None if transfer is None else adversary.learned(network, transfer),
             },
             "the API": asked,
-            "utility": utility(api.fresh(), test, None if api.served is api.model else api.model, device),
+            "utility": utility(api.fresh(), test, None if api.served is api.model else api.model, device, pooled),
             "theft": theft(network, api.model, test, device, cell.victim),
             f"defense {cell.defense.name}": {**api.columns, **seen},
             f"attack {cell.attack.name}": stolen.columns,
