@@ -26,7 +26,8 @@ from mad.solvers.receiver import OneReceiver
 from mad.solvers.vertex import NO_DIRECTION, vertex
 
 ROUNDS = 300  # most iterations of the descent; it stops when no point moves
-STEPS, STILL = 30, 1e-4  # most steps of the secant rule, and the relative change of t at which it stops
+STEPS, STILL = 30, 1e-4  # most steps of the secant rule, and the relative change of t at which it stops,
+GAIN = 1e-7  # unless cos still falls by this
 
 
 def exact(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None, *, keep_top: bool = False) -> Tensor:
@@ -118,21 +119,20 @@ def turn(problem: Problem, start: Tensor) -> Tensor:
     optimum has a larger t: a root of t' - t, found by the secant rule within a bracket. As t is stationary there, an
     error in t costs its square in cos.
     """
-    p, u = problem.p, problem.u
-    q, pulls = start, None
+    found = start.clone()
+    rows = torch.arange(len(start), device=start.device)
+    p, u, q, pulls, before = problem.p, problem.u, start, None, None
     t = best_step(q - p, u)
-    low, high, still = torch.zeros_like(t), torch.full_like(t, torch.inf), torch.zeros_like(t).bool()
-    lowest, before = cosine(q - p, u), None
+    low, high = torch.zeros_like(t), torch.full_like(t, torch.inf)
+    lowest = cosine(q - p, u)
     for _ in range(STEPS):
         moved, pulls = problem.project(p - t * u, pulls)
         value = cosine(moved - p, u)
         q = torch.where((value < lowest).unsqueeze(1), moved, q)
+        gained = lowest - value > GAIN  # a projection that is repeated from its pulls is closer
         lowest = torch.minimum(lowest, value)
         wanted = best_step(moved - p, u)
         off = wanted - t
-        still |= off.abs() <= STILL * t
-        if still.all():
-            break
         low, high = torch.where(off > 0, t, low), torch.where(off > 0, high, t)
         after = wanted
         if before is not None:  # halve the bracket if the secant leaves it
@@ -140,8 +140,17 @@ def turn(problem: Problem, start: Tensor) -> Tensor:
             secant = t - off / torch.where(slope == 0, -1.0, slope)
             halved = torch.where(high.isinf(), 2 * wanted, (low + high) / 2)
             after = torch.where((secant >= low) & (secant <= high) & (t != before[0]), secant, halved)
-        before, t = (t, off), torch.where(still, t, after)
-    return q
+        going = (off.abs() > STILL * t).squeeze(1) | gained
+        found[rows] = q
+        if not going.any():
+            break
+        before, t = (t, off), after
+        if not going.all():  # the others go on alone
+            problem, rows = problem.rows(going), rows[going]
+            p, u, q, t, low, high, lowest = (each[going] for each in (p, u, q, t, low, high, lowest))
+            before = before[0][going], before[1][going]
+            pulls = None if pulls is None else (pulls[0][going], pulls[1][going])
+    return found
 
 
 def best_step(v: Tensor, u: Tensor) -> Tensor:

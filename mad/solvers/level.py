@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mad.solvers.metric import dot, times
-from mad.solvers.problem import Box, Problem, fill
+from mad.solvers.problem import Box, Problem, assigned, fill
 from mad.solvers.search import APEX, SLOP, SLOPES, Cut, Search, next_slope
 
 HOPS = 4  # linear programs that lead from the start to a local optimum
@@ -115,12 +115,6 @@ class TopStays(Search[Levels]):
         (up_low, down_low), (up_high, down_high) = (torch.cat(pair).chunk(2, dim=1) for pair in (low_pair, high_pair))
         halves = Box(up_low, up_high, down_low, down_high)
         return Levels(boxes.row[open_].repeat(2), boxes.slope[open_].repeat(2), halves), open_
-
-
-def assigned(top: Tensor | None) -> Tensor:
-    """Return the top classes of a problem that has them."""
-    assert top is not None
-    return top
 
 
 def levels(problem: Problem, box: Box) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,9 @@ def around(level: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     That is the lowest point of a convex function (n, H) that is linear on both sides of it.
     """
     best = value.argmin(dim=1, keepdim=True)
-    m, points, values = level.gather(1, best), [], []
+    m = level.gather(1, best)
+    points: list[Tensor] = []
+    values: list[Tensor] = []
     for side in (-1, 1):
         start = m
         for _ in range(2):  # the next level, past equal ones; the last one's next is itself

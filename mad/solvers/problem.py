@@ -52,14 +52,24 @@ class Problem:
             return project(points, self.y, self.tau), None
         ball, wedge = pulls or (torch.zeros_like(points), torch.zeros_like(points))
         q = points - ball - wedge
-        for _ in range(ROUNDS):
-            inside = project(q + ball, self.y, self.tau)
-            ball = q + ball - inside
-            lifted = lift_top(inside + wedge, self.top)
-            wedge = inside + wedge - lifted
-            moved, q = (lifted - inside).abs().max(), lifted
-            if moved < 1e-6:
+        nearest, ball, wedge = torch.empty_like(points), ball.clone(), wedge.clone()
+        part, rows = self, torch.arange(len(points), device=points.device)
+        b, w = ball, wedge
+        for step in range(ROUNDS):
+            inside = project(q + b, part.y, part.tau)
+            b = q + b - inside
+            lifted = lift_top(inside + w, assigned(part.top))
+            w = inside + w - lifted
+            moved, q = (lifted - inside).abs().amax(dim=1) >= 1e-6, lifted
+            going = moved if step < ROUNDS - 1 else torch.zeros_like(moved)
+            if going.all():
+                continue
+            done = rows[~going]
+            nearest[done], ball[done], wedge[done] = inside[~going], b[~going], w[~going]
+            if not going.any():
                 break
+            part, rows, q, b, w = part.rows(going), rows[going], q[going], b[going], w[going]
+        inside = nearest
         return self.feasible(inside), (ball, wedge)
 
     def feasible(self, q: Tensor) -> Tensor:
@@ -94,6 +104,12 @@ class Problem:
         moved = fill(-cost, cost, box, self.tau)
         q = self.y + moved.up - moved.down
         return q, torch.where(moved.possible, dot(cost, q), torch.inf)
+
+
+def assigned(top: Tensor | None) -> Tensor:
+    """Return the top classes of a problem that has them."""
+    assert top is not None
+    return top
 
 
 class Box(NamedTuple):
