@@ -136,6 +136,7 @@ def test_the_watermark_is_found_in_what_was_trained_on_it_and_not_elsewhere():
     undone = TransferSet(some, torch.arange(300), clean)  # a budget or a later part may have undone all of it
     assert defense.verify(stolen, undone, context)["dawn_watermarks"] == 0
     assert defense.verify(stolen, undone, context)["dawn_agreement"] is None
+    assert defense.verify(innocent, undone, context)["dawn_log10_p"] == 0  # what is no watermark is no hit
 
 
 def test_two_classes_are_no_evidence():
