@@ -91,9 +91,8 @@ class Ensemble(nn.Module):
 class EnsembleTrainer(OutlierTrainer):
     """A recipe for the networks of an ``Ensemble``: they learn the labels, and to disagree about outliers.
 
-    The loss is n times the paper's, which is the mean cross-entropy of the n networks plus ``weight`` times the mean
-    coherence of their posteriors on a batch of outliers. So each network learns from the labels as the victim does, at
-    the same rate.
+    The loss is the sum of the networks' cross-entropies, so that each learns from the labels as the victim does, plus
+    ``weight`` times the mean coherence of their posteriors on a batch of outliers.
     """
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -105,7 +104,7 @@ class EnsembleTrainer(OutlierTrainer):
         logits = torch.stack([self.logits(network, both) for network in model.networks])
         known, unknown = logits[:, : len(images)], logits[:, len(images) :]
         labels = torch.stack([F.cross_entropy(each, targets) for each in known]).sum()
-        return labels + len(logits) * self.weight * smooth_coherence(torch.softmax(unknown, dim=2)).mean()
+        return labels + self.weight * smooth_coherence(torch.softmax(unknown, dim=2)).mean()
 
 
 @dataclass
@@ -127,8 +126,9 @@ class Edm(Defense):
 
     Args:
         epsilon: None: there is no L1 budget, answers are not perturbed.
-        diversity: weight of the diversity loss, at least 0; it trades accuracy on the victim's images for disagreement
-            on others.
+        diversity: weight of the diversity loss beside the sum of the networks' cross-entropies, at least 0; it trades
+            accuracy on the victim's images for disagreement on others. Where it is too large, the networks end up as
+            constants that disagree on everything: compare the defended accuracy.
         networks: how many networks n, from 2. The paper's is 5. Training takes n times the victim's, and twice that for
             the outliers; a query takes one network's time.
         bits: the hash has 2^bits cells, from 1 to 16.
