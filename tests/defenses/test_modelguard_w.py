@@ -21,6 +21,13 @@ def test_every_top_class_is_kept(kind, epsilon):
         assert torch.equal(answers.argmax(dim=1), clean.argmax(dim=1))
 
 
+def test_rounding_does_not_choose_the_top_class():
+    clean = torch.full((1, 5), 0.2)
+    clean[0, 3] = torch.nextafter(clean[0, 3], torch.ones(()))
+    answers = deploy(victim(5), ModelGuardW(3e-8)).defense(torch.zeros(1, 1, 8, 8), clean)
+    assert answers.argmax() == 3
+
+
 def test_without_a_budget_it_may_go_anywhere():
     clean = posteriors("dirichlet", 10)
     images = torch.zeros(len(clean), 1, 8, 8)

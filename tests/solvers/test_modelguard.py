@@ -13,13 +13,13 @@ from mad.solvers.modelguard import MARGIN, OFFSET
 EPSILONS = (0.1, 0.5, 1.0, 1.5, 2.0)
 
 
-def program(y, epsilon):
+def program(y, epsilon, margin=MARGIN):
     """The least sum_i log(y_i + 1e-6) q_i, by HiGHS, with one variable for each |q_i - y_i|."""
     classes, top = len(y), int(np.argmax(y))
     one, none = np.eye(classes), np.zeros((classes, classes))
     lead = np.delete(one - one[top], top, axis=0)  # q_j - q_top
     above = np.block([[one, -one], [-one, -one], [np.zeros(classes), np.ones(classes)], [lead, none[1:]]])
-    margin = min(MARGIN, epsilon / (2 * classes))
+    margin = min(margin, epsilon / (2 * classes))
     below = np.concatenate([y, -y, [epsilon], np.full(classes - 1, -margin)])
     total = np.concatenate([np.ones(classes), np.zeros(classes)])
     cost = np.concatenate([np.log(y + OFFSET), np.zeros(classes)])
@@ -64,6 +64,17 @@ def promised(q, y, epsilon, off=1e-12):
     top = y.argmax(dim=1, keepdim=True)
     lead = q.gather(1, top).squeeze(1) - q.scatter(1, top, -1).amax(dim=1)
     assert (lead >= min(MARGIN, epsilon / (2 * y.shape[1])) - off).all()
+
+
+@pytest.mark.parametrize(("classes", "epsilon"), [(9, 1.5), (11, 1.0)])
+def test_a_wide_margin_is_kept_by_classes_that_almost_tie(classes, epsilon):
+    """Where the margin is above y's own lead, classes are pressed down although the top class rises."""
+    random = np.random.default_rng(1)
+    clean = 1 + random.uniform(0, 1, (60, classes)) * random.choice([0.2, 2.0], (60, 1))
+    clean /= clean.sum(axis=1, keepdims=True)
+    y = torch.from_numpy(clean)
+    found = ((y + OFFSET).log() * solvers.modelguard(y, epsilon, 0.2)).sum(dim=1).tolist()
+    assert found == pytest.approx([program(row, epsilon, 0.2) for row in clean], abs=1e-9)
 
 
 MASSES = st.lists(st.sampled_from([0, 1e-30, 1e-9, 1e-4, 0.3, 0.3 + 1e-7, 0.30004, 0.5, 1, 2]), min_size=2, max_size=12)
