@@ -7,6 +7,7 @@ forward-mode differentiation as in ``directional``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,14 +20,15 @@ from torch.overrides import TorchFunctionMode
 
 
 def boxed(network: nn.Module) -> set[str]:
-    """Return the names of parameters that only one layer with a box filter has."""
-    owners = [
-        (f"{prefix}.{name}".lstrip("."), value, plain(layer))
+    """Return the names of the parameters of layers with a box filter that share none with another layer."""
+    owned = {prefix: dict(layer.named_parameters(recurse=False)) for prefix, layer in network.named_modules()}
+    uses = Counter(id(value) for own in owned.values() for value in own.values())
+    return {
+        f"{prefix}.{name}".lstrip(".")
         for prefix, layer in network.named_modules()
-        for name, value in layer.named_parameters(recurse=False)
-    ]
-    shared = {id(value) for _, value, _ in owners if sum(other is value for _, other, _ in owners) > 1}
-    return {name for name, value, simple in owners if simple and id(value) not in shared}
+        if plain(layer) and all(uses[id(value)] == 1 for value in owned[prefix].values())
+        for name in owned[prefix]
+    }
 
 
 def plain(layer: nn.Module) -> bool:
