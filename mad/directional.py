@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from mad import all_ones
+from mad.all_ones import boxed
 from mad.errors import MadError
 from mad.gradients import RECORDING
 
@@ -31,7 +33,7 @@ class Directional(nn.Module):
 
     Args:
         network: images to logits (B, K), in eval mode. Its current weights count, also if they change later.
-        sample: an image (1, C, H, W) on the network's device, to find out how the network can be differentiated.
+        sample: images (N, C, H, W) on the network's device, to find out how the network can be differentiated.
         direction: the direction, a tensor for each parameter by its name; None for all ones.
 
     Raises:
@@ -47,14 +49,26 @@ class Directional(nn.Module):
                 self.register_buffer(f"z{number}", direction[name].detach().clone())
         self._given = direction is not None
         self.eval()
+        self._boxed = set() if self._given else boxed(network)
         self._forward_mode = True
         try:
             with warnings.catch_warnings():  # the first jvp of a process loads what torch itself calls deprecated
                 warnings.simplefilter("ignore", FutureWarning)
-                self(sample)
+                self._choose(sample)
         except (NotImplementedError, RuntimeError):
-            self._forward_mode = False
+            self._forward_mode, self._boxed = False, set()
             self._attempt(sample)
+
+    def _choose(self, sample: Tensor) -> None:
+        """Use the fast way for all ones only if it gives the same: layers' weights may be used in other ways, too."""
+        names = self._boxed
+        if names:
+            fast, self._boxed = self(sample), set()
+            plain = self(sample)
+            same = torch.allclose(fast, plain, rtol=1e-3, atol=1e-3 * plain.abs().amax().item() + 1e-9)
+            self._boxed = names if same else set()
+        else:
+            self(sample)
 
     def _attempt(self, sample: Tensor) -> None:
         try:
@@ -81,7 +95,10 @@ class Directional(nn.Module):
             return functional_call(self.network, values, (images.detach(),))
 
         with RECORDING, torch.no_grad():  # functional_call puts its values into the network while it runs
-            found, slope, *_ = jvp(logits, (weights,), (self._direction(weights),))
+            if self._boxed:
+                found, slope = all_ones.slope(self.network, weights, self._boxed, images.detach())
+            else:
+                found, slope, *_ = jvp(logits, (weights,), (self._direction(weights),))
             return of_log_posteriors(slope, torch.softmax(found, dim=1))
 
     def _twice_backward(self, images: Tensor) -> Tensor:

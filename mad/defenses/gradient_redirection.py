@@ -91,7 +91,7 @@ class GradientRedirection(Defense):
             return
         images = torch.rand(PROBES, *context.victim.dataset.shape, generator=generator(context.seed, "probes"))
         images = images.to(context.device)
-        scores = Directional(network, images[:1], self._direction(network, context))
+        scores = Directional(network, images, self._direction(network, context))
         if not isinstance(context, AbsentContext) and not scores(images).any():
             raise MadError(
                 f"defense.direction={self.direction} changes no posterior of surrogate {self.surrogate.name}: take a "

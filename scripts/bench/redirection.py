@@ -2,7 +2,8 @@
 
     python scripts/bench/redirection.py --json docs/bench/redirection.json        (about two minutes on 2 cores)
 
-Whole queries, ledger and checks included, of the direction of all ones. ``published``: the form in which the method
+Whole queries, ledger and checks included, of the direction of all ones; with ten strengths, the answers of all of them
+from one pass, as the published form also computes them. ``published``: the form in which the method
 was published, written here from its definition: two backward passes a batch, then a loop over images and strengths
 that moves mass class by class. ``floor``: the victim's and the surrogate's forward passes, which no defense that asks
 a surrogate can go below. All are timed in turn in one process; ratios are medians of the pairwise ones.
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mad import solvers
 from mad.api import BlackBox
 from mad.architectures.fast_resnet import FastResNet
 from mad.architectures.lenet import LeNet
@@ -26,25 +28,27 @@ from mad.directional import Directional
 from mad.training import place
 
 EPSILON, FASTER = 0.95, 3
-CASES: list[tuple[str, Any, tuple[int, int, int], int, int, int | None]] = [
-    ("lenet", LeNet, (1, 28, 28), 10, 32, FASTER),
-    ("lenet", LeNet, (1, 28, 28), 10, 256, None),
-    ("lenet", LeNet, (1, 28, 28), 10, 1, None),
-    ("fast_resnet", FastResNet, (3, 32, 32), 10, 32, None),
-    ("fast_resnet", FastResNet, (3, 32, 32), 100, 32, None),
+ONE, ALL = (EPSILON,), tuple(step / 10 for step in range(1, 11))
+CASES: list[tuple[str, Any, tuple[int, int, int], int, int, tuple[float, ...], int | None]] = [
+    ("lenet", LeNet, (1, 28, 28), 10, 32, ONE, FASTER),
+    ("lenet", LeNet, (1, 28, 28), 10, 32, ALL, FASTER),
+    ("lenet", LeNet, (1, 28, 28), 10, 256, ONE, None),
+    ("lenet", LeNet, (1, 28, 28), 10, 1, ONE, None),
+    ("fast_resnet", FastResNet, (3, 32, 32), 10, 32, ONE, None),
+    ("fast_resnet", FastResNet, (3, 32, 32), 100, 32, ONE, None),
 ]
 
 
 class Given(GradientRedirection):
     """Gradient redirection with a surrogate that is given."""
 
-    def __init__(self, surrogate: nn.Module, sample: Tensor) -> None:
+    def __init__(self, scores: Directional) -> None:
         super().__init__(EPSILON)
-        self._scores = Directional(surrogate, sample)
+        self._scores = scores
 
 
-def published(victim: nn.Module, surrogate: nn.Module, images: Tensor) -> Tensor:
-    """Return the answers (B, K): <G^T q, z> is minimal for -z, image by image."""
+def published(victim: nn.Module, surrogate: nn.Module, images: Tensor, strengths: tuple[float, ...]) -> Tensor:
+    """Return the answers (B, E, K) at E strengths, image by image."""
     with torch.no_grad():
         clean = F.softmax(victim(images), dim=1)
     weights = [value.requires_grad_() for value in surrogate.parameters()]
@@ -56,8 +60,8 @@ def published(victim: nn.Module, surrogate: nn.Module, images: Tensor) -> Tensor
     for value in weights:
         value.requires_grad_(False)
     answers = []
-    for y, score in zip(clean, scores, strict=True):
-        q, left = y.clone(), EPSILON / 2
+    for y, score, epsilon in ((*pair, each) for pair in zip(clean, scores, strict=True) for each in strengths):
+        q, left = y.clone(), epsilon / 2
         order = score.argsort()
         for k in order[:-1]:
             if left <= 0:
@@ -67,36 +71,42 @@ def published(victim: nn.Module, surrogate: nn.Module, images: Tensor) -> Tensor
             q[order[-1]] += taken
             left -= taken
         answers.append(q)
-    return torch.stack(answers)
+    return torch.stack(answers).unflatten(0, (len(images), -1))
 
 
 def measure(case: tuple[Any, ...], given: Any) -> dict[str, Any]:
     """Return one case's row."""
-    name, make, shape, classes, batch, bar = case
+    name, make, shape, classes, batch, strengths, bar = case
     device = torch.device(given.device)
     torch.manual_seed(0)
     victim, surrogate = (place(make(shape, classes), device).eval().requires_grad_(False) for _ in range(2))
     images = torch.rand(batch, *shape, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    defended = BlackBox(victim, Given(surrogate, images[:1]), shape, None, device)
+    scores = Directional(surrogate, images[:4])
+    defended = BlackBox(victim, Given(scores), shape, None, device)
 
     @torch.no_grad()
     def floor() -> None:
         victim(images), surrogate(images)
 
-    runs = {
-        "floor": floor,
-        "defended": lambda: defended(images),
-        "published": lambda: published(victim, surrogate, images),
-    }
+    @torch.no_grad()
+    def ours() -> Tensor:
+        if len(strengths) == 1:
+            return defended(images).unsqueeze(1)
+        clean = F.softmax(victim(images), dim=1)
+        found = scores(images)
+        return torch.stack([solvers.linear(clean, found, epsilon) for epsilon in strengths], dim=1)
+
+    runs = {"floor": floor, "defended": ours, "published": lambda: published(victim, surrogate, images, strengths)}
     times = common.paired(runs, given.repeats, given.device)
-    error = (published(victim, surrogate, images).to(device) - defended(images).to(device)).abs().amax(dim=1)
+    error = (runs["published"]().to(device) - ours().to(device)).abs().amax(dim=(1, 2))
     speedup = common.ratio(times["published"], times["defended"])
     middle = {key: statistics.median(value) / batch * 1e6 for key, value in times.items()}
     return {
         "network": name,
         "K": classes,
         "batch": batch,
+        "strengths": len(strengths),
         **{f"{key} us": value for key, value in middle.items()},
         "x floor": common.ratio(times["defended"], times["floor"]),
         "x published": speedup,
