@@ -69,7 +69,7 @@ class Restorer(Recovery):
                 return nn.Sequential(Seen(adversary.classes), *flat, nn.Linear(sizes[-1], adversary.classes))
 
         def train(network: nn.Module) -> None:
-            network[0].standardize(found.defended)  # type: ignore[index,operator,union-attr]  # it is a Seen
+            network[0].standardize(found.defended)  # type: ignore[index]  # it is a Seen
             recipe.fit(network, grid(found.defended), found.clean, seed=adversary.seed, device=device, task="restorer")
 
         about = [self, recipe, list(found), adversary.seed]
