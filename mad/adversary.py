@@ -83,7 +83,8 @@ class Adversary(Knowledge):
 
         The recovery must be prepared: see ``learned_from``.
         """
-        return torch.cat([self.recovered(some, images) for some, images in self._parts(transfer, count)])
+        found = [self.recovered(some, images) for some, images in self._parts(transfer, count)]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def chosen(self, transfer: TransferSet, count: int | None = None) -> tuple[Tensor, Tensor]:
         """Return what is trained on: the rows (m,) and the targets (m, K) of the answers that the recovery keeps.
