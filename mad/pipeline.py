@@ -95,8 +95,20 @@ def inputs(cell: Cell) -> tuple[Images | None, int, Split]:
             f"warning: {known} of the {len(images)} images of pool {cell.pool_name} are test images of victim "
             f"{cell.victim.name}: what the thief is scored on is what it has asked about"
         )
+    warn_of_shared_pools(cell)
     cell.attack.load(cell.victim)
     return images, cell.attack.affordable(images, cell.pool_name), test
+
+
+def warn_of_shared_pools(cell: Cell) -> None:
+    """Say so if a defense trains on the kind of images that the adversary asks about: no real defender can."""
+    for part in cell.defense.components():
+        owned = (getattr(part, "outliers", None), getattr(getattr(part, "surrogate", None), "pool", None))
+        if cell.pool is not None and cell.pool.name in [getattr(pool, "name", None) for pool in owned]:
+            say(
+                f"warning: defense {part.name} trains on images of {cell.pool.name}, the adversary's pool: a real "
+                "adversary asks about what the defender has not seen"
+            )
 
 
 def pool_images(cell: Cell, pool: Pool) -> Images:

@@ -5,8 +5,13 @@ from itertools import islice
 
 import pytest
 import torch
-from toys import CPU, Blobs, Others, Streamed, Tiny, trainer, victim
+from toys import CPU, Blobs, Others, Streamed, Tiny, cell, trainer, victim
 
+from mad import pipeline
+from mad.datasets.checked import say
+from mad.defenses import Undefended
+from mad.defenses.adaptive_misinformation import AdaptiveMisinformation
+from mad.defenses.chain import Chain
 from mad.defenses.outliers import ExposureTrainer, OutlierTrainer, joined, uniform_cross_entropy
 from mad.errors import MadError
 from mad.storage.fingerprint import describe
@@ -139,3 +144,15 @@ def test_a_network_need_not_be_of_one_layer():
     recipe.fit(model, SPLIT.images, SPLIT.labels, seed=0, device=CPU, task="test", outliers=OUTLIERS)
     assert not model.training
     assert weights(model).isfinite().all()
+
+
+def test_a_defense_that_owns_the_adversarys_pool_is_told(capsys):
+    owns = AdaptiveMisinformation(outliers=Blobs())
+    pipeline.warn_of_shared_pools(cell(defense=owns))
+    assert "trains on images of blobs, the adversary's pool" in " ".join(capsys.readouterr().err.split())
+    say.cache_clear()
+    pipeline.warn_of_shared_pools(cell(defense=Chain(parts=[Undefended(), owns])))
+    assert "adaptive_misinformation" in capsys.readouterr().err
+    pipeline.warn_of_shared_pools(cell(defense=AdaptiveMisinformation(outliers=Others())))
+    pipeline.warn_of_shared_pools(cell(defense=AdaptiveMisinformation()))
+    assert not capsys.readouterr().err
