@@ -3,7 +3,7 @@
 A member of the panel is an adversary: an attack, a recovery and a way to train the knockoff. The worst member of a
 defense is the one with the highest mean accuracy over the seeds that all members share. Its number is that mean, not
 the highest of all runs, which luck would raise; its interval is of a bootstrap over seeds that chooses the worst anew.
-Members that know what no thief does are bounds: they are shown beside the worst, and are never it.
+Members that are given what no thief has are shown beside the worst, and are never it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mad.storage.files import write_alone
 
 THEFT = ["victim", "architecture", "victim_epochs", "pool", "budget"]  # what the rows of one board share
 DEFENSE = ["defense", "defense_settings", "strength_parameter", "strength"]
-BOUNDS = ("the victim's clean answers",)  # knowledge that no thief has
+CLEAN = "the victim's clean answers"  # knowledge that no thief has
 DRAWS, SURE = 1000, 0.95
 STOLEN, AGREEMENT = "stolen_accuracy", "agreement"
 COSTS = ("defended_accuracy", "l1_mean", "l1_max", "nll", "ece", "auroc_pool", "selective_accuracy")
@@ -70,8 +70,8 @@ def board(theft: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ``defense`` with its settings, ``parameter``, ``strength``, ``members``; ``seeds``; ``worst`` (percent),
     ``low`` and ``high`` of its 95 % interval, ``worst_member``; ``agreement``, the highest mean agreement of any
-    member; ``naive``, ``labels`` and the best bound (``bound``, ``bound_member``), empty where they were not run; and
-    the API's costs, means over the seeds.
+    member; ``naive``, ``labels`` and the best member that is given the clean answers (``informed``,
+    ``informed_member``), empty where they were not run; and the API's costs, means over the seeds.
     """
     found = [row(cells) for _, cells in theft.groupby(DEFENSE, dropna=False)]
     return pd.DataFrame(found).sort_values("worst", ignore_index=True)
@@ -80,10 +80,10 @@ def board(theft: pd.DataFrame) -> pd.DataFrame:
 def row(cells: pd.DataFrame) -> dict[str, Any]:
     """Return the row of one defense at one strength."""
     knows = cells.get("recovery_knows", pd.Series("", index=cells.index)).fillna("")
-    bound = knows.map(lambda known: any(each in known for each in BOUNDS))
-    scores = 100 * means(cells[~bound], STOLEN)
+    given = knows.str.contains(CLEAN, regex=False)
+    scores = 100 * means(cells[~given], STOLEN)
     told = worst(scores)
-    bounds = (100 * means(cells[bound], STOLEN)).mean()
+    informed = (100 * means(cells[given], STOLEN)).mean()
     first = cells.iloc[0]
     said_so = f"{first.defense} ({first.defense_settings})" if first.defense_settings else str(first.defense)
     each = scores.mean()
@@ -94,13 +94,13 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
         "members": scores.shape[1],
         "seeds": len(scores),
         **told,
-        "agreement": 100 * means(cells[~bound], AGREEMENT).mean().max(),
+        "agreement": 100 * means(cells[~given], AGREEMENT).mean().max(),
         "naive": each.get("naive"),
         "labels": each.get("argmax"),
-        "bound": bounds.max() if len(bounds) else None,
-        "bound_member": bounds.idxmax() if len(bounds) else "",
+        "informed": informed.max() if len(informed) else None,
+        "informed_member": informed.idxmax() if len(informed) else "",
         **{name: cells.groupby("seed")[name].first().mean() for name in COSTS if name in cells},
-        "by_member": {name: float(share) for name, share in [*each.items(), *bounds.items()]},
+        "by_member": {name: float(share) for name, share in [*each.items(), *informed.items()]},
     }
 
 
@@ -126,14 +126,16 @@ def worst(scores: pd.DataFrame) -> dict[str, Any]:
 
 
 def draw(title: str, table: pd.DataFrame) -> Figure:
-    """Draw a board: a line for each defense, with its members thin, its worst member bold and its bounds hollow."""
+    """Draw a board: a line for each defense, its worst member bold; those given the clean answers are hollow."""
     figure = Shown(figsize=(9.0, 1.0 + 0.28 * len(table)), layout="constrained")
     axes = figure.subplots()
     for place, (_, at) in enumerate(table[::-1].iterrows()):
         others = [share for name, share in at.by_member.items() if name != at.worst_member]
         axes.plot(others, [place] * len(others), "|", color=INK, markersize=9, alpha=0.7, label="members of the panel")
-        if at.bound == at.bound and at.bound is not None:
-            axes.plot([at.bound], [place], "o", markerfacecolor="none", color=HUES[1], label="bound: knows too much")
+        if at.informed == at.informed and at.informed is not None:
+            axes.plot(
+                [at.informed], [place], "o", markerfacecolor="none", color=HUES[1], label="given the clean answers"
+            )
         if at.low is not None and at.low == at.low:
             axes.plot([at.low, at.high], [place, place], color=HUES[0], linewidth=1.6)
         axes.plot([at.worst], [place], "o", color=HUES[0], markersize=6, label="worst member")
@@ -164,7 +166,7 @@ def markdown(title: str, table: pd.DataFrame) -> str:
         "worst member",
         "naive",
         "labels",
-        "bound",
+        "given clean",
         "API %",
         "L1",
     ]
@@ -179,7 +181,7 @@ def markdown(title: str, table: pd.DataFrame) -> str:
             f"{at.worst:.1f}",
             interval,
             at.worst_member,
-            *("" if each is None or pd.isna(each) else f"{each:.1f}" for each in (at.naive, at.labels, at.bound)),
+            *("" if each is None or pd.isna(each) else f"{each:.1f}" for each in (at.naive, at.labels, at.informed)),
             f"{100 * at.defended_accuracy:.1f}",
             f"{at.l1_mean:.2f}",
         ]
