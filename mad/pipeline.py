@@ -36,6 +36,7 @@ from mad.schema import Record
 from mad.storage.checkpoint import Checkpoint
 from mad.storage.fingerprint import describe, digest, identity, name_of
 from mad.storage.store import Store
+from mad.training import Trainer
 
 
 def run(
@@ -194,6 +195,7 @@ def made(
                 "knockoff_learning_rate": trainer.learning_rate,
                 "knockoff_schedule": trainer.schedule,
                 "knockoff_min_steps": trainer.min_steps,
+                "knockoff_settings": extras(trainer),
                 "initial_weights": loaded,
                 "precision": trainer.arithmetic(device),
             },
@@ -276,6 +278,13 @@ def own_columns(defense: Defense, columns: Record) -> Record:
     """Return columns that a defense adds to a record, once they are checked."""
     schema.check(columns, f"defense {defense.name}", defense.schema)
     return {name: schema.number_of(value) for name, value in columns.items()}
+
+
+def extras(trainer: Trainer) -> str:
+    """Return what a recipe does beyond plain training, as ``name=value`` joined by spaces; empty for nothing."""
+    usual = {"augment": "none", "mixup": 0, "rotation": 0}
+    found = {name: getattr(trainer, name, value) for name, value in usual.items()}
+    return " ".join(f"{name}={value}" for name, value in found.items() if value != usual[name])
 
 
 def recovered_columns(recovery: Recovery) -> Record:

@@ -62,6 +62,8 @@ def members(records: pd.DataFrame) -> pd.Series:
 def differs(row: pd.Series, usual: pd.Series, name: str) -> bool:
     """Return whether a record's value in a column is another than most of the usual ones; not if either is missing."""
     found = value(row, name)
+    if name == "knockoff_settings":
+        return found is not None  # empty is usual
     return found is not None and len(usual) > 0 and found != usual.mode()[0]
 
 
@@ -160,6 +162,7 @@ def markdown(title: str, table: pd.DataFrame) -> str:
     head = [
         "defense",
         "strength",
+        "members",
         "seeds",
         "worst %",
         "95 %",

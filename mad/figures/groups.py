@@ -26,6 +26,7 @@ SAID = {
     "knockoff_epochs": "{:g} epochs",
     "knockoff_min_steps": "at least {:g} steps",
     "knockoff_schedule": "{}",
+    "knockoff_settings": "{}",
 }
 KNOCKOFF = [name for name in SAID if name.startswith("knockoff")]
 # In a file name, numbers need a unit, and default values are left out.

@@ -75,9 +75,10 @@ def test_only_seeds_that_all_members_share_count():
 def test_a_member_is_named_by_what_is_unlike_the_plain_theft():
     longer = cells("mad", 0.5, "naive", (0.7, 0.7, 0.7), "d", knockoff_epochs=54)
     plain = [{**each, "knockoff_epochs": 18} for each in ROWS]
+    longer += cells("mad", 0.5, "naive", (0.7, 0.7, 0.7), "f", knockoff_epochs=18, knockoff_settings="mixup=0.2")
     frame = records.frame([*plain, *longer, *cells("mad", 0.5, "naive", (0.9, 0.9, 0.9), "e", attack="jbtop3")])
     names = board.members(frame)
-    assert set(names) == {"naive", "argmax", "oracle_filter", "54 epochs", "jbtop3"}
+    assert set(names) == {"naive", "argmax", "oracle_filter", "54 epochs", "mixup=0.2", "jbtop3"}
 
 
 def test_files_are_written_and_one_adversary_makes_no_board(tmp_path):
