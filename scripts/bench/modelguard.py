@@ -3,10 +3,10 @@
     python scripts/bench/modelguard.py --json docs/bench/modelguard.json        (about two minutes on 2 cores)
 
 `forward` is the victim's posterior without a defense, `defended` the same with one, by batches; `solver` the solver
-alone. `program` is HiGHS, one linear program a posterior, by SciPy; the published code calls CBC by PuLP, of which the
-survey of its repository found 7.6 ms a posterior of ten classes. All are timed in turn in one process, on a CPU by the
-time that the process gets, which other work on the machine changes little; ratios are medians of the pairwise ones.
-`same twice` is the forward pass against itself. `off` is the largest difference between the two solvers' minima.
+alone. `program` is HiGHS, one linear program a posterior, by SciPy; the published code calls CBC by PuLP instead. All
+are timed in turn in one process, on a CPU by the process's own time; ratios are medians of the pairwise ones. Other
+work on the machine empties the caches between calls, and then small operations cost several times as much: measure on
+a quiet one. `same twice` is the forward pass against itself. `off` is the largest difference between the two minima.
 """
 
 from __future__ import annotations
