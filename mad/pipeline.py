@@ -36,7 +36,7 @@ from mad.schema import Record
 from mad.storage.checkpoint import Checkpoint
 from mad.storage.fingerprint import describe, digest, identity, name_of
 from mad.storage.store import Store
-from mad.training import Trainer
+from mad.training import extras
 
 
 def run(
@@ -106,10 +106,8 @@ def warn_of_shared_pools(cell: Cell) -> None:
     for part in cell.defense.components():
         owned = (getattr(part, "outliers", None), getattr(getattr(part, "surrogate", None), "pool", None))
         if cell.pool is not None and cell.pool.name in [getattr(pool, "name", None) for pool in owned]:
-            say(
-                f"warning: defense {part.name} trains on images of {cell.pool.name}, the adversary's pool: a real "
-                "adversary asks about what the defender has not seen"
-            )
+            trained = f"warning: defense {part.name} trains on images of {cell.pool.name}, the adversary's pool"
+            say(f"{trained}: a real adversary asks about what the defender has not seen")
 
 
 def pool_images(cell: Cell, pool: Pool) -> Images:
@@ -278,13 +276,6 @@ def own_columns(defense: Defense, columns: Record) -> Record:
     """Return columns that a defense adds to a record, once they are checked."""
     schema.check(columns, f"defense {defense.name}", defense.schema)
     return {name: schema.number_of(value) for name, value in columns.items()}
-
-
-def extras(trainer: Trainer) -> str:
-    """Return what a recipe does beyond plain training, as ``name=value`` joined by spaces; empty for nothing."""
-    usual = {"augment": "none", "mixup": 0, "rotation": 0}
-    found = {name: getattr(trainer, name, value) for name, value in usual.items()}
-    return " ".join(f"{name}={value}" for name, value in found.items() if value != usual[name])
 
 
 def recovered_columns(recovery: Recovery) -> Record:

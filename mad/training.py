@@ -227,6 +227,13 @@ class Trainer:
         )
 
 
+def extras(trainer: Trainer) -> str:
+    """Return what a recipe does beyond plain training, as ``name=value`` joined by spaces; empty for nothing."""
+    usual = {"augment": "none", "mixup": 0, "rotation": 0}
+    found = {name: getattr(trainer, name, value) for name, value in usual.items()}
+    return " ".join(f"{name}={value}" for name, value in found.items() if value != usual[name])
+
+
 def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a model to a device in channels-last layout, which makes small convolutions 2 to 3 times as fast on CPUs."""
     if device.type == "cpu":

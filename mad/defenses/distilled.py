@@ -9,7 +9,7 @@ from torch import nn
 
 from mad.context import AbsentContext
 from mad.datasets import Pool, checked
-from mad.datasets.digits import Letters
+from mad.datasets.digits import Greek
 from mad.defenses.base import Context
 from mad.defenses.surrogates import Surrogate
 from mad.errors import check_number
@@ -40,7 +40,7 @@ class DistilledSurrogate(Surrogate):
     """
 
     name = "distilled"
-    pool: Pool = field(default=Letters())
+    pool: Pool = field(default=Greek())
     queries: int | None = 50_000
     epochs: int | None = 10
     trainer: Trainer | None = None

@@ -161,7 +161,7 @@ def test_there_is_no_l1_budget():
 
 
 def test_outliers_are_chosen_by_name():
-    assert build(compose("defense=ini").defense).outliers.name == "letters"
+    assert build(compose("defense=ini").defense).outliers.name == "greek"
     assert compose("defense=ini", "defense/outliers=kmnist_part").defense.outliers.name == "kmnist_part"
 
 

@@ -63,14 +63,17 @@ def plug_ins():
     for group in ("defense", "attack", "recovery"):
         for choice in choices(group):
             part = get_class(compose(f"{group}={choice}")[group]._target_)
-            found |= {column.name: column for column in getattr(part, "schema", ())}
+            own = getattr(part, "schema", ())
+            found |= {
+                column.name: column for column in (own if isinstance(own, tuple) else ())
+            }  # a chain's are its parts'
     return found
 
 
 def test_every_column_is_explained_and_no_other(real):
     explained = [re.fullmatch(r"`(\w+)`", row[0])[1] for row in ROWS]
     assert len(explained) == len(set(explained))
-    assert set(explained) == set(real.columns)
+    assert set(real.columns) <= set(explained)
     assert set(explained) == {*schema.EVERY, *plug_ins()}
 
 
@@ -79,6 +82,8 @@ def test_each_is_of_the_type_that_is_said(real):
     for name, kind, *_ in ROWS:
         column = known[name.strip("`")]
         assert column.kind == kind
+        if column.name not in real:  # of plug-ins that no cell here has
+            continue
         for value in real[column.name][real[column.name].notna()]:
             value = value.item() if hasattr(value, "item") else value
             whole = kind == "whole number" and float(value).is_integer()  # beside an empty one it is a float
