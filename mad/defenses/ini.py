@@ -131,9 +131,9 @@ def merged(gradients: list[Tensor]) -> Tensor:
     for place_, own in enumerate(gradients):
         left = own
         for other in torch.randperm(len(gradients)).tolist():
-            against = left @ gradients[other]
-            if other != place_ and against < 0:
-                left = left - against / gradients[other].square().sum() * gradients[other]
+            against, square = left @ gradients[other], gradients[other].square().sum()
+            if other != place_ and against < 0 and square > 0:  # that of sure answers is too small to be squared
+                left = left - against / square * gradients[other]
         total += left
     return total
 

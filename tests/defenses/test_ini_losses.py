@@ -168,3 +168,10 @@ def test_degenerate_batches_have_finite_gradients(kind):
     loss = recipe(proxy, queries).loss(model, images, labels)
     assert loss.isfinite()
     assert gradient(model, loss).isfinite().all()
+
+
+def test_a_gradient_too_small_to_be_squared_is_no_direction():
+    tiny, large = torch.tensor([-1e-200, 0.0], dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        assert torch.allclose(merged([tiny, large]), large)
