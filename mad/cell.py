@@ -125,7 +125,8 @@ class Cell:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that determines this cell's numbers, 16 hexadecimal digits; computed once."""
-        return digest(describe(self))
+        owned = self.owned_contents()
+        return digest([describe(self), owned] if owned else describe(self))
 
     @cached_property
     def comparison_group(self) -> str:
@@ -187,6 +188,12 @@ class Cell:
             return None
         return checked.pool_contents(self.pool, self.victim.dataset.shape, self.victim.name, self.attack.labelled)
 
+    def owned_contents(self) -> list[Any]:
+        """Return what identifies the data of the pools that the defense owns, where their fields do not."""
+        shape, name = self.victim.dataset.shape, self.victim.name
+        found = [checked.pool_contents(pool, shape, name, False) for pool in owned_pools(self.defense)]
+        return [each for each in found if each is not None]
+
     @property
     def path(self) -> Path:
         """The path of this cell's record, relative to the outputs folder."""
@@ -197,6 +204,13 @@ class Cell:
 def surrogates(defense: Defense) -> list[Any]:
     """Return the surrogates inside a defense, one for each of its parts that has one."""
     found = [getattr(part, "surrogate", None) for part in defense.components()]
+    return [each for each in found if each is not None]
+
+
+def owned_pools(defense: Defense) -> list[Pool]:
+    """Return the pools that a defense's parts own: their outliers, and what their surrogates learn from."""
+    found = [getattr(part, "outliers", None) for part in defense.components()]
+    found += [getattr(each, "pool", None) for each in surrogates(defense)]
     return [each for each in found if each is not None]
 
 

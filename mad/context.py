@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from mad.cache import Cache
 from mad.cached_network import CachedNetwork
-from mad.datasets import Images, Pool, checked
+from mad.datasets import Images, Pool, Split, checked
 from mad.storage.store import Store, kept
 from mad.training import place
 from mad.victim import Victim
@@ -44,6 +45,23 @@ class Context:
     ) -> nn.Module:
         """Return a network that the defense trains: trained once, then loaded. See ``mad.storage.store.kept``."""
         return kept(self.store, name, about, build, train, self.device)
+
+    def retrained(self, name: str, about: Any, fit: Callable[[nn.Module, Split, dict[str, Any]], None]) -> nn.Module:
+        """Return a network of the victim's architecture, trained in another way from its first weights; kept.
+
+        Args:
+            name: of the network, with the victim's in front.
+            about: what determines the weights, beside the victim.
+            fit: trains the network in place; it is given the victim's training split, and the ``seed``, ``device`` and
+                ``task`` of ``Trainer.fit``.
+        """
+        victim, name = self.victim, f"{self.victim.name}-{name}"
+
+        def train(network: nn.Module) -> None:
+            how = {"seed": victim.seed, "device": self.device, "task": f"victim {name}"}
+            fit(network, victim.training_split(), how)
+
+        return self.kept(name, [about, victim], partial(victim.untrained, seed=victim.seed, purpose="victim"), train)
 
     def images(self, pool: Pool) -> Images:
         """Return the images of a pool that the defense owns, such as outliers: uint8 (N, C, H, W), the victim's shape.

@@ -73,7 +73,7 @@ class Deployment:
     def clean(self, images: Tensor) -> Tensor:
         """Return the undefended victim's posteriors (B, K) of images (B, C, H, W) in [0, 1], on their device.
 
-        For upper bounds only: no adversary is given them, unless its recovery declares it.
+        For studies only: no adversary is given them, unless its recovery declares it.
         """
         parts = images.split(batch_limit(BATCH, self.victim.dataset.shape))
         return torch.cat([torch.softmax(self.model(some.to(self.device)), dim=1).to(images.device) for some in parts])

@@ -31,7 +31,7 @@ class Knowledge:
         defense: the defense with its settings, not prepared, if the recovery knows ``the defense``; else None.
         victim: the victim's recipe, with its data, if the recovery knows ``the victim's data``; else None.
         clean: answers images (B, C, H, W) in [0, 1] as the undefended victim does, with posteriors (B, K), and counts
-            no query, if the recovery knows ``the victim's clean answers``, an upper bound; else None.
+            no query, if the recovery knows ``the victim's clean answers``; else None.
         store: stores the networks that the adversary trains; None trains them again each time.
     """
 

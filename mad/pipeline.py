@@ -21,7 +21,7 @@ from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.architectures import imagenet
 from mad.attacks import Stolen, TransferSet
-from mad.cell import SHARED, Cell, about, surrogates
+from mad.cell import SHARED, Cell, about, owned_pools, surrogates
 from mad.context import Context
 from mad.datasets import Images, Pool, Split, checked
 from mad.datasets.checked import say
@@ -103,11 +103,9 @@ def inputs(cell: Cell) -> tuple[Images | None, int, Split]:
 
 def warn_of_shared_pools(cell: Cell) -> None:
     """Say so if a defense trains on the kind of images that the adversary asks about: no real defender can."""
-    for part in cell.defense.components():
-        owned = (getattr(part, "outliers", None), getattr(getattr(part, "surrogate", None), "pool", None))
-        if cell.pool is not None and cell.pool.name in [getattr(pool, "name", None) for pool in owned]:
-            trained = f"warning: defense {part.name} trains on images of {cell.pool.name}, the adversary's pool"
-            say(f"{trained}: a real adversary asks about what the defender has not seen")
+    if cell.pool is not None and cell.pool.name in [pool.name for pool in owned_pools(cell.defense)]:
+        trained = f"warning: defense {cell.defense.name} trains on images of {cell.pool.name}, the adversary's pool"
+        say(f"{trained}: a real adversary asks about what the defender has not seen")
 
 
 def pool_images(cell: Cell, pool: Pool) -> Images:
@@ -255,7 +253,7 @@ def queried(
         columns = {name: schema.number_of(value) for name, value in stolen.columns.items()}
         return tensors, {"asked": asked, "columns": columns, "session": seen}
 
-    parts = (cell.victim, cell.pool, cell.contents(), cell.defense, cell.attack, cell.seed)
+    parts = (cell.victim, cell.pool, cell.contents(), cell.defense, *cell.owned_contents(), cell.attack, cell.seed)
     found, told = store.transfer(cell.victim.name, parts, make, force=force)
     transfer = TransferSet(images, found["rows"], found["answers"])
     plugins.transferred(f"the kept transfer set of {cell.pool_name}", transfer, adversary.shape, adversary.classes)

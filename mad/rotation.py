@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -147,4 +147,4 @@ def with_rotations(trainer: Trainer, rotation: float) -> RotationTrainer:
         raise MadError(
             f"knockoff.rotation adds to the loss of a plain trainer, got {type(trainer).__name__}: set it to 0"
         )
-    return RotationTrainer(**{each.name: getattr(trainer, each.name) for each in fields(Trainer)}, rotation=rotation)
+    return RotationTrainer.like(trainer, rotation=rotation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip")
 PRECISIONS = ("auto", "float32", "bfloat16", "fast")
 USUAL_RATES = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001, "adagrad": 0.01}  # of each optimizer
 EVALUATION_BATCH = 1000
+Self = TypeVar("Self", bound="Trainer")
 
 
 class DivergedError(MadError):
@@ -113,6 +114,15 @@ class Trainer:
         if optimizer != self.optimizer and optimizer in OPTIMIZERS:
             given.setdefault("learning_rate", USUAL_RATES[optimizer])
         return replace(self, **given)
+
+    @classmethod
+    def like(cls: type[Self], recipe: Trainer, **changes: Any) -> Self:
+        """Return this kind of recipe, which may minimize another loss, with the fields of another, and changes.
+
+        The recipe's changes for knockoffs do not come along.
+        """
+        taken = {each.name: getattr(recipe, each.name) for each in fields(Trainer)}
+        return cls(**{**taken, "knockoff": {}, **changes})
 
     def for_knockoffs(self) -> Trainer:
         """Return the recipe for a stolen model: this one with the changes in ``knockoff``."""

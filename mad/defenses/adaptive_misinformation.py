@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mad.datasets import Pool
+from mad.datasets import Pool, Split
 from mad.defenses.base import Context, Defense
 from mad.defenses.outliers import ExposureTrainer, OutlierTrainer, joined
 from mad.errors import MadError, check_number
@@ -86,18 +86,15 @@ class AdaptiveMisinformation(Defense):
 
     def serve(self, context: Context) -> nn.Module:
         """Return the victim, or one that is trained with outlier exposure."""
-        victim, pool = context.victim, self.outliers
+        pool = self.outliers
         if pool is None:
             return context.model
-        recipe, name = ExposureTrainer.like(victim.trainer), f"{victim.name}-exposed"
+        recipe = ExposureTrainer.like(context.victim.trainer)
 
-        def train(network: nn.Module) -> None:
-            split = victim.training_split()
-            how = {"seed": victim.seed, "device": context.device, "task": f"victim {name}"}
+        def fit(network: nn.Module, split: Split, how: dict[str, Any]) -> None:
             recipe.fit(network, split.images, split.labels, outliers=context.images(pool), **how)
 
-        build = partial(victim.untrained, seed=victim.seed, purpose="victim")
-        return context.kept(name, [recipe, *self.about(context)], build, train)
+        return context.retrained("exposed", [recipe, pool, context.contents(pool)], fit)
 
     def prepare(self, context: Context) -> None:
         """Train or load the misinformation network."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from mad.context import AbsentContext
-from mad.datasets import Pool, checked
+from mad.datasets import Pool
 from mad.datasets.digits import Greek
 from mad.defenses.base import Context
 from mad.defenses.surrogates import Surrogate
@@ -62,9 +61,7 @@ class DistilledSurrogate(Surrogate):
         """Return the network, trained or loaded."""
         victim, seed = context.victim, derive(context.seed, TASK)
         recipe = self.recipe(victim)
-        absent = isinstance(context, AbsentContext)  # then the pool may be, too
-        held = None if absent else checked.pool_contents(self.pool, victim.dataset.shape, victim.name, False)
-        about = [self, held, recipe, victim, context.seed]
+        about = [self, context.contents(self.pool), recipe, victim, context.seed]
 
         def train(network: nn.Module) -> None:
             images = context.images(self.pool)

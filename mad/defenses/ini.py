@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,9 @@ from torch import Tensor, nn
 
 from mad.architectures import imagenet
 from mad.augmentation import augmented
-from mad.datasets import Images, Pool, batches, to_device, to_unit_range
+from mad.datasets import Images, Pool, Split, batches, to_device, to_unit_range
 from mad.datasets.base import IN_MEMORY
 from mad.defenses.base import Context, Defense
-from mad.defenses.nasty_teacher import recipe_of
 from mad.errors import MadError, check_flag, check_number
 from mad.seeds import generator, seeded
 from mad.storage.fingerprint import name_of
@@ -214,8 +214,8 @@ class Ini(Defense):
 
     def trainer(self, victim: Victim, proxy: nn.Module, outliers: Tensor) -> IsolatingTrainer:
         """Return how the served network is trained."""
-        return IsolatingTrainer(
-            **recipe_of(victim.trainer.but(epochs=self.epochs)),
+        return IsolatingTrainer.like(
+            victim.trainer.but(epochs=self.epochs),
             isolation=self.weight * self.isolation,
             induction=self.weight * self.induction,
             silence=self.weight * self.silence,
@@ -226,23 +226,15 @@ class Ini(Defense):
 
     def serve(self, context: Context) -> nn.Module:
         """Return the network, trained or loaded."""
-        victim = context.victim
+        victim, pool = context.victim, self.outliers
+        assert pool is not None  # see check
 
-        def train(network: nn.Module) -> None:
-            assert self.outliers is not None
+        def fit(network: nn.Module, split: Split, how: dict[str, Any]) -> None:
             proxy = place(victim.untrained(seed=victim.seed, purpose="proxy"), context.device)
-            outliers = in_memory(context.images(self.outliers), victim.seed, context.device)
-            split, name = victim.training_split(), f"victim {victim.name}-{self.name}"
-            self.trainer(victim, proxy, outliers).fit(
-                network, split.images, split.labels, seed=victim.seed, device=context.device, task=name
-            )
+            outliers = in_memory(context.images(pool), victim.seed, context.device)
+            self.trainer(victim, proxy, outliers).fit(network, split.images, split.labels, **how)
 
-        return context.kept(
-            f"{victim.name}-{self.name}",
-            [self, victim],
-            lambda: victim.untrained(seed=victim.seed, purpose="victim"),
-            train,
-        )
+        return context.retrained(self.name, [self, context.contents(pool)], fit)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return the posteriors of the served network unchanged."""

@@ -21,11 +21,6 @@ class MadArgmax(Mad):
 
     name = "mad_argmax"
 
-    @property
-    def version(self) -> int:  # type: ignore[override]
-        """2 for ``solver=exact``, whose version 1 missed some of the best answers; 1 for the published search."""
-        return 2 if self.solver == "exact" else 1
-
     def solve(self, y: Tensor, p: Tensor, inner: Tensor | None) -> Tensor:
         """Return defended posteriors (B, K) whose top class is that of y."""
         if self.solver == "exact":

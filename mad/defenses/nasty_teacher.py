@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mad.datasets import Split
 from mad.defenses.base import Context, Defense
 from mad.errors import MadError, check_flag, check_number
 from mad.training import Trainer
@@ -96,35 +97,20 @@ class NastyTeacher(Defense):
     def trainer(self, victim: Victim, adversary: nn.Module | None) -> NastyTrainer:
         """Return how the served network is trained against an adversarial network."""
         few = victim.dataset.classes <= FEW
-        changes: dict[str, Any] = {"temperature": self.temperature or (4.0 if few else 20.0)}
-        return NastyTrainer(
-            **recipe_of(victim.trainer.but(epochs=self.epochs)), **changes, omega=self.omega, adversary=adversary
-        )
+        temperature = self.temperature or (4.0 if few else 20.0)
+        recipe = victim.trainer.but(epochs=self.epochs)
+        return NastyTrainer.like(recipe, temperature=temperature, omega=self.omega, adversary=adversary)
 
     def serve(self, context: Context) -> nn.Module:
         """Return the nasty teacher, trained or loaded."""
-        victim = context.victim
 
-        def train(network: nn.Module) -> None:
+        def fit(network: nn.Module, split: Split, how: dict[str, Any]) -> None:
             if self.from_victim:
                 network.load_state_dict(context.model.state_dict())
-            split, name = victim.training_split(), f"victim {victim.name}-{self.name}"
-            self.trainer(victim, context.model).fit(
-                network, split.images, split.labels, seed=victim.seed, device=context.device, task=name
-            )
+            self.trainer(context.victim, context.model).fit(network, split.images, split.labels, **how)
 
-        return context.kept(
-            f"{victim.name}-{self.name}",
-            [self, victim],
-            lambda: victim.untrained(seed=victim.seed, purpose="victim"),
-            train,
-        )
+        return context.retrained(self.name, self, fit)
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return the posteriors of the nasty teacher unchanged."""
         return clean
-
-
-def recipe_of(trainer: Trainer) -> dict[str, Any]:
-    """Return the fields of a training recipe, by name, to make one that minimizes another loss."""
-    return {each.name: getattr(trainer, each.name) for each in fields(Trainer)}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from mad.errors import check_number
 from mad.seeds import generator
 from mad.training import Trainer
 
-Self = TypeVar("Self", bound="OutlierTrainer")
 Drawn = tuple[Tensor, Tensor | None]  # a batch of outliers, and their labels
 
 
@@ -38,12 +36,6 @@ class OutlierTrainer(Trainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("the weight of the outliers' loss", self.weight, 0)
-
-    @classmethod
-    def like(cls: type[Self], recipe: Trainer, **changes: Any) -> Self:
-        """Return this kind of recipe with the fields of another, and changes."""
-        taken = {each.name: getattr(recipe, each.name) for each in fields(Trainer)}
-        return cls(**{**taken, "knockoff": {}, **changes})
 
     def epochs_of(
         self,

@@ -23,7 +23,8 @@ LEAST = 0.1  # share of the answers that is kept at least
 class OracleFilter(Recovery):
     """Keep the answers that are within L1 ``UNTOUCHED`` of the victim's clean ones; at least the least-changed tenth.
 
-    No adversary knows that. It is an upper bound for all recoveries that only choose among the answers.
+    No adversary is given those. It shows what knowing the untouched answers is worth. Where a defense moves all answers
+    alike, the tenth that it keeps is arbitrary, and others do better.
     """
 
     name = "oracle_filter"

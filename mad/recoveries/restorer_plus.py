@@ -20,7 +20,9 @@ LEAST = 1e-3  # of its parameters: smaller ones round to 0
 
 @dataclass
 class RestorerPlus(Restorer):
-    """As the restorer, but what it sees defended are posteriors drawn near the victim's clean ones: an upper bound.
+    """As the restorer, but what it sees defended are posteriors drawn near the victim's clean ones.
+
+    No adversary is given those. It does not know the defense's secrets, so others may still do better.
 
     For each clean posterior y of the transfer set, every shadow's defense perturbs one that is drawn from
     Dirichlet(8 K y), on the image that y is about.

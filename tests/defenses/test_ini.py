@@ -12,7 +12,6 @@ from mad.architectures.mlp import MLP
 from mad.architectures.resnet import BasicBlock, ResNet
 from mad.defenses import Undefended, ini
 from mad.defenses.ini import Ini
-from mad.defenses.nasty_teacher import recipe_of
 from mad.deployment import deploy
 from mad.errors import MadError
 from mad.own import Own
@@ -20,7 +19,7 @@ from mad.pipeline import run
 from mad.storage.fingerprint import describe, digest
 from mad.storage.store import Store
 from mad.testing import check_defense
-from mad.training import logits_of
+from mad.training import Trainer, logits_of
 
 TEST = Blobs().test()
 OUTLIERS = Blobs(name="outliers", classes=7)
@@ -83,7 +82,7 @@ def test_all_that_changes_the_weights_names_them():
 def test_the_weight_multiplies_the_three_others():
     made = Ini(outliers=OUTLIERS, weight=0.5, silence=10.0).trainer(victim(), None, None)
     assert (made.isolation, made.induction, made.silence) == (0.5, 0.15, 5.0)
-    assert recipe_of(made) == recipe_of(victim().trainer)
+    assert Trainer.like(made) == Trainer.like(victim().trainer)
 
 
 def test_a_large_pool_is_drawn_from(monkeypatch):

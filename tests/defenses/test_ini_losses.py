@@ -8,7 +8,6 @@ from toys import Tiny, trainer, victim
 from mad.architectures.mlp import MLP
 from mad.architectures.resnet import BasicBlock, ResNet
 from mad.defenses.ini import IsolatingTrainer, merged, pull
-from mad.defenses.nasty_teacher import recipe_of
 from mad.seeds import seeded
 
 
@@ -29,7 +28,7 @@ def batch(classes=4, size=6, seed=0):
 
 
 def recipe(proxy, outliers, **changes):
-    return IsolatingTrainer(**recipe_of(trainer()), proxy=proxy, outliers=outliers, **changes)
+    return IsolatingTrainer.like(trainer(), proxy=proxy, outliers=outliers, **changes)
 
 
 def thief_loss(guess, answers, as_published):

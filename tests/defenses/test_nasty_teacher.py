@@ -9,7 +9,7 @@ from toys import CPU, Blobs, Tiny, cell, choices, compose, trainer, victim
 import mad
 from mad.architectures.resnet import BasicBlock, ResNet
 from mad.defenses import Context, Undefended
-from mad.defenses.nasty_teacher import NastyTeacher, NastyTrainer, recipe_of
+from mad.defenses.nasty_teacher import NastyTeacher, NastyTrainer
 from mad.deployment import deploy
 from mad.errors import MadError
 from mad.own import Own
@@ -17,7 +17,7 @@ from mad.pipeline import run
 from mad.storage.fingerprint import describe, digest
 from mad.storage.store import Store
 from mad.testing import check_defense
-from mad.training import logits_of
+from mad.training import Trainer, logits_of
 
 TEST = Blobs().test()
 
@@ -54,7 +54,7 @@ def test_the_loss_and_its_gradient_are_the_formula(classes, omega, temperature):
     logits, normal = 3 * torch.randn(2, 7, classes, generator=draw)
     labels, images = torch.randint(classes, (7,), generator=draw), torch.zeros(7, 1, 8, 8, dtype=torch.uint8)
     model, adversary = Fixed(logits), Fixed(normal)
-    recipe = NastyTrainer(**recipe_of(trainer()), omega=omega, temperature=temperature, adversary=adversary)
+    recipe = NastyTrainer.like(trainer(), omega=omega, temperature=temperature, adversary=adversary)
     loss = recipe.loss(model, images, labels)
     loss.backward()
     plain = logits.clone().requires_grad_()
@@ -68,7 +68,7 @@ def test_the_loss_and_its_gradient_are_the_formula(classes, omega, temperature):
 def test_sure_logits_give_a_finite_loss():
     logits = torch.tensor([[200.0, 0.0, -200.0], [0.0, 0.0, 0.0]])
     model = Fixed(logits)
-    recipe = NastyTrainer(**recipe_of(trainer()), temperature=0.5, adversary=Fixed(-logits))
+    recipe = NastyTrainer.like(trainer(), temperature=0.5, adversary=Fixed(-logits))
     loss = recipe.loss(model, torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))
     loss.backward()
     assert loss.isfinite()
@@ -84,7 +84,7 @@ def test_the_temperature_is_the_papers_for_the_number_of_classes(classes, expect
 def test_it_is_trained_as_the_victim_is_but_for_the_loss():
     own = victim(trainer=trainer(epochs=3, schedule="cooldown"))
     recipe = NastyTeacher(omega=0.5).trainer(own, None)
-    assert recipe_of(recipe) == recipe_of(own.trainer)
+    assert Trainer.like(recipe) == Trainer.like(own.trainer)
     assert NastyTeacher(epochs=9).trainer(own, None).epochs == 9
 
 

@@ -1,17 +1,22 @@
 """Trainings that see outliers: which, in which order, and what their losses are."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import ClassVar
 
 import pytest
 import torch
 from toys import CPU, Blobs, Others, Streamed, Tiny, cell, trainer, victim
 
 from mad import pipeline
+from mad.cache import Cache
+from mad.datasets import cached
 from mad.datasets.checked import say
 from mad.defenses import Undefended
 from mad.defenses.adaptive_misinformation import AdaptiveMisinformation
 from mad.defenses.chain import Chain
+from mad.defenses.distilled import DistilledSurrogate
+from mad.defenses.mad import Mad
 from mad.defenses.outliers import ExposureTrainer, OutlierTrainer, joined, uniform_cross_entropy
 from mad.errors import MadError
 from mad.storage.fingerprint import describe
@@ -152,7 +157,33 @@ def test_a_defense_that_owns_the_adversarys_pool_is_told(capsys):
     assert "trains on images of blobs, the adversary's pool" in " ".join(capsys.readouterr().err.split())
     say.cache_clear()
     pipeline.warn_of_shared_pools(cell(defense=Chain(parts=[Undefended(), owns])))
-    assert "adaptive_misinformation" in capsys.readouterr().err
+    assert "defense chain trains on images of blobs" in " ".join(capsys.readouterr().err.split())
     pipeline.warn_of_shared_pools(cell(defense=AdaptiveMisinformation(outliers=Others())))
     pipeline.warn_of_shared_pools(cell(defense=AdaptiveMisinformation()))
     assert not capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Held(Blobs):
+    """A pool whose fields do not say which images it has."""
+
+    name: str = "held"
+    images_held: ClassVar[torch.Tensor] = Others(size=210).images((1, 8, 8))
+
+    def images(self, shape):
+        return self.images_held
+
+
+@pytest.mark.parametrize(
+    "owner", [lambda pool: AdaptiveMisinformation(outliers=pool), lambda pool: Mad(0.5, DistilledSurrogate(pool))]
+)
+def test_other_images_of_a_defenses_pool_are_another_cell_of_the_same_comparison(monkeypatch, owner):
+    first = cell(defense=owner(Held()))
+    assert first.fingerprint == cell(defense=owner(Held())).fingerprint
+    before = first.fingerprint, first.comparison_group
+    monkeypatch.setattr(Held, "images_held", Held.images_held.flip(0))
+    monkeypatch.setattr(cached, "KEPT", Cache())  # as in another process
+    second = cell(defense=owner(Held()))
+    assert second.fingerprint != before[0]
+    assert second.comparison_group == before[1] == second.reference.comparison_group
+    assert cell(defense=AdaptiveMisinformation()).owned_contents() == []
