@@ -6,8 +6,10 @@ import sys
 from dataclasses import dataclass
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from scipy import optimize
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -137,3 +139,16 @@ def exit_code(monkeypatch, main, *line):
     except SystemExit as ended:
         return ended.code
     return 0
+
+
+def program(scores, y, epsilon):
+    """Return the highest <scores, q> over the simplex and the L1 ball, by a general solver; q = y + up - down."""
+    classes = len(y)
+    found = optimize.linprog(
+        np.concatenate([-scores, scores]),
+        A_ub=np.vstack([np.ones(2 * classes), np.hstack([-np.eye(classes), np.eye(classes)])]),
+        b_ub=np.concatenate([[epsilon], y]),
+        A_eq=np.concatenate([np.ones(classes), -np.ones(classes)])[None],
+        b_eq=[0.0],
+    )
+    return float(scores @ y - found.fun)

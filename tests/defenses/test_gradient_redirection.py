@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linprog
 from test_surrogates import Wide
 from torch import nn
-from toys import CPU, Blobs, Tiny, build, cell, compose, trainer, victim
+from toys import CPU, Blobs, Tiny, build, cell, compose, program, victim
 
-from mad import directional, simplex, solvers
+from mad import directional, simplex
 from mad.cache import Cache
 from mad.cached_network import CachedNetwork
 from mad.context import AbsentContext
@@ -17,7 +16,6 @@ from mad.defenses import Context
 from mad.defenses.distilled import DistilledSurrogate
 from mad.defenses.gradient_redirection import DIRECTIONS, GradientRedirection
 from mad.defenses.mad import Mad
-from mad.defenses.mad_argmax import MadArgmax
 from mad.defenses.surrogates import RandomSurrogate, VictimSurrogate
 from mad.deployment import deploy, open_deployment
 from mad.directional import Directional
@@ -90,46 +88,6 @@ def gradients(network, image):
     for leaf in leaves:
         leaf.requires_grad_(False)
     return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
-
-
-def program(scores, y, epsilon):
-    """Return the highest <scores, q> over the simplex and the L1 ball, by a general solver; q = y + up - down."""
-    classes = len(y)
-    found = linprog(
-        np.concatenate([-scores, scores]),
-        A_ub=np.vstack([np.ones(2 * classes), np.hstack([-np.eye(classes), np.eye(classes)])]),
-        b_ub=np.concatenate([[epsilon], y]),
-        A_eq=np.concatenate([np.ones(classes), -np.ones(classes)])[None],
-        b_eq=[0.0],
-    )
-    return float(scores @ y - found.fun)
-
-
-KINDS = ("dirichlet", "one_hot", "uniform", "tied")
-
-
-@pytest.mark.parametrize("classes", [2, 3, 10, 100])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0, 2.0])
-def test_the_greedy_answer_is_a_linear_programs(classes, kind, epsilon):
-    draw = np.random.default_rng(classes)
-    y = draw.dirichlet(np.full(classes, 0.3), size=4)
-    y = {"one_hot": np.eye(classes)[[0, 1, 1, 0]], "uniform": np.full((4, classes), 1 / classes)}.get(kind, y)
-    scores = np.round(draw.normal(size=(4, classes)), 0 if kind == "tied" else 9)
-    q = solvers.linear(torch.from_numpy(y), torch.from_numpy(scores), epsilon)
-    assert (q >= 0).all()
-    assert torch.allclose(q.sum(dim=1), torch.ones(4).double())
-    assert simplex.l1(q, torch.from_numpy(y)).max() <= epsilon + 1e-9
-    for row in range(4):
-        assert abs(float(scores[row] @ q[row].numpy()) - program(scores[row], y[row], epsilon)) < 3e-6  # HiGHS's own
-
-
-def test_the_greedy_answer_does_not_change_its_arguments():
-    y, scores = posteriors(), torch.randn(6, 4)
-    before = y.clone(), scores.clone()
-    solvers.linear(y, scores, 0.7)
-    assert torch.equal(y, before[0])
-    assert torch.equal(scores, before[1])
 
 
 @pytest.mark.parametrize("extra", [nn.Identity, Doubled], ids=["forward", "backward"])
@@ -284,32 +242,6 @@ def test_a_watermark_is_learned_from_the_answers():
 
 
 POOL = Blobs(size=60, name="guess")
-
-
-@pytest.mark.parametrize("kind", [GradientRedirection, Mad, MadArgmax])
-def test_a_distilled_surrogate_learns_the_victims_answers_once(kind, tmp_path, fits):
-    toy = victim(architecture=Wide)
-    here = Context(toy, toy.train(CPU), 0, CPU, Store(tmp_path))
-    del fits[:]
-    surrogate = DistilledSurrogate(POOL, epochs=20, trainer=trainer(min_steps=1000))
-    for _ in range(2):
-        defense = kind(0.5, surrogate).prepared(here)
-    assert fits == ["distilled surrogate"]
-    network = surrogate.ready(here)
-    some = POOL.images((1, 8, 8)) / 255
-    assert (network(some).argmax(dim=1) == here.model(some).argmax(dim=1)).double().mean() > 0.9
-    assert simplex.l1(defense(images(), posteriors()), posteriors()).max() <= 0.5 + 1e-5
-    for other in (DistilledSurrogate(POOL, queries=30), DistilledSurrogate(Blobs(size=60, name="other"))):
-        other.ready(here)
-    assert len(fits) == 3
-
-
-def test_a_distilled_surrogates_recipe():
-    toy = victim(trainer=trainer(min_steps=500, weight_decay=0.1, knockoff={"learning_rate": 0.2, "epochs": 7}))
-    few, whole = DistilledSurrogate(POOL).recipe(toy), DistilledSurrogate(POOL, epochs=None).recipe(toy)
-    assert (few.epochs, few.min_steps, few.weight_decay, few.learning_rate) == (10, 0, 0, 0.2)
-    assert (whole.epochs, whole.min_steps) == (7, 500)
-    assert DistilledSurrogate(POOL, trainer=trainer(learning_rate=0.3)).recipe(toy).learning_rate == 0.3
 
 
 def test_a_cell_end_to_end(tmp_path):

@@ -1,0 +1,43 @@
+"""A surrogate that learns the victim's answers to a pool of the defender's."""
+
+import pytest
+import torch
+from test_surrogates import Wide
+from toys import CPU, Blobs, trainer, victim
+
+from mad import simplex
+from mad.defenses import Context
+from mad.defenses.distilled import DistilledSurrogate
+from mad.defenses.gradient_redirection import GradientRedirection
+from mad.defenses.mad import Mad
+from mad.defenses.mad_argmax import MadArgmax
+from mad.storage.store import Store
+
+POOL = Blobs(size=60, name="guess")
+
+
+@pytest.mark.parametrize("kind", [GradientRedirection, Mad, MadArgmax])
+def test_a_distilled_surrogate_learns_the_victims_answers_once(kind, tmp_path, fits):
+    toy = victim(architecture=Wide)
+    here = Context(toy, toy.train(CPU), 0, CPU, Store(tmp_path))
+    del fits[:]
+    surrogate = DistilledSurrogate(POOL, epochs=20, trainer=trainer(min_steps=1000))
+    for _ in range(2):
+        defense = kind(0.5, surrogate).prepared(here)
+    assert fits == ["distilled surrogate"]
+    network = surrogate.ready(here)
+    some = POOL.images((1, 8, 8)) / 255
+    assert (network(some).argmax(dim=1) == here.model(some).argmax(dim=1)).double().mean() > 0.9
+    clean = torch.softmax(here.model(some), dim=1).detach()
+    assert simplex.l1(defense(some, clean), clean).max() <= 0.5 + 1e-5
+    for other in (DistilledSurrogate(POOL, queries=30), DistilledSurrogate(Blobs(size=60, name="other"))):
+        other.ready(here)
+    assert len(fits) == 3
+
+
+def test_a_distilled_surrogates_recipe():
+    toy = victim(trainer=trainer(min_steps=500, weight_decay=0.1, knockoff={"learning_rate": 0.2, "epochs": 7}))
+    few, whole = DistilledSurrogate(POOL).recipe(toy), DistilledSurrogate(POOL, epochs=None).recipe(toy)
+    assert (few.epochs, few.min_steps, few.weight_decay, few.learning_rate) == (10, 0, 0, 0.2)
+    assert (whole.epochs, whole.min_steps) == (7, 500)
+    assert DistilledSurrogate(POOL, trainer=trainer(learning_rate=0.3)).recipe(toy).learning_rate == 0.3
