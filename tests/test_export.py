@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from toys import CPU, Blobs, Tiny, trainer, victim
+from toys import CPU, Blobs, SmallNet, Tiny, trainer, victim
 
 import mad
 from mad.architectures.lenet import LeNet
@@ -169,10 +169,9 @@ def test_a_stateful_defense_begins_anew(tmp_path):
 
 def test_the_served_model_of_a_training_defense_travels(tmp_path):
     pytest.importorskip("opacus")
-    from mad.architectures.resnet import ResNet18
     from mad.defenses.dp_sgd import DpSgd
 
-    whole = victim(shape=(1, 16, 16), architecture=ResNet18)
+    whole = victim(shape=(1, 16, 16), architecture=SmallNet)
     deployed = deploy(whole, DpSgd(epochs=1, min_steps=1, batch_size=20))
     deployed.export(tmp_path / "away")
     opened = mad.open_deployment(tmp_path / "away")

@@ -13,6 +13,7 @@ from scipy import optimize
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mad.architectures.resnet import BasicBlock, ResNet
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.cli import configs
 from mad.defenses.mad import Mad
@@ -57,6 +58,12 @@ class Others(Blobs):
     def images(self, shape):
         drawn = self.split("pool")
         return drawn.images[drawn.labels >= 4]
+
+
+class SmallNet(ResNet):
+    """A residual network of one block, with batch norms."""
+
+    block, depths = BasicBlock, (1, 0, 0, 0)
 
 
 class Tiny(nn.Module):

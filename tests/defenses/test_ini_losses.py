@@ -3,16 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import Tiny, trainer, victim
+from toys import SmallNet, Tiny, trainer, victim
 
 from mad.architectures.mlp import MLP
-from mad.architectures.resnet import BasicBlock, ResNet
 from mad.defenses.ini import IsolatingTrainer, merged, pull
 from mad.seeds import seeded
-
-
-class SmallNet(ResNet):
-    block, depths = BasicBlock, (1, 0, 0, 0)
 
 
 def networks(architecture=MLP, classes=4):
