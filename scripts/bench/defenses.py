@@ -74,10 +74,21 @@ def forwards(networks: list[nn.Module], images: Tensor) -> Callable[[], None]:
     return run
 
 
+def sees(network: nn.Module, images: Tensor) -> bool:
+    """Return whether a network takes images: QUEEN's map takes features, and its shadows are a list of networks."""
+    try:
+        forwards([network], images[:1])()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
 def measure(name: str, deployed: Deployment, images: Tensor, kind: str, given: Any) -> dict[str, Any]:
     """Return the row of one defense, batch size and kind of query."""
-    held = [bare(value) for value in vars(deployed.defense).values() if isinstance(value, nn.Module)]
-    held = [network for network in held if network is not deployed.served]
+    parts = [bare(value) for value in vars(deployed.defense).values()]
+    held = [
+        part for part in parts if isinstance(part, nn.Module) and part is not deployed.served and sees(part, images)
+    ]
     session = deployed.session()
     every = forwards([deployed.served, *held], images)
     runs: dict[str, common.Run] = {
