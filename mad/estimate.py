@@ -234,7 +234,11 @@ class Estimator:
 
 
 def networks(cell: Cell) -> list[Victim]:
-    """Return the recipes of the networks that a cell needs: the victim, and what its defense trains as one."""
+    """Return the recipes of the networks that a cell needs: the victim, and what its defense trains as one.
+
+    A surrogate's ``recipe(victim, seed)``, and a defense's ``recipe(victim)``, return such recipes. What is trained in
+    other ways, as by ``edm`` or ``ini``, is not among them, so a plan says too little of such cells.
+    """
     found = [cell.victim]
     found += [each.recipe(cell.victim, cell.seed) for each in surrogates(cell.defense) if hasattr(each, "recipe")]
     parts: tuple[Any, ...] = cell.defense.components()

@@ -4,8 +4,10 @@ import pytest
 from toys import CPU, choices
 
 import mad
+from mad.estimate import networks
 from mad.pipeline import run
 from mad.storage.store import Store
+from mad.victim import Victim
 
 SMALL = (
     *("trainer.epochs=1", "trainer.min_steps=0", "knockoff.epochs=1", "knockoff.min_steps=0"),
@@ -45,6 +47,14 @@ NAMED = [(group, name) for group in QUICK for name in choices(group) if name not
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.mark.parametrize("name", choices("defense"))
+def test_it_can_be_planned(name):
+    cell = mad.load(*SMALL, f"defense={name}", *QUICK["defense"].get(name, ()))
+    found = networks(cell)
+    assert found[0] == cell.victim
+    assert all(isinstance(each, Victim) for each in found)
 
 
 @pytest.mark.parametrize(("group", "name"), NAMED, ids=lambda part: part)

@@ -51,7 +51,7 @@ class DistilledSurrogate(Surrogate):
         if self.epochs is not None:
             check_number("defense.surrogate.epochs", self.epochs, 1, whole=True)
 
-    def recipe(self, victim: Victim) -> Trainer:
+    def training(self, victim: Victim) -> Trainer:
         """Return how the surrogate of a victim is trained."""
         steps = None if self.epochs is None else 0  # ten epochs are ten, also of a small pool
         given = (self.trainer or victim.trainer).for_knockoffs()
@@ -60,7 +60,7 @@ class DistilledSurrogate(Surrogate):
     def build(self, context: Context) -> nn.Module:
         """Return the network, trained or loaded."""
         victim, seed = context.victim, derive(context.seed, TASK)
-        recipe = self.recipe(victim)
+        recipe = self.training(victim)
         about = [self, context.contents(self.pool), recipe, victim, context.seed]
 
         def train(network: nn.Module) -> None:

@@ -37,7 +37,7 @@ def test_a_distilled_surrogate_learns_the_victims_answers_once(kind, tmp_path, f
 
 def test_a_distilled_surrogates_recipe():
     toy = victim(trainer=trainer(min_steps=500, weight_decay=0.1, knockoff={"learning_rate": 0.2, "epochs": 7}))
-    few, whole = DistilledSurrogate(POOL).recipe(toy), DistilledSurrogate(POOL, epochs=None).recipe(toy)
+    few, whole = DistilledSurrogate(POOL).training(toy), DistilledSurrogate(POOL, epochs=None).training(toy)
     assert (few.epochs, few.min_steps, few.weight_decay, few.learning_rate) == (10, 0, 0, 0.2)
     assert (whole.epochs, whole.min_steps) == (7, 500)
-    assert DistilledSurrogate(POOL, trainer=trainer(learning_rate=0.3)).recipe(toy).learning_rate == 0.3
+    assert DistilledSurrogate(POOL, trainer=trainer(learning_rate=0.3)).training(toy).learning_rate == 0.3
