@@ -1,6 +1,10 @@
-"""Every defense, attack and recovery runs by its name: a theft of the digits in miniature, from config to record."""
+"""Every defense, attack and recovery runs by its name: a theft of the digits in miniature, from config to record.
+
+Defenses are also planned, and exported and opened again.
+"""
 
 import pytest
+import torch
 from toys import CPU, choices
 
 import mad
@@ -65,3 +69,9 @@ def test_it_runs_by_name(outputs, group, name):
     assert record["queries"] == 120
     assert record["victim_accuracy"] > 0.3
     assert record["nll"] > 0
+    if group == "defense":
+        deployment = mad.deploy(cell, outputs=outputs, device="cpu")
+        deployment.export(outputs / "exports" / name)
+        images = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        answers = mad.open_deployment(outputs / "exports" / name).session()(images)
+        assert torch.allclose(answers, deployment.fresh().session()(images), atol=1e-6)
