@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ class Classes(Blobs):
         return torch.arange(self.size) % self.classes
 
 
+@cache
 def plug_ins():
     """Return the columns of all shipped plug-ins' schemas, by their names."""
     from hydra.utils import get_class
