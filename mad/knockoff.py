@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from mad import weights
-from mad.errors import MadError
+from mad.errors import MadError, check_number
+from mad.robust import made_robust
 from mad.rotation import RotationTrainer, with_rotations
 from mad.storage.fingerprint import ADDED
 from mad.training import Trainer
@@ -42,6 +43,9 @@ class Knockoff:
         augment: see ``Trainer``.
         mixup: see ``Trainer``.
         rotation: weight of the loss of guessing how images are rotated, at least 0; see ``RotationTrainer``. 0: none.
+        robust: a loss that is robust to wrong answers, in place of the cross-entropy: ``generalized``, ``bootstrap``,
+            ``smoothed`` or ``small``; see ``RobustTrainer``. None: the cross-entropy. It does not go with ``rotation``.
+        length: how many times as long to train, above 0: a factor of ``epochs`` and of ``min_steps``.
     """
 
     trainer: Trainer
@@ -59,16 +63,24 @@ class Knockoff:
     augment: str | None = field(default=None, metadata=ADDED)
     mixup: float | None = field(default=None, metadata=ADDED)
     rotation: float = field(default=0.0, metadata=ADDED)
+    robust: str | None = field(default=None, metadata=ADDED)
+    length: float = field(default=1.0, metadata=ADDED)
 
     def __post_init__(self) -> None:
         if self.initial_weights is not None:
             object.__setattr__(self, "initial_sha256", sha256(self._content()).hexdigest())
         given = {name: getattr(self, name) for name in CHANGES}
         trainer = self.trainer.for_knockoffs().but(**given)
-        object.__setattr__(self, "trainer", with_rotations(trainer, self.rotation) if self.rotation else trainer)
-        for name in CHANGES:
+        check_number("knockoff.length", self.length, 1e-3, 1e3)
+        if self.length != 1:
+            epochs = max(1, round(self.length * trainer.epochs))
+            trainer = trainer.but(epochs=epochs, min_steps=round(self.length * trainer.min_steps))
+        trainer = with_rotations(trainer, self.rotation) if self.rotation else trainer
+        object.__setattr__(self, "trainer", trainer if self.robust is None else made_robust(trainer, self.robust))
+        for name in (*CHANGES, "robust"):
             object.__setattr__(self, name, None)
-        object.__setattr__(self, "rotation", 0.0)  # it is the trainer's now
+        object.__setattr__(self, "rotation", 0.0)
+        object.__setattr__(self, "length", 1.0)  # they are the trainer's now
 
     def check(self, victim: Victim) -> None:
         """Raise MadError if the recipe does not fit the victim's images; called before anything is trained."""

@@ -239,7 +239,7 @@ class Trainer:
 
 def extras(trainer: Trainer) -> str:
     """Return what a recipe does beyond plain training, as ``name=value`` joined by spaces; empty for nothing."""
-    usual = {"augment": "none", "mixup": 0, "rotation": 0}
+    usual = {"augment": "none", "mixup": 0, "rotation": 0, "robust": None}
     found = {name: getattr(trainer, name, value) for name, value in usual.items()}
     return " ".join(f"{name}={value}" for name, value in found.items() if value != usual[name])
 
