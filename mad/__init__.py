@@ -3,6 +3,7 @@
 cell = mad.load("victim=digits", "defense=mad", "defense.epsilon=0.8")
 record = mad.run(cell)
 figure = mad.plot(mad.records())
+table = mad.panel(cell)
 answers = mad.deploy(cell).session(budget=1000)(images)
 """
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mad.export import open_model
     from mad.knockoff import Knockoff
     from mad.notebook import deploy, plot, records, run
+    from mad.panels import panel
     from mad.recoveries import Recovery
     from mad.training import Trainer
     from mad.victim import Victim
@@ -40,6 +42,7 @@ __all__ = [
     "load",
     "open_deployment",
     "open_model",
+    "panel",
     "plot",
     "records",
     "run",
@@ -54,6 +57,7 @@ PLACES = {
     "mad.knockoff": ("Knockoff",),
     "mad.notebook": ("deploy", "plot", "records", "run"),
     "mad.cell": ("Cell",),
+    "mad.panels": ("panel",),
     "mad.recoveries": ("Recovery",),
     "mad.training": ("Trainer",),
     "mad.victim": ("Victim",),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import hydra
+from omegaconf import OmegaConf
 
 from mad.cell import Cell
-from mad.cli import configs
+from mad.cli import configs, grid
 from mad.cli.compose import cell_of
 from mad.cli.messages import one_line
 from mad.errors import MadError
@@ -43,3 +44,10 @@ def load(*words: str, config_dir: str | Path | None = None) -> Cell:
             return cell_of(hydra.compose("config", [*search, *configs.quoted(list(words))]), words)
     except Exception as error:  # Hydra's and OmegaConf's errors have many lines
         raise MadError(one_line(error)) from error
+
+
+def members() -> list[list[str]]:
+    """Return the overrides of each member of the panel, as ``conf/experiment/panel.yaml`` lists them."""
+    lines = OmegaConf.load(configs.config_dir() / "experiment" / "panel.yaml").grid
+    with configs.own_hydra(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
+        return [member for line in lines for member in grid.split(grid.words(line))]

@@ -10,7 +10,7 @@ import pytest
 import mad
 
 ROOT = Path(__file__).parents[1] / "mad"
-ENTRIES = ("mad.cli", "mad.config")  # may import Hydra, and each other
+ENTRIES = ("mad.cli", "mad.config", "mad.panels")  # may import Hydra, and each other
 
 
 def modules():

@@ -28,7 +28,12 @@ DERIVED = Path("derived")  # the lock of records.csv and figures, so that they a
 
 
 def finish(paths: list[Path], outputs: Path) -> None:
-    """Write ``records.csv`` and the figures of the records' comparison groups; then print their table and the files."""
+    """Write ``records.csv`` and the figures of the records' comparison groups; then print their table and the files.
+
+    Where a theft was run with the members of a panel, its board takes the figures' place.
+    """
+    from mad.figures.board import PANEL, boards
+    from mad.figures.board_views import printed
     from mad.figures.table import show
     from mad.storage import records
 
@@ -44,10 +49,13 @@ def finish(paths: list[Path], outputs: Path) -> None:
             groups = table[table.comparison_group.isin(mine.comparison_group)]
             reference = (groups.defense == "none") & groups.seed.isin(mine.seed)
             shown = groups[groups.fingerprint.isin(mine.fingerprint) | reference]
-            written.extend(derive(table, groups, outputs))
+            panel = bool(boards(groups, PANEL))  # its groups' figures, dozens with a point or two each, tell nothing
+            written.extend(derive(table, groups, outputs, what="board" if panel else None))
     finally:  # show the table even if a figure failed
         if shown is not None:
             show(shown)
+            for text in printed(groups, PANEL, out.width):
+                out.print(text, soft_wrap=True, markup=False)
         listed(written)
 
 
@@ -81,9 +89,9 @@ def derive(table: DataFrame, groups: DataFrame, outputs: Path, *, what: str | No
             yield from pareto.write_all(groups, outputs / "figures")
             return
         if what == "board":
-            from mad.figures import board
+            from mad.figures import board_views
 
-            yield from board.write_all(groups, outputs)
+            yield from board_views.write_all(groups, outputs)
             return
         from mad.figures import tradeoff
 

@@ -6,7 +6,7 @@ import pytest
 from test_figures import row
 
 from mad.errors import MadError
-from mad.figures import board
+from mad.figures import board, board_views
 from mad.storage import records
 
 
@@ -72,6 +72,14 @@ def test_only_seeds_that_all_members_share_count():
     assert mad.naive == pytest.approx(30)
 
 
+def test_the_largest_agreement_is_a_number_of_its_own():
+    rows = [{**each, "agreement": 0.9 if each["recovery"] == "none" else 0.1} for each in ROWS]
+    ((_, table),) = board.boards(records.frame(rows)).items()
+    mad = table.set_index("defense").loc["mad"]
+    assert (mad.worst_member, mad.agreement_member) == ("argmax", "naive")
+    assert mad.agreement == pytest.approx(90)
+
+
 def test_a_member_is_named_by_what_is_unlike_the_plain_theft():
     longer = cells("mad", 0.5, "naive", (0.7, 0.7, 0.7), "d", knockoff_epochs=54)
     plain = [{**each, "knockoff_epochs": 18} for each in ROWS]
@@ -81,11 +89,79 @@ def test_a_member_is_named_by_what_is_unlike_the_plain_theft():
     assert set(names) == {"naive", "argmax", "oracle_filter", "54 epochs", "mixup=0.2", "jbtop3"}
 
 
+UNDEFENDED = pd.Series({10: 20.0, 100: 40.0, 1000: 80.0})
+
+
+@pytest.mark.parametrize(("stolen", "budget"), [(20, 10), (30, 10**1.5), (60, 10**2.5), (5, 10), (99, 1000)])
+def test_a_theft_is_worth_so_many_honest_answers(stolen, budget):
+    assert board.equivalent(UNDEFENDED, stolen) == pytest.approx(budget)
+
+
+def test_honest_answers_are_counted_by_the_naive_thefts_of_other_budgets():
+    small = cells("none", 0.0, "naive", (0.4, 0.4, 0.4), "g", budget=5)
+    ((title, table),) = board.boards(records.frame([*ROWS, *small])).items()
+    assert "50 queries" in title
+    by = table.set_index("defense").honest
+    assert by["none"] == pytest.approx(50)
+    assert by["mad"] == pytest.approx(5 * 10 ** ((52 - 40) / (82 - 40)))
+    assert board.boards(FRAME)[title].honest.isna().all()
+
+
+def marked(back, left):
+    """A board with both defenses that test the panel."""
+    few = {"recovery_knows": "the victim's data"}
+    rows = [
+        *ROWS,
+        *cells("permuted", None, "naive", (0.02,) * 3, "a"),
+        *cells("permuted", None, "few", (back,) * 3, "h", **few),
+        *cells("random_answers", None, "naive", (left,) * 3, "a", chance=0.25),
+        *cells("random_answers", None, "few", (0.7,) * 3, "h", chance=0.25, **few),
+    ]
+    ((_, table),) = board.boards(records.frame(rows)).items()
+    return board.checks(table)
+
+
+def test_a_panel_must_undo_what_is_trivial_and_learn_nothing_from_nothing():
+    assert board.checks(board.boards(FRAME)[next(iter(board.boards(FRAME)))]) == []
+    good = marked(0.8, 0.3)
+    assert [each.split(": ")[-1] for each in good] == ["passed", "passed"]
+    assert [each.split(": ")[-1] for each in marked(0.77, 0.36)] == ["FAILED", "FAILED"]
+    assert good[0] == "permuted: 80.0 % comes back of 82.0 % undefended, at least 95% of it must: passed"
+    assert good[1] == "random_answers: 30.0 % by members that know nothing else, at most 35 % may be: passed"
+
+
+def test_each_member_is_listed_with_its_records():
+    rows = board.each_member(FRAME).set_index(["defense", "member"])
+    mad = rows.loc[("mad", "argmax")]
+    assert (mad.seeds, mad.stolen, mad.stolen_deviation) == (3, pytest.approx(52), pytest.approx(2))
+    assert mad.records.split() == FRAME[(FRAME.defense == "mad") & (FRAME.recovery == "argmax")].fingerprint.tolist()
+
+
 def test_files_are_written_and_one_adversary_makes_no_board(tmp_path):
-    written = board.write_all(FRAME, tmp_path)
-    assert [path.suffix for path in written] == [".md", ".csv", ".png"]
+    two = [*ROWS, *cells("mad", 0.9, "naive", (0.1,) * 3, "a"), *cells("mad", 0.9, "argmax", (0.2,) * 3, "b")]
+    written = list(board_views.write_all(records.frame(two), tmp_path))
+    name = "board-toy-tiny-stolen-with-50-queries-from-blobs"
+    names = ["board.md", "board-members.csv", *(f"{name}{end}" for end in (".csv", ".png", "-curves.png"))]
+    assert [path.name for path in written] == names
     text = (tmp_path / "figures" / "board.md").read_text()
-    assert "| mad | epsilon 0.5 | 2 | 3 | 52.0 |" in text
-    assert len(pd.read_csv(tmp_path / "figures" / "board-0.csv")) == 3
+    assert "| mad epsilon 0.5 | 52.0 | 50.7 to 60.0 | argmax | 40.0 | 52.0 | 79.0 |" in text
+    assert len(pd.read_csv(tmp_path / "figures" / f"{name}.csv")) == 4
     with pytest.raises(MadError, match="experiment=panel"):
-        board.write_all(FRAME[FRAME.recovery == "none"], tmp_path)
+        list(board_views.write_all(FRAME[FRAME.recovery == "none"], tmp_path))
+
+
+def test_the_worst_case_curve_is_the_upper_edge_of_the_members_that_a_thief_can_be():
+    two = [*ROWS, *cells("mad", 0.9, "naive", (0.1,) * 3, "a"), *cells("mad", 0.9, "argmax", (0.2,) * 3, "b")]
+    ((title, table),) = board.boards(records.frame(two)).items()
+    figure = board_views.curves(title, table)
+    (worst,) = [line for line in figure.axes[0].get_lines() if line.get_label() == "worst member"]
+    assert worst.get_ydata().tolist() == pytest.approx([82, 52, 20])
+    assert board_views.curves(title, board.boards(FRAME)[title]) is None
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_the_terminal_shows_what_fits(width):
+    text = board_views.printed(FRAME, 2, width)
+    assert max(map(len, text)) <= width
+    assert any("argmax" in line and "52.0" in line for line in text)
+    assert board_views.printed(FRAME, 4, width) == []

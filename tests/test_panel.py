@@ -1,0 +1,72 @@
+"""The panel: its members are fixed, mad.panel runs them on a cell's theft, and mad-run prints their board."""
+
+import hashlib
+import json
+
+import pytest
+from toys import cell
+
+import mad
+from mad import panels
+from mad.config import members
+from mad.errors import MadError
+
+SMALL = (
+    *("trainer.epochs=1", "trainer.min_steps=0", "knockoff.epochs=1", "knockoff.min_steps=0"),
+    *("pool.size=300", "attack.budget=120", "architecture=mlp"),
+)
+FEW = [["recovery=none"], ["recovery=argmax"], ["knockoff.length=3"], ["attack=jbtr"], ["recovery=oracle_filter"]]
+
+
+def test_the_members_of_version_1_do_not_change():
+    """Boards of one version compare; another member is another version, to be named in conf and docs/panel.md."""
+    found = members()
+    assert len(found) == 30
+    assert hashlib.sha256(json.dumps(found).encode()).hexdigest()[:12] == "819fc1ab1218"
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(panels, "members", lambda: FEW)
+
+
+def test_a_board_from_python(few, tmp_path):
+    asked = mad.load(
+        *SMALL, "defense=mad_argmax", "attack=activethief", "attack.rounds=2", "recovery=constant", "seed=5"
+    )
+    table = mad.panel(asked, tmp_path, seeds=(5, 6)).set_index("defense")
+    assert sorted(table.index) == ["mad_argmax", "none"]
+    ours = table.loc["mad_argmax"]
+    assert (ours.members, ours.seeds, ours.strength) == (4, 2, asked.defense.epsilon)
+    assert ours.informed_member == "oracle_filter"
+    assert set(ours.by_member) == {"naive", "argmax", "jbtr", "3 epochs", "oracle_filter"}
+    records = mad.records(tmp_path)
+    assert set(records.budget) == {120}
+    assert set(records.seed) == {5, 6}
+    mine = records[(records.defense == "mad_argmax") & (records.recovery == "argmax")]
+    assert ours.labels == pytest.approx(100 * mine.stolen_accuracy.mean())
+
+
+def test_what_was_run_before_is_loaded(few, tmp_path, fits):
+    asked = mad.load(*SMALL, "defense=top_k")
+    first = mad.panel(asked, tmp_path)
+    assert fits
+    fits.clear()
+    assert mad.panel(asked, tmp_path).equals(first)
+    assert fits == []
+
+
+def test_a_cell_of_objects_is_refused(tmp_path):
+    with pytest.raises(MadError, match=r"made of overrides.*mad\.load"):
+        mad.panel(cell(), tmp_path)
+
+
+def test_a_sweep_over_a_panel_prints_its_board(mad_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("mad.figures.board.PANEL", 2)
+    code, out, _ = mad_run("-m", *SMALL, "recovery=none,argmax", "defense=top_k", "hydra/launcher=basic")
+    assert code == 0
+    assert "The board: digits (mlp, 1 epochs) stolen with 120 queries from letters" in out
+    assert "worst member" in out
+    drawn = {path.name for path in (tmp_path / "outputs" / "figures").iterdir()}
+    name = "board-digits-mlp-1-epochs-stolen-with-120-queries-from-letters"
+    assert {"board.md", "board-members.csv", *(f"{name}.{end}" for end in ("csv", "png", "pdf"))} == drawn
