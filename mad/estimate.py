@@ -15,7 +15,6 @@ from mad import measure
 from mad.cell import SHARED, Cell, surrogates
 from mad.datasets import checked
 from mad.datasets.owned import OwnImages
-from mad.errors import MadError
 from mad.schema import Record
 from mad.storage.files import DamagedError, below
 from mad.storage.fingerprint import describe, digest, identity, name_of, settings
@@ -110,6 +109,7 @@ class Estimator:
         found = Estimate(label, bytes=RECORD, budget=budget)
         for recipe in networks(cell):
             self._network(recipe, found, everything)
+        self._prepared(cell, found, everything)
         asked = self._asking(cell)
         images = budget if cell.attack.depends_on_answers else cell.attack.images_for(budget)
         stored = not cell.attack.depends_on_answers and pool is not None
@@ -119,7 +119,8 @@ class Estimator:
             found.seconds += budget * asked * (PROBED if cell.probe else 1) + self._between(cell, budget)
             found.bytes += images * (8 + 4 * cell.victim.dataset.classes) if stored else 0
         if not cell.attack.online:
-            found.seconds += images * epochs(cell.knockoff.trainer, images) * self._learning(cell)
+            times = 1 + cell.recovery.trainings
+            found.seconds += times * images * epochs(cell.knockoff.trainer, images) * self._learning(cell)
         found.seconds += sizes(cell.victim.dataset)[1] * (asked + BOTH * self._passing(cell))
         if cell.victim.form == "service":
             self.unknown.add(cell.victim.who)
@@ -144,6 +145,14 @@ class Estimator:
         found.bytes += self._rate(
             f"bytes {size_key(recipe, None)}", None, lambda: measure.size_of(recipe), counts=False
         )
+
+    def _prepared(self, cell: Cell, found: Estimate, everything: bool) -> None:
+        """Add what the defense trains beside those networks; it is not looked up, so some of it may be kept."""
+        times = sum(part.trainings(cell.victim) for part in cell.defense.components())
+        key = Path("prepared", digest(describe([cell.victim, cell.defense, cell.seed])))
+        if times and (everything or not self._made(key, "none")):
+            recipe, count = cell.victim.trainer, round(sizes(cell.victim.dataset)[0] * (1 - cell.victim.validation))
+            found.seconds += times * count * epochs(recipe, count) * self._training(cell.victim, None, recipe)
 
     def _rate(
         self, key: str, known: Callable[[], list[float]] | None, make: Callable[[], float], counts: bool = True
@@ -237,7 +246,7 @@ def networks(cell: Cell) -> list[Victim]:
     """Return the recipes of the networks that a cell needs: the victim, and what its defense trains as one.
 
     A surrogate's ``recipe(victim, seed)``, and a defense's ``recipe(victim)``, return such recipes. What is trained in
-    other ways, as by ``edm`` or ``ini``, is not among them, so a plan says too little of such cells.
+    other ways, as by ``edm`` or ``ini``, is not among them; ``Defense.trainings`` says how long that takes.
     """
     found = [cell.victim]
     found += [each.recipe(cell.victim, cell.seed) for each in surrogates(cell.defense) if hasattr(each, "recipe")]
@@ -283,16 +292,3 @@ def size_key(victim: Victim, make: Any) -> str:
     """Return what decides how much a network computes an image: its architecture, shape and classes."""
     told = [describe(make or victim.architecture), list(victim.dataset.shape), victim.dataset.classes]
     return json.dumps(told, sort_keys=True)
-
-
-def known_records(outputs: Path) -> list[Record]:
-    """Return the records below an outputs folder; damaged ones are left out."""
-    found = []
-    for path in sorted((outputs / "runs").glob("*/*/*/*/record.json")):
-        try:
-            record = read_record(below(outputs, path.relative_to(outputs)))
-        except MadError:
-            continue
-        if record is not None:
-            found.append(record)
-    return found

@@ -78,7 +78,8 @@ def show(config: DictConfig, jobs: list[tuple[list[str], Any]], parallel: int) -
     """Print the table of cells, the estimate and three lines of advice; nothing is run and nothing is written."""
     from mad.cli.compose import cell_of  # imports torch, which a kept cell does without
     from mad.device import choose, computing
-    from mad.estimate import Estimate, Estimator, known_records
+    from mad.estimate import Estimate, Estimator
+    from mad.storage.record_file import known_records
 
     found: dict[Any, Estimate] = {}
     cells: list[Cell] = []

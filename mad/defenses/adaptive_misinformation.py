@@ -84,6 +84,10 @@ class AdaptiveMisinformation(Defense):
             return [victim]
         return [victim, pool, context.contents(pool)]
 
+    def trainings(self, victim: Victim) -> float:
+        """Return one for the second network, and one for the victim with outlier exposure."""
+        return 1.0 if self.outliers is None else 2.0
+
     def serve(self, context: Context) -> nn.Module:
         """Return the victim, or one that is trained with outlier exposure."""
         pool = self.outliers

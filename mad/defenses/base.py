@@ -89,6 +89,13 @@ class Defense(ABC):
         """Return what builds the network that ``serve`` returns, for an export; by default the victim's."""
         return victim.rebuilt_by(victim.architecture)
 
+    def trainings(self, victim: Victim) -> float:
+        """Return about how many times as long as the victim's training the networks take that ``prepare`` trains.
+
+        It is for ``plan=true`` only. What ``recipe(victim)`` returns is counted without it.
+        """
+        return 0.0
+
     def columns(self, context: Context) -> dict[str, Any]:
         """Return the columns that this defense adds to a record, under the names in ``schema``."""
         return {}

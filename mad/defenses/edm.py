@@ -178,6 +178,10 @@ class Edm(Defense):
             return one
         return partial(Ensemble, architecture=one, networks=self.networks, bits=self.bits)
 
+    def trainings(self, victim: Victim) -> float:
+        """Return two a network: each step takes as many outliers as images."""
+        return 2.0 * self.networks
+
     def serve(self, context: Context) -> nn.Module:
         """Return the ensemble, trained or loaded."""
         victim, pool, name = context.victim, self.pool(), f"{context.victim.name}-edm"

@@ -91,6 +91,10 @@ class Queen(Defense):
         """Raise MadError if the victim cannot be trained: the shadows learn from its training images."""
         victim.check_trainable("defense=queen")
 
+    def trainings(self, victim: Victim) -> float:
+        """Return the share of a training that its shadows take."""
+        return self.shadows * self.shadow_epochs / victim.trainer.epochs
+
     def prepare(self, context: Context) -> None:
         """Train or load the mapping and the shadows; the ledger that all clients share is empty."""
         victim, device = context.victim, context.device

@@ -42,6 +42,7 @@ class Recovery(ABC):
     knows: ClassVar[tuple[str, ...]] = ()
     schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record
     needs_images: ClassVar[bool] = False  # whether __call__ uses the images
+    trainings: ClassVar[float] = 0.0  # what prepare trains, in trainings of the knockoff; for plan=true
     is_prepared: ClassVar[bool] = False  # true of a copy that has learned from a transfer set
 
     def prepare(self, adversary: Knowledge, transfer: TransferSet) -> None:  # noqa: B027

@@ -32,6 +32,7 @@ class Bayes(Recovery):
 
     name = "bayes"
     knows = ("the defense",)
+    trainings = 1.0  # three shadows, of a third of the steps each
     radius: float = 0.01
     nearest: int = 5
     shadows: int = 3

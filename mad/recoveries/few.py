@@ -42,6 +42,7 @@ class Few(Recovery):
 
     name = "few"
     knows = ("the victim's data",)
+    trainings = 1.0  # the first model
     schema = (Column("classes_moved", "whole number", "classes", "how many of an answer's classes stand for another"),)
     count: int = 100
     share: float = 0.1

@@ -49,6 +49,7 @@ class Restorer(Recovery):
 
     name = "restorer"
     knows: ClassVar[tuple[str, ...]] = ("the defense",)
+    trainings = 1.0  # three shadows, of a third of the steps each
     shadows: int = 3
     steps: int = 3000
 

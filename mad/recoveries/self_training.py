@@ -29,6 +29,7 @@ class SelfTraining(Recovery):
 
     name = "self_training"
     needs_images = True
+    trainings = 1.0  # the first model
     labels: bool = False
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mad.errors import MadError, check_name
 from mad.schema import EVERY, FORMER, Record, fault
-from mad.storage.files import DamagedError, seal, unseal, write
+from mad.storage.files import DamagedError, below, seal, unseal, write
 
 SERIES = "series.json"
 
@@ -57,3 +57,16 @@ def misplaced(record: Record, path: Path) -> str | None:
     except MadError as error:
         return str(error)
     return None
+
+
+def known_records(outputs: Path) -> list[Record]:
+    """Return the records below an outputs folder; damaged ones are left out."""
+    found = []
+    for path in sorted((outputs / "runs").glob("*/*/*/*/record.json")):
+        try:
+            record = read_record(below(outputs, path.relative_to(outputs)))
+        except MadError:
+            continue
+        if record is not None:
+            found.append(record)
+    return found

@@ -14,10 +14,14 @@ from mad.attacks.online import Online
 from mad.cli import preview
 from mad.defenses import Undefended
 from mad.defenses.mad import Mad
+from mad.defenses.nasty_teacher import NastyTeacher
 from mad.defenses.surrogates import AdversarySurrogate, TrainedSurrogate
-from mad.estimate import Estimator, epochs, known_records
+from mad.estimate import Estimator, epochs
 from mad.knockoff import Knockoff
 from mad.pipeline import run
+from mad.recoveries.self_training import SelfTraining
+from mad.storage import record_file
+from mad.storage.record_file import known_records
 from mad.storage.store import Store
 
 QUICK = [
@@ -136,10 +140,21 @@ def test_what_an_earlier_cell_makes_is_counted_once(tmp_path, fixed):
     assert two.seconds - again.seconds == pytest.approx(50 * (0.01 - 0.001))  # one epoch more, the answers are there
 
 
+def test_what_defenses_and_recoveries_train_besides_is_counted_once(tmp_path, fixed):
+    first, plain = estimator(tmp_path), cell(defense=NastyTeacher(epochs=4))
+    without = estimator(tmp_path).of("it", cell(defense=Undefended())).seconds
+    assert first.of("a", plain).seconds - without == pytest.approx(1.4 * 200 * 4 * 0.001)  # the victim takes 8
+    again = first.of("b", replace(plain, knockoff=Knockoff(trainer(epochs=9))))
+    assert again.seconds == pytest.approx(50 * 9 * 0.001 + 200 * (0.01 + 0.001))
+    relabeled = first.of("c", replace(plain, recovery=SelfTraining()))
+    assert relabeled.seconds == pytest.approx(2 * 50 * 8 * 0.001 + 200 * (0.01 + 0.001))
+
+
 def test_kept_networks_and_transfer_sets_cost_nothing(tmp_path, fixed, monkeypatch):
     run(cell(), Store(tmp_path), CPU)
     assert estimator(tmp_path).of("it", cell()) == estimate.Estimate("it", kept=True, budget=50)
-    monkeypatch.setattr(estimate, "read_record", lambda file: None)
+    for module in (estimate, record_file):
+        monkeypatch.setattr(module, "read_record", lambda file: None)
     found = estimator(tmp_path).of("it", cell())
     assert found.seconds == pytest.approx(50 * 8 * 0.001 + 200 * (0.01 + 0.001))
     assert found.bytes == estimate.RECORD
