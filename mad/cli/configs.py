@@ -35,6 +35,7 @@ def config_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+@functools.cache
 def register_aliases() -> None:
     """Make the choices of some config groups available in other groups (``ALIASES``), without copies of files."""
     for group, source in ALIASES.items():
