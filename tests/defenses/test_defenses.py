@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from toys import CPU, build, choices, compose, victim
 
@@ -22,7 +23,7 @@ from mad.testing import check_defense
 EPSILONS = (0, 0.1, 0.5, 0.95, 1, 1.5, 2)
 NODES = {name: compose(f"defense={name}").defense for name in choices("defense")}
 NODES |= {
-    f"{name} {key}={value}": compose(f"defense={name}", f"defense.{key}={value}").defense
+    f"{name} {key}={value}": OmegaConf.merge(NODES[name], OmegaConf.from_dotlist([f"{key}={value}"]))
     for name in ("mad", "mad_argmax")
     for key, value in (("solver", "exact"), ("gradient", "all"), ("as_published", "true"))
 }
