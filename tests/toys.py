@@ -138,6 +138,12 @@ def composed(*overrides: str):
         return hydra.compose("config", overrides=list(overrides))
 
 
+def composed_choices(group: str):
+    """Return the config of each choice of a group by its name, all from one composition."""
+    every = compose(*(f"+{group}@every.{name}={name}" for name in choices(group))).every
+    return {name: every[name] for name in choices(group)}
+
+
 def build(node, **changes):
     return hydra.utils.instantiate(node, _convert_="all", **changes)
 
