@@ -10,6 +10,7 @@ its paper says; for that, compare it with a plain implementation of the definiti
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -70,9 +71,7 @@ class Blobs:
 
     def images(self, shape: tuple[int, int, int]) -> Tensor:
         """Return the images of the pool, whose noise differs from that of the splits."""
-        drawn = self.split("pool").images
-        assert isinstance(drawn, Tensor)
-        return drawn
+        return self.split("pool").images  # type: ignore[return-value]
 
     def split(self, part: str) -> Split:
         """Return the images and labels of a part, whose name is the seed of the noise."""
@@ -99,16 +98,25 @@ def trainer(epochs: int = 8) -> Trainer:
     return Trainer(epochs, 20, "momentum", 0.05, 0.9, 0.0, "one_cycle")
 
 
+class Toy(Victim):
+    """A victim that is trained once in a process; each deployment has a copy of its network."""
+
+    trained = functools.cache(Victim.ready)
+
+    def ready(self, *where: Any) -> nn.Module:
+        """Return a copy of the network."""
+        return copy.deepcopy(self.trained(*where))
+
+
 def toy_victim(classes: int = 4) -> Victim:
     """Return the recipe of a victim that is trained in milliseconds."""
-    return Victim("toy", Blobs(classes, size=max(200, 3 * classes)), Linear, trainer(), validation=0.2)
+    return Toy("toy", Blobs(classes, size=max(200, 3 * classes)), Linear, trainer(), validation=0.2)
 
 
 def toy_adversary(recovery: Recovery | None = None, classes: int = 4, **given: Any) -> Adversary:
     """Return an adversary of a toy victim; ``given`` are further fields of ``Adversary``."""
     blobs, knockoff = Blobs(classes), Knockoff(trainer(), Linear)
-    labels = blobs.test().labels  # the pool's, too
-    known = {"shape": blobs.shape, "classes": classes, "seed": 0, "device": CPU, "labels": labels}
+    known = {"shape": blobs.shape, "classes": classes, "seed": 0, "device": CPU, "labels": blobs.test().labels}
     return Adversary(knockoff=knockoff, recovery=recovery or AsAnswered(), **{**known, **given})
 
 
@@ -130,20 +138,17 @@ def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
             first, again = (deploy(victim, defense).defense for _ in range(2))
         images = torch.rand(ROWS, *victim.dataset.shape, generator=generator(count, "images"))
         twin = torch.softmax(logits_of(victim.untrained(seed=0, purpose="surrogate"), images, CPU), dim=1)
-        for kind in (*KINDS, "surrogate"):
-            clean = twin if kind == "surrogate" else posteriors(kind, count)
+        for kind, clean in {**{kind: posteriors(kind, count) for kind in KINDS}, "surrogate": twin}.items():
             with untouched(f"{who} on {kind} posteriors", images, clean):
                 session = first.session()
                 answers = answered(session, images, clean)
                 check_answers(f"{who} on {kind} posteriors over {count} classes", answers, clean, defense.epsilon)
                 same(f"{who}, prepared twice,", answered(again.session(), images, clean), answers)
                 if defense.stateful:
-                    told = session.session_columns() | first.honest_columns([session])
-                    schema.check(told, who, defense.schema)
+                    schema.check(session.session_columns() | first.honest_columns([session]), who, defense.schema)
                     continue
                 order = torch.randperm(ROWS, generator=generator(0, "order"))
-                moved = answered(first, images[order], clean[order])
-                parts = answered(first, images, clean, 5)
+                moved, parts = answered(first, images[order], clean[order]), answered(first, images, clean, 5)
                 if kind == "uniform":  # all classes are equally good targets
                     answers, moved, parts = (each.sort(dim=1).values for each in (answers, moved, parts))
                 same(f"{who}, in another order,", moved, answers[order], MOST)
@@ -196,8 +201,7 @@ def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> No
     for known in recovery.knows:
         check_choice(f"{who}: what it knows", known, KNOWLEDGE)
     for count in classes:
-        victim = toy_victim(count)
-        pool = Blobs(count).images((1, 8, 8))
+        victim, pool = toy_victim(count), Blobs(count).images((1, 8, 8))
         answers = torch.cat([posteriors(kind, count) for kind in KINDS])
         transfer = TransferSet(pool, torch.arange(len(answers)), answers)
         given: dict[str, Any] = {
@@ -280,9 +284,8 @@ def same(who: str, found: Tensor, expected: Tensor, share: float = 1.0) -> None:
 
 def tensors_of(stolen: Stolen) -> list[Tensor]:
     """Return all tensors in the result of an attack."""
-    network = [] if stolen.network is None else [each for each in stolen.network.state_dict().values()]
-    transfer = stolen.transfer
-    return network + ([] if transfer is None else [transfer.rows, transfer.answers])
+    network = [] if stolen.network is None else list(stolen.network.state_dict().values())
+    return network + ([] if stolen.transfer is None else [stolen.transfer.rows, stolen.transfer.answers])
 
 
 def posteriors(kind: str, classes: int) -> Tensor:
@@ -291,8 +294,7 @@ def posteriors(kind: str, classes: int) -> Tensor:
         drawn = torch.rand(ROWS, classes, generator=generator(7, "posteriors"), dtype=torch.float64)
         mass = -(drawn.log() ** 3)  # a few classes have most of the mass
         return (mass.abs() / mass.abs().sum(dim=1, keepdim=True)).float()
-    if kind == "one_hot":
-        return torch.eye(classes)[torch.arange(ROWS) % classes]
     if kind == "uniform":
         return torch.full((ROWS, classes), 1 / classes)
-    return torch.eye(classes)[torch.arange(ROWS) % classes] / 2 + torch.eye(classes)[0] / 2
+    sure = torch.eye(classes)[torch.arange(ROWS) % classes]
+    return sure if kind == "one_hot" else sure / 2 + torch.eye(classes)[0] / 2

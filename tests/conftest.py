@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -13,9 +14,11 @@ from toys import exit_code
 
 from mad.cli import data
 from mad.cli import run as run_command
+from mad.cli.command import OBJECTS
 from mad.environment import TRACEBACK
 from mad.training import Trainer
 
+gc.set_threshold(OBJECTS)  # as in the commands
 settings.register_profile("plain", deadline=None, database=None, max_examples=60)
 settings.load_profile("plain")
 

@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from mad.cli import sources
 from mad.errors import MadError
 
 ALIASES = {
@@ -35,8 +36,10 @@ def config_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+@functools.cache
 def register_aliases() -> None:
     """Make the choices of some config groups available in other groups (``ALIASES``), without copies of files."""
+    sources.register()
     for group, source in ALIASES.items():
         for file in sorted((config_dir() / source).glob("*.yaml")):
             node = {"defaults": [f"/{source}/{file.stem}@_here_"]}

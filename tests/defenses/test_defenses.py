@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import Tensor, nn
-from toys import CPU, build, choices, compose, victim
+from toys import CPU, build, compose, composed_choices, victim
 
 from mad import simplex, solvers
 from mad.defenses import Context, Defense, Undefended
@@ -20,9 +21,9 @@ from mad.storage.fingerprint import describe, digest
 from mad.testing import check_defense
 
 EPSILONS = (0, 0.1, 0.5, 0.95, 1, 1.5, 2)
-NODES = {name: compose(f"defense={name}").defense for name in choices("defense")}
+NODES = composed_choices("defense")
 NODES |= {
-    f"{name} {key}={value}": compose(f"defense={name}", f"defense.{key}={value}").defense
+    f"{name} {key}={value}": OmegaConf.merge(NODES[name], OmegaConf.from_dotlist([f"{key}={value}"]))
     for name in ("mad", "mad_argmax")
     for key, value in (("solver", "exact"), ("gradient", "all"), ("as_published", "true"))
 }

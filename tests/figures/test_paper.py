@@ -201,6 +201,12 @@ WHITE = [
 ALL = [*KNOCKOFF, *THREE, *NOISE, *DP, *TOP, *ARGMAX, *ABLATED, *ADAM, *FEWER, *WHITE]
 
 
+@cache
+def figure_of_all(name):
+    """Return a figure of all records, which no test changes."""
+    return paper.FIGURES[name]([theft(ALL)])
+
+
 def drawn(figure, panel):
     """Return the points of each labelled curve of a panel."""
     return {bars.get_label(): bars.lines[0].get_xydata() for bars in figure.axes[panel].containers}
@@ -208,19 +214,19 @@ def drawn(figure, panel):
 
 @pytest.mark.parametrize("name", paper.FIGURES)
 def test_every_figure_is_drawn_if_its_cells_are_there_and_left_out_if_not(name):
-    assert isinstance(paper.FIGURES[name]([theft(ALL)]), Figure)
+    assert isinstance(figure_of_all(name), Figure)
     assert paper.FIGURES[name]([theft(KNOCKOFF[:2])]) is None
 
 
 def test_figure_3_has_an_attack_a_series_thief_against_users():
-    found = drawn(plane.fig3([theft(ALL)]), 0)
+    found = drawn(figure_of_all("fig3"), 0)
     assert set(found) == set(LETTERS)
     assert np.allclose(found["jbda"], [[90.5, 99], [40.5, 98.5]])
     assert np.allclose(found["knockoff"], [[96.5, 99], [80.5, 99], [70.5, 98.5], [30.5, 0]])
 
 
 def test_figure_4_has_l1_above_accuracy_and_no_l1_of_what_moves_no_answer():
-    figure = plane.fig4([theft(ALL)])
+    figure = figure_of_all("fig4")
     above, below = drawn(figure, 0), drawn(figure, 1)
     assert np.allclose(above["random_noise"], [[96.5, 0], [90.5, 50], [65.5, 100], [60.5, 150]])
     assert np.allclose(below["mad"], [[96.5, 99], [80.5, 99], [70.5, 98.5], [30.5, 0]])
@@ -229,7 +235,7 @@ def test_figure_4_has_l1_above_accuracy_and_no_l1_of_what_moves_no_answer():
 
 
 def test_figure_5_sets_the_recovered_beside_the_posteriors():
-    found = drawn(plane.fig5([theft(ALL)]), 1)
+    found = drawn(figure_of_all("fig5"), 1)
     assert set(found) == {"mad", "mad_argmax", "mad, argmax", "mad_argmax, argmax"}
     assert np.allclose(found["mad, argmax"], [[95.5, 99], [88.5, 98.5]])
 
@@ -255,7 +261,7 @@ def test_figure_9_has_every_counter_move():
     ]
     found = moves.moves(theft([*ALL, *extra]))
     assert set(found) == {"none", "argmax", "opt: adam", "nquery", "nquery+aug", "arch: mlp"}
-    points = drawn(moves.fig9([theft(ALL)]), 0)
+    points = drawn(figure_of_all("fig9"), 0)
     assert np.allclose(points["mad, epsilon 0.95"][:, 1], [70.5, 88.5, 72.5])
     assert np.allclose(points["undefended"][:, 1], [96.5, 95.5, 97.5])
     assert np.allclose(points["mad_argmax, epsilon 0.95"][:, 1], [75.5, 94.5])
@@ -270,7 +276,7 @@ def test_figure_9_compares_seeds_that_every_move_has():
 
 
 def test_the_budget_figure_has_every_budget():
-    found = drawn(moves.budget([theft(ALL)]), 0)
+    found = drawn(figure_of_all("budget"), 0)
     assert np.allclose(found["undefended"], [[5, 50.5], [10, 71.25], [50, 96.5]])
     assert np.allclose(found["mad, epsilon 0.95"], [[5, 40.5], [50, 70.5]])
 
@@ -308,8 +314,7 @@ def test_a_victim_of_another_architecture_beside_it_changes_nothing():
 
 
 def test_the_legend_covers_no_data_and_text_is_readable():
-    for draw in paper.FIGURES.values():
-        figure = draw([theft(ALL)])
+    for figure in map(figure_of_all, paper.FIGURES):
         assert all(axes.get_legend() is None for axes in figure.axes)
         sizes = [text.get_fontsize() for legend in figure.legends for text in legend.get_texts()]
         sizes += [label.get_fontsize() for axes in figure.axes for label in (axes.xaxis.label, axes.title)]
@@ -339,11 +344,11 @@ def test_no_two_strengths_look_alike_and_points_lie_above_marks():
     swept = [curve_rows("mad", dict.fromkeys(np.linspace(0.1, 1, 9), 0.5), budget=budget) for budget in (5, 50)]
     found = moves.budget([theft([*KNOCKOFF, *swept[0], *swept[1]])]).axes[0].containers
     assert len({(bars.lines[0].get_color(), bars.lines[0].get_marker()) for bars in found}) == len(found) >= 9
-    for axes in plane.fig4([theft(ALL)]).axes:
+    for axes in figure_of_all("fig4").axes:
         marks = [line for line in axes.lines if line.get_label().startswith(("ideal", "undefended"))]
         curves = [bars.lines[0].get_zorder() for bars in axes.containers]
         assert max(line.get_zorder() for line in marks) < min(curves)
-    for axes in moves.fig9([theft(ALL)]).axes:
+    for axes in figure_of_all("fig9").axes:
         low, high = axes.get_xlim()
         assert all(low < x < high for bars in axes.containers for x in bars.lines[0].get_xdata())
 
@@ -353,8 +358,7 @@ IDLE = [each if each["strength"] != 0.95 or each["seed"] else {**each, "learned"
 
 @pytest.mark.parametrize("name", ["fig3", "fig4", "fig5", "fig8", "fig9", "budget"])
 def test_a_thief_that_learned_nothing_is_crossed_out(name):
-    for rows, crossed in ((ALL, False), (IDLE, True)):
-        figure = paper.FIGURES[name]([theft(rows)])
+    for figure, crossed in ((figure_of_all(name), False), (paper.FIGURES[name]([theft(IDLE)]), True)):
         lines = [line for axes in figure.axes for line in axes.lines if line.get_label() == drawing.LEARNED_NOTHING]
         assert bool(lines) == crossed
         if crossed and name == "fig3":
@@ -395,13 +399,13 @@ def test_table_1_is_of_undefended_victims():
 
 
 @cache
-def whole():
-    return ledger.ledger([theft(ALL)])
+def whole(idle=False):
+    return ledger.ledger([theft(IDLE if idle else ALL)])
 
 
 def claim(text, rows=None, victim="mnist"):
     """Return the ledger's only row of a claim about a victim."""
-    found = whole() if rows is None else ledger.ledger([theft(rows)])
+    found = whole(rows is IDLE) if rows is None or rows is IDLE else ledger.ledger([theft(rows)])
     (line,) = found[(found.claim == text) & (found.victim == victim)].to_dict("records")
     return line
 

@@ -1,7 +1,7 @@
 """Every recovery in conf/ keeps the contract."""
 
 import pytest
-from toys import build, choices, compose
+from toys import build, choices, composed_choices
 
 from mad.testing import check_recovery
 
@@ -15,5 +15,5 @@ QUICK = {  # settings for those that train, or take more images than a toy has
 
 @pytest.mark.parametrize("name", choices("recovery"))
 def test_it_passes_the_check(name):
-    recovery = build(compose(f"recovery={name}").recovery, **QUICK.get(name, {}))
+    recovery = build(composed_choices("recovery")[name], **QUICK.get(name, {}))
     check_recovery(recovery, classes=(2, 10) if name in QUICK else (2, 10, 100))

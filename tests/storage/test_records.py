@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import CPU, Blobs, cell, choices, compose, victim
+from toys import CPU, Blobs, cell, composed_choices, victim
 
 from mad import gradient_probe, schema
 from mad.attacks.adaptive import KnockoffAdaptive
@@ -63,8 +63,8 @@ def plug_ins():
 
     found = {column.name: column for column in gradient_probe.SCHEMA}
     for group in ("defense", "attack", "recovery"):
-        for choice in choices(group):
-            part = get_class(compose(f"{group}={choice}")[group]._target_)
+        for node in composed_choices(group).values():
+            part = get_class(node._target_)
             own = getattr(part, "schema", ())
             found |= {
                 column.name: column for column in (own if isinstance(own, tuple) else ())
