@@ -187,17 +187,19 @@ def add(file: Path, name: str, budget: int | None = None, rate: float | None = N
     """
     secret, number = secrets.token_urlsafe(32), secrets.token_hex(6)
     client = Client(number, name, hasher().hash(secret), budget, rate, operator)
-    lock = file.with_name(f".{file.name}.lock")
     try:
-        with held(lock):
+        with held(file.with_name(f".{file.name}.lock")):
             clients = read(file) if file.exists() else []
             if any(each.name == name for each in clients):
                 raise MadError(f"{file} has a client {name}: choose another name, or remove that one")
             content = {"clients": [asdict(each) for each in (*clients, client)]}
             write(file, json.dumps(content, indent=2).encode())
             os.chmod(file, 0o600)
-    except OSError as error:
-        raise MadError(f"{file} cannot be written ({error.strerror}): name another file, clients=FILE") from error
+    except (OSError, MadError) as error:
+        problem = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(problem, OSError):
+            raise MadError(f"{file} cannot be written ({problem.strerror}): name another, clients=FILE") from error
+        raise
     return f"mad-{number}-{secret}"
 
 

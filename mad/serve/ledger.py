@@ -24,12 +24,6 @@ TABLE = f"""
     CREATE TABLE used (client TEXT PRIMARY KEY, queries INTEGER NOT NULL CHECK (queries >= 0)) WITHOUT ROWID;
     PRAGMA user_version = {VERSION};
 """
-CHARGE = """
-    INSERT INTO used VALUES (:client, :queries)
-    ON CONFLICT (client) DO UPDATE SET queries = queries + excluded.queries
-    WHERE :budget IS NULL OR queries + excluded.queries <= :budget
-    RETURNING queries
-"""
 
 
 class LedgerError(MadError):
@@ -85,10 +79,9 @@ class Ledger:
         """
         try:
             with self._lock:
-                found = self._connected().execute("SELECT queries FROM used WHERE client = ?", (client,)).fetchone()
+                return spent(self._connected(), client)
         except sqlite3.Error as error:
             raise self._lost(error) from error
-        return found[0] if found else 0
 
     def close(self) -> None:
         """Commit what waits, and close the file."""
@@ -114,23 +107,26 @@ class Ledger:
                     charge.done.set_exception(lost)
                 continue
             for charge, used in zip(charges, found, strict=True):
-                if used is None:
-                    charge.done.set_exception(
-                        BudgetExceededError(f"{charge.queries} queries asked for, and fewer of {charge.budget} are left")
-                    )
-                else:
+                if isinstance(used, int):
                     charge.done.set_result(used)
+                else:
+                    charge.done.set_exception(used)
 
-    def _committed(self, charges: Sequence[Charge]) -> list[int | None]:
-        """Charge several, in one transaction; None stands for what is over the budget."""
-        db, found = self._connected(), list[int | None]()
+    def _committed(self, charges: Sequence[Charge]) -> list[int | BudgetExceededError]:
+        """Charge several, in one transaction; return how much is used after each, or that it was over the budget."""
+        db, found = self._connected(), list[int | BudgetExceededError]()
         try:
             db.execute("BEGIN IMMEDIATE")
             for charge in charges:
-                about = {"client": charge.client, "queries": charge.queries, "budget": charge.budget}
-                over = charge.budget is not None and charge.queries > charge.budget  # a first row has no conflict
-                row = None if over else db.execute(CHARGE, about).fetchone()
-                found.append(row[0] if row else None)
+                used = spent(db, charge.client)
+                if charge.budget is not None and used + charge.queries > charge.budget:
+                    left = max(0, charge.budget - used)
+                    text = f"{charge.queries} queries asked for, {left} of {charge.budget} left"
+                    found.append(BudgetExceededError(text))
+                    continue
+                used += charge.queries
+                db.execute("INSERT OR REPLACE INTO used VALUES (?, ?)", (charge.client, used))
+                found.append(used)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -179,3 +175,9 @@ class Ledger:
 
     def _lost(self, error: Exception) -> LedgerError:
         return LedgerError(f"the ledger of queries cannot be written now ({error})")
+
+
+def spent(db: sqlite3.Connection, client: str) -> int:
+    """Return how many queries a client has used."""
+    found = db.execute("SELECT queries FROM used WHERE client = ?", (client,)).fetchone()
+    return int(found[0]) if found else 0

@@ -25,7 +25,15 @@ GRACE = 10  # seconds for answers under way when the server is stopped
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, whose signals are handled by ``serve``."""
+    """uvicorn's server, which ends when its service is ``closing``; signals are handled by ``serving``."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to end; asked ten times a second."""
+        return await super().on_tick(counter) or self.service.closing
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -58,7 +66,7 @@ def serve(
 
 
 async def serving(service: Service, started: Callable[[int, int | None], None]) -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal comes, or the service is ``closing``."""
     settings = service.settings
     listening = listener(settings.host, settings.port)
     port, grpc_port, remote = listening.getsockname()[1], None, None
@@ -76,10 +84,10 @@ async def serving(service: Service, started: Callable[[int, int | None], None]) 
         timeout_graceful_shutdown=GRACE,
         ws="none",
     )
-    server = Server(config)
+    server = Server(config, service)
 
     def stop() -> None:
-        service.closing = server.should_exit = True
+        service.closing = True
 
     for each in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not in the main thread
