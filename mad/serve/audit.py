@@ -15,7 +15,7 @@ from mad.errors import MadError
 class Lines(RotatingFileHandler):
     """A rotating file that says so when it cannot be written."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+    def handleError(self, record: logging.LogRecord) -> None:  # logging's name
         """Raise what happened."""
         raise
 

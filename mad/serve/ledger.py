@@ -153,10 +153,8 @@ class Ledger:
 
     def _opened(self, again: bool = False) -> sqlite3.Connection:
         """Return the checked database. A new file is made only at the start: an empty one would restore all budgets."""
-        if self.file is None:
-            where = ":memory:"
-        else:
-            where = f"{self.file.absolute().as_uri()}?mode={'rw' if again else 'rwc'}"
+        mode = "rw" if again else "rwc"
+        where = ":memory:" if self.file is None else f"{self.file.absolute().as_uri()}?mode={mode}"
         db = sqlite3.connect(where, PATIENCE, isolation_level=None, check_same_thread=False, uri=self.file is not None)
         try:
             (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -15,9 +25,9 @@ class Metrics:
     """
 
     def __init__(self, shadow: bool) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()
         self.registry = CollectorRegistry()
-        about = {"registry": self.registry}
+        about: Any = {"registry": self.registry}
         self.requests = Counter("mad_requests", "Requests by protocol and status.", ("protocol", "status"), **about)
         self.queries = Counter("mad_queries", "Images that were charged to a client.", ("client",), **about)
         self.touched = Counter("mad_touched", "Answers that the defense changed, or would have in shadow.", **about)

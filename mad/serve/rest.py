@@ -18,6 +18,7 @@ from mad.serve.sdk import ModelNotReady, ServerNotReady, V2Endpoints, bodies
 from mad.serve.service import Service
 from mad.serve.wire import DATATYPES, INPUT, LABELS, POSTERIORS, Refused, Shape, of_rest, say
 
+CLOSES = {"Connection": "close"}
 JSON_LENGTH = "Inference-Header-Content-Length"
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": what, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
@@ -94,7 +95,9 @@ def application(service: Service) -> Callable[..., Awaitable[None]]:
         )
     get("/metrics", metrics, response_class=Response, responses=only(401, 403))
     app.add_exception_handler(Refused, lambda _, error: said(error))
-    app.add_exception_handler(HTTPException, lambda _, error: said(Refused(error.status_code, str(error.detail).lower())))
+    app.add_exception_handler(
+        HTTPException, lambda _, error: said(Refused(error.status_code, str(error.detail).lower()))
+    )
     for kind in (ServerNotReady, ModelNotReady):
         app.add_exception_handler(kind, lambda _, error: said(Refused(503, "the server closes", wait=5)))
     app.add_exception_handler(Exception, lambda _, error: said(Refused(500, "internal error")))
@@ -138,21 +141,26 @@ async def body_of(request: Request, service: Service) -> bytes:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused(415, "the body must not be compressed")
     if not length.isdigit() or int(length[:18]) > most:
-        raise Refused(413, f"the body must have up to {most} bytes", **{"Connection": "close"})
+        raise Refused(413, f"the body must have up to {most} bytes", headers=CLOSES)
 
     async def whole() -> bytes:
         content = bytearray()
         async for part in request.stream():
             content += part
             if len(content) > most:
-                raise Refused(413, f"the body must have up to {most} bytes", **{"Connection": "close"})
+                raise Refused(413, f"the body must have up to {most} bytes", headers=CLOSES)
         return bytes(content)
 
     try:
         return await asyncio.wait_for(whole(), service.settings.timeout)
     except (asyncio.TimeoutError, TimeoutError) as error:
         text = f"the body must arrive within {service.settings.timeout:g} s"
-        raise Refused(408, text, **{"Connection": "close"}) from error
+        raise Refused(408, text, headers=CLOSES) from error
+
+
+def refusal(error: Any) -> Refused:
+    """Return what starlette refuses, such as an address that is not there."""
+    return Refused(error.status_code, str(error.detail).lower())
 
 
 def said(refused: Refused) -> JSONResponse:

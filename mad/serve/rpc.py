@@ -70,11 +70,11 @@ class Servicer(InferenceServicer):
             await aborted(context, refused)
         return await super().ModelReady(request, context)
 
-    async def RepositoryModelLoad(self, request: Any, context: Any) -> NoReturn:
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> None:
         """Refuse."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "models are not loaded here")
 
-    async def RepositoryModelUnload(self, request: Any, context: Any) -> NoReturn:
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> None:
         """Refuse."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "models are not unloaded here")
 
@@ -93,7 +93,9 @@ def server(service: Service, host: str, port: int) -> tuple[grpc.aio.Server, int
     try:
         return found, found.add_insecure_port(where)
     except RuntimeError as error:
-        raise MadError(f"grpc_port={port} of {host} cannot be listened on: choose another, or grpc_port=null") from error
+        raise MadError(
+            f"grpc_port={port} of {host} cannot be listened on: choose another, or grpc_port=null"
+        ) from error
 
 
 def key_of(context: Any) -> str | None:

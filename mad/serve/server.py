@@ -113,4 +113,6 @@ def listener(host: str, port: int) -> socket.socket:
         return socket.create_server(where, family=kind, backlog=1024)
     except OSError as error:
         why = error.strerror or error
-        raise MadError(f"port={port} of {host} cannot be listened on ({why}): choose another, port=0 for any") from error
+        raise MadError(
+            f"port={port} of {host} cannot be listened on ({why}): choose another, port=0 for any"
+        ) from error

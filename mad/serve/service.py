@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import time
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -44,6 +46,7 @@ class Service:
         self.clients = Clients(settings.beside(settings.clients, ""))
         self.engine = Engine(deployment, settings.linger, settings.shadow)
         file = settings.beside(settings.ledger, ".ledger")
+        self._only = alone(file) if deployment.defense.stateful and file is not None else None
         if file is not None and settings.clients is not None and not file.exists():
             say(f"a new ledger, {file}: every budget is whole")
         self.ledger = Ledger(file)
@@ -69,7 +72,7 @@ class Service:
             raise Refused(429, str(error), wait=1) from error
         if client is None:
             raise Refused(
-                401, "no such key: send the header Authorization: Bearer KEY", **{"WWW-Authenticate": "Bearer"}
+                401, "no such key: send the header Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"}
             )
         return client
 
@@ -173,6 +176,28 @@ class Service:
         self.engine.close()
         self.ledger.close()
         self.audit.close()
+        if self._only is not None:
+            self._only.close()
+
+
+def alone(ledger: Path) -> IO[bytes]:
+    """Return a lock that one process at a time can have: the state of a ``stateful`` defense is in its memory.
+
+    Raises:
+        MadError: if another process has it.
+    """
+    file = ledger.with_name(f"{ledger.name}.alone")
+    try:
+        held = file.open("wb")
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return held
+    except BlockingIOError as error:
+        raise MadError(
+            f"another server with the ledger {ledger} is running, and this defense remembers queries in its own "
+            "process: serve it once"
+        ) from error
+    except OSError as error:
+        raise MadError(f"{file} cannot be written ({error.strerror}); set ledger= to another file") from error
 
 
 def digest(image: Tensor) -> str:

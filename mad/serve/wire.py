@@ -29,9 +29,11 @@ LONGEST_ID = 128
 class Refused(Exception):
     """A request that is not answered: a status of HTTP, one line, and headers."""
 
-    def __init__(self, status: int, text: str, wait: float | None = None, **headers: str) -> None:
+    def __init__(
+        self, status: int, text: str, wait: float | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(text)
-        self.status, self.text, self.headers = status, text, dict(headers)
+        self.status, self.text, self.headers = status, text, dict(headers or {})
         if wait is not None:
             self.headers["Retry-After"] = str(max(1, math.ceil(wait)))
 
@@ -195,7 +197,9 @@ def unit(values: np.ndarray, size: Sequence[int]) -> Tensor:
     return to_unit_range(torch.from_numpy(plain.reshape(size).copy()))
 
 
-def wanted(asked: Sequence[tuple[Any, Mapping[str, Any]]], parameters: Mapping[str, Any]) -> tuple[tuple[str, bool], ...]:
+def wanted(
+    asked: Sequence[tuple[Any, Mapping[str, Any]]], parameters: Mapping[str, Any]
+) -> tuple[tuple[str, bool], ...]:
     """Return which outputs a request asks for, and whether each is to be binary.
 
     Without a list it is the posteriors, or the labels where the parameter ``labels`` is true.

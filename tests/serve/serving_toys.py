@@ -6,7 +6,6 @@ import functools
 import http.client
 import json
 import threading
-
 from dataclasses import dataclass
 
 import torch

@@ -101,7 +101,7 @@ def test_a_full_disk_answers_nobody(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger, "_committed", full)
-        with pytest.raises(LedgerError, match="cannot be written now .database or disk is full."):
+        with pytest.raises(LedgerError, match=r"cannot be written now .database or disk is full."):
             ledger.charge("a", 1, 10).result()
     assert ledger.charge("a", 1, 10).result() == 1
     ledger.close()
@@ -209,7 +209,11 @@ class Process:
         words = [f"deployment={api}", f"clients={folder / 'clients.json'}", "port=0", "grpc_port=null"]
         code = "from mad.cli.serve import main; main()"
         tests = str(Path(__file__).parents[1])  # where the toy network's class is
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]),
+        }
         command = [sys.executable, "-c", code, *words]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         line = ""
