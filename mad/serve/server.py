@@ -21,6 +21,7 @@ from mad.serve.settings import Settings
 from mad.serve.wire import say
 
 IDLE = 5  # seconds that a connection may be without a request
+BACKLOG = 1024  # connections that wait to be accepted
 GRACE = 10  # seconds for answers under way when the server is stopped
 
 
@@ -54,8 +55,7 @@ def serve(
     Raises:
         MadError: if a file or port cannot be used, or if ``settings.check`` finds another answer.
     """
-    for each in ("uvicorn", "grpc", "asyncio"):  # what is told is told by `say`, in one line
-        logging.getLogger(each).setLevel(logging.CRITICAL + 1)
+    quiet()
     service = Service(deployment, settings)
     try:
         if settings.check:
@@ -63,6 +63,12 @@ def serve(
         asyncio.run(serving(service, started))
     finally:
         service.close()
+
+
+def quiet() -> None:
+    """Silence the libraries' own logs: what is to be told is told in one line."""
+    for each in ("uvicorn", "grpc", "asyncio"):
+        logging.getLogger(each).setLevel(logging.CRITICAL + 1)
 
 
 async def serving(service: Service, started: Callable[[int, int | None], None]) -> None:
@@ -109,8 +115,17 @@ def listener(host: str, port: int) -> socket.socket:
         MadError: if it cannot.
     """
     try:
-        kind, _, _, _, where = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(where, family=kind, backlog=1024)
+        family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        # Its protocol has to be TCP by number: for any other asyncio leaves Nagle's algorithm on, some 40 ms an answer.
+        found = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(where)
+            found.listen(BACKLOG)
+        except OSError:
+            found.close()
+            raise
+        return found
     except OSError as error:
         why = error.strerror or error
         raise MadError(

@@ -44,7 +44,6 @@ class Service:
         channels, height, width = (int(side) for side in dataset.shape)
         self.shape = Shape((channels, height, width), int(dataset.classes), settings.max_images)
         self.clients = Clients(settings.beside(settings.clients, ""))
-        self.engine = Engine(deployment, settings.linger, settings.shadow)
         file = settings.beside(settings.ledger, ".ledger")
         self._only = alone(file) if deployment.defense.stateful and file is not None else None
         if file is not None and settings.clients is not None and not file.exists():
@@ -52,6 +51,7 @@ class Service:
         self.ledger = Ledger(file)
         self.audit = Audit(settings.beside(settings.audit, ".audit.jsonl"), settings.audit_bytes, settings.audit_files)
         self.metrics = Metrics(settings.shadow)
+        self.engine = Engine(deployment, settings.linger, settings.shadow)
         self.closing = False
         self._sessions: dict[str, BlackBox] = {}
         self._rates: dict[str, Bucket] = {}

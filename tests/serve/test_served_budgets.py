@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,12 +20,16 @@ import pytest
 pytest.importorskip("kserve")
 pytestmark = pytest.mark.serve
 
-from serving_toys import MODEL, pictures, question, running  # noqa: E402
+from serving_toys import MODEL, pictures, question, running, shared, toy  # noqa: E402
 
+from mad.defenses.modelguard_s import ModelGuardS  # noqa: E402
 from mad.errors import BudgetExceededError, MadError  # noqa: E402
 from mad.serve import clients as keys  # noqa: E402
 from mad.serve.clients import Bucket, Clients  # noqa: E402
 from mad.serve.ledger import Ledger, LedgerError  # noqa: E402
+from mad.serve.on_ray import replica  # noqa: E402
+from mad.serve.server import listener  # noqa: E402
+from mad.serve.service import Service  # noqa: E402
 
 
 def test_sixteen_threads_get_exactly_the_budget(tmp_path, toy_deployment):
@@ -273,3 +278,36 @@ def test_a_server_that_is_killed_gives_no_budget_back(tmp_path, toy_deployment):
     ledger.close()
     assert 200 - 4 <= answered <= 200  # at most what was under way when it was killed is charged and not answered
     assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_stateful_defense_is_served_once(tmp_path):
+    deployment = toy(ModelGuardS())
+    with running(deployment, tmp_path, [("a", {})]) as it:
+        with pytest.raises(MadError, match=r"another server with the ledger .* is running"):
+            Service(deployment, it.service.settings)
+        Service(shared(), it.service.settings).close()  # a stateless one may share it
+    Service(deployment, it.service.settings).close()
+
+
+def test_answers_are_sent_at_once():
+    """With Nagle's algorithm an answer waits some 40 ms; asyncio turns it off for sockets that say they are TCP."""
+    with listener("127.0.0.1", 0) as found:
+        assert found.proto == socket.IPPROTO_TCP
+        with pytest.raises(
+            MadError, match=r"port=\d+ of 127.0.0.1 cannot be listened on .Address already in use.: take"
+        ):
+            listener("127.0.0.1", found.getsockname()[1])
+    with pytest.raises(MadError, match="cannot be listened on"):
+        listener("no such host", 0)
+
+
+def test_a_replica_of_ray_serve(tmp_path, toy_deployment):
+    from starlette.testclient import TestClient
+
+    toy_deployment.export(tmp_path / "api")
+    client = TestClient(replica(str(tmp_path / "api"), {}, 2))
+    found = client.post(f"{MODEL}/infer", json=question(pictures(2))).json()
+    assert found["outputs"][0]["shape"] == [2, 4]
+    toy(ModelGuardS()).export(tmp_path / "stateful")
+    with pytest.raises(MadError, match="it can have one replica, got 2"):
+        replica(str(tmp_path / "stateful"), {}, 2)
