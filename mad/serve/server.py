@@ -128,6 +128,4 @@ def listener(host: str, port: int) -> socket.socket:
         return found
     except OSError as error:
         why = error.strerror or error
-        raise MadError(
-            f"port={port} of {host} cannot be listened on ({why}): choose another, port=0 for any"
-        ) from error
+        raise MadError(f"port={port} of {host} cannot be listened on ({why}): take another, or 0 for any") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import time
@@ -188,9 +189,11 @@ def alone(ledger: Path) -> IO[bytes]:
     """
     file = ledger.with_name(f"{ledger.name}.alone")
     try:
-        held = file.open("wb")
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return held
+        with contextlib.ExitStack() as stack:
+            held = stack.enter_context(file.open("wb"))
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.pop_all()
+            return held
     except BlockingIOError as error:
         raise MadError(
             f"another server with the ledger {ledger} is running, and this defense remembers queries in its own "
