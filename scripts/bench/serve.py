@@ -61,9 +61,10 @@ class Server:
         self.port = int(line.partition("http://")[2].partition(":")[2].partition("/")[0])
 
     def end(self, how: int = signal.SIGTERM) -> None:
-        """End it."""
-        self.process.send_signal(how)
-        self.process.communicate()
+        """End it, if it runs."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+            self.process.communicate()
 
 
 class Client:
@@ -150,9 +151,9 @@ def killed(server: Server, clients: list[Client], given: argparse.Namespace, pat
     thread.join()
     server.end()
     ledger = Ledger(server.clients.with_suffix(".ledger"))
-    used = {client.name: ledger.used(client.id) for client in keys.read(server.clients)}
-    ledger.close()
     answered = {client.name: client.statuses[200] for client in clients}
+    used = {each.name: ledger.used(each.id) for each in keys.read(server.clients) if each.name in answered}
+    ledger.close()
     lost = {client.name: client.lost for client in clients}
     uncounted = sum(max(0, answered[name] - used[name]) for name in used)
     unanswered = sum(used[name] - answered[name] for name in used)
