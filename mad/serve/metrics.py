@@ -26,6 +26,7 @@ class Metrics:
 
     def __init__(self, shadow: bool) -> None:
         disable_created_metrics()
+        self._l1 = self._touched = self._answered = 0.0
         self.registry = CollectorRegistry()
         about: Any = {"registry": self.registry}
         self.requests = Counter("mad_requests", "Requests by protocol and status.", ("protocol", "status"), **about)
@@ -42,7 +43,6 @@ class Metrics:
         share = Gauge("mad_touched_share", "Share of the answers that were changed.", **about)
         share.set_function(lambda: self._share(self._touched))
         ProcessCollector(registry=self.registry)
-        self._l1 = self._touched = self._answered = 0.0
 
     def _share(self, of: float) -> float:
         return of / max(1.0, self._answered)

@@ -31,12 +31,11 @@ def build(words: dict[str, Any]) -> Any:
     def asgi() -> Callable[..., Awaitable[None]]:
         return replica(folder, words, replicas)
 
-    @serve.deployment(name="mad", num_replicas=replicas)
-    @serve.ingress(asgi)
     class Replica:
         """Ray's name for one process."""
 
-    return Replica.bind()
+    deployment: Any = serve.deployment(name="mad", num_replicas=replicas)(serve.ingress(asgi)(Replica))
+    return deployment.bind()
 
 
 def replica(folder: str, words: dict[str, Any], replicas: int) -> Callable[..., Awaitable[None]]:

@@ -101,11 +101,19 @@ def application(service: Service) -> Callable[..., Awaitable[None]]:
     for kind in (ServerNotReady, ModelNotReady):
         app.add_exception_handler(kind, lambda _, error: said(Refused(503, "the server closes", wait=5)))
     app.add_exception_handler(Exception, lambda _, error: said(Refused(500, "internal error")))
-    told = app.openapi()  # once: it is kept
+    describe(app.openapi(), service)
+    return counting(app, service)
+
+
+def describe(told: dict[str, Any], service: Service) -> None:
+    """Complete the OpenAPI description of a service, which the application keeps."""
     told["components"]["schemas"]["Error"] = {"type": "object", "properties": {"error": {"type": "string"}}}
     told["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     told["security"] = [] if service.settings.clients is None else [{"key": []}]
-    return counting(app, service)
+    for operation in (each for path in told["paths"].values() for each in path.values()):
+        operation["responses"].pop("422", None)  # FastAPI's own, which nothing here is refused with
+        for parameter in operation.get("parameters", []):
+            parameter["schema"] = {"enum": [service.name]}
 
 
 def counting(app: FastAPI, service: Service) -> Callable[..., Awaitable[None]]:

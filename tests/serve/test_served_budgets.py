@@ -91,6 +91,7 @@ def test_a_ledger_that_goes_away_answers_nobody_and_comes_back(tmp_path, toy_dep
             here.rename(there)
         status, said = it.infer(pictures(2), it.keys["a"])
         assert (status, said["error"]) == (503, "queries cannot be counted now, so none is answered")
+        assert not list(tmp_path.glob("clients.ledger*"))  # a new one would restore the budget
         for here, there in aside:
             there.rename(here)
         assert it.infer(pictures(2), it.keys["a"])[0] == 200
