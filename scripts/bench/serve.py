@@ -1,13 +1,14 @@
 """Load on `mad-serve`: exact budgets, latency beside the undefended server in the same run, and kills.
 
     python scripts/bench/serve.py --clients 64 --requests 100000 --budget 1000
-    python scripts/bench/serve.py --clients 64 --requests 20000 --budget 1000000 --kills 20
+    python scripts/bench/serve.py --clients 8 --requests 24000 --budget 2500 --kills 20
 
 Two servers of one trained victim run as processes of their own, one with the defense and one without. First one client
 asks both in turn, one image a request (batch 1). Then all clients ask one after the other server at once, one image a
 request as binary tensors, in blocks that alternate; each client has a key and its budget. Printed are the exact counts,
-and the milliseconds of answers as a client sees them. With `--kills` the defended server is killed by SIGKILL while it
-is under load, and started again, so many times; then what was answered is compared with what was charged.
+the milliseconds of answers as a client sees them, and the processor time of the server. With `--kills` the defended
+server is killed by SIGKILL while it is under load, and started again, so many times; then what was answered is compared
+with what was charged.
 
 Needs `pip install 'mad[serve]'`. `--words` are mad-run's; the default is the bundled digits behind MAD.
 """
@@ -38,7 +39,7 @@ from mad.serve.ledger import Ledger
 
 SERVE = "from mad.cli.serve import main; main()"
 BLOCKS = 4  # of each server under load, in turn
-ALONE = 500  # requests of one client to each server
+ALONE, WARM = 500, 20  # requests of one client to each server, and those before them that are not timed
 
 
 class Server:
@@ -99,6 +100,15 @@ class Client:
         return answer.status
 
 
+def processor(client: Client) -> float:
+    """Return the processor seconds that a server has taken, by its metrics; the client's key must be an operator's."""
+    connection = http.client.HTTPConnection("127.0.0.1", client.server.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {client.key}"})
+        lines = connection.getresponse().read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("process_cpu_seconds_total"))
+
+
 def bodies(shape: tuple[int, ...], count: int = 64) -> list[tuple[bytes, int]]:
     """Return binary requests of one random image each, and the lengths of their JSON."""
     found = []
@@ -127,10 +137,11 @@ def load(clients: list[Client], each: int, path: str, asked: list[tuple[bytes, i
     return time.perf_counter() - began
 
 
-def said(what: str, seconds: list[float]) -> str:
-    """Return a line with the median and the 99th percentile."""
+def said(what: str, seconds: list[float], spent: float) -> str:
+    """Return a line with the median and the 99th percentile, and the server's processor time an answer."""
     cuts = statistics.quantiles(seconds, n=100)
-    return f"{what}: p50 {1000 * cuts[49]:.2f} ms, p99 {1000 * cuts[98]:.2f} ms ({len(seconds)} answers)"
+    times = f"p50 {1000 * cuts[49]:.2f} ms, p99 {1000 * cuts[98]:.2f} ms"
+    return f"{what}: {times}; {1000 * spent / len(seconds):.2f} ms of the server's processor ({len(seconds)} answers)"
 
 
 def killed(server: Server, clients: list[Client], given: argparse.Namespace, path: str, asked: list) -> None:
@@ -186,24 +197,32 @@ def main() -> None:
             budgets = {f"client{number}": given.budget for number in range(given.clients)}
             made = {who: keys.add(server.clients, who, budget) for who, budget in budgets.items()}
             everyone[name] = [Client(server, who, key) for who, key in made.items()]
-            alone[name] = Client(server, "alone", keys.add(server.clients, "alone"))
+            alone[name] = Client(server, "alone", keys.add(server.clients, "alone", operator=True))
             server.start()
             stack.callback(server.end)
         if given.kills:
             killed(servers["defended"], everyone["defended"], given, path, asked)
             return
-        for number in range(ALONE + 20):
+        for number in range(WARM):
+            for client in alone.values():
+                client.ask(path, *asked[number % len(asked)])
+        spent = {name: -processor(client) for name, client in alone.items()}
+        for number in range(ALONE):
             for client in alone.values():
                 client.ask(path, *asked[number % len(asked)])
         for name, client in alone.items():
-            print(said(f"batch 1, {name}", client.seconds[20:]))
+            spent[name] += processor(client)
+            print(said(f"batch 1, {name}", client.seconds[WARM:], spent[name]))
         took, each = dict.fromkeys(servers, 0.0), given.requests // given.clients
+        spent = {name: -processor(client) for name, client in alone.items()}
         for block in range(BLOCKS):
             part = each // BLOCKS + (block < each % BLOCKS)
             for name, some in everyone.items():
                 took[name] += load(some, part, path, asked)
         for name, some in everyone.items():
-            print(said(f"{given.clients} clients, {name}", [second for one in some for second in one.seconds]))
+            spent[name] += processor(alone[name])
+            seconds = [second for one in some for second in one.seconds]
+            print(said(f"{given.clients} clients, {name}", seconds, spent[name]))
             statuses = sum((one.statuses for one in some), Counter())
             exact = sum(one.statuses[200] == min(given.budget, each) for one in some)
             print(
