@@ -75,6 +75,11 @@ class Engine:
         self._queue.put(asked)
         return asked.answer
 
+    @property
+    def alive(self) -> bool:
+        """Whether it answers."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Answer what was asked, and stop."""
         self._queue.put(None)

@@ -35,7 +35,7 @@ class Metrics:
         self.answered = Counter("mad_answered", "Images that were answered.", **about)
         self.l1 = Counter("mad_l1", "Sum of the L1 distances between clean and defended answers.", **about)
         self.latency = Histogram(
-            "mad_latency_seconds", "From a request's first byte to its answer.", ("protocol",), buckets=SECONDS, **about
+            "mad_latency_seconds", "From a request's head to its answer.", ("protocol",), buckets=SECONDS, **about
         )
         self.left = Gauge("mad_budget_left", "Queries that a client has left.", ("client",), **about)
         Gauge("mad_shadow", "1 if answers stay clean.", **about).set(float(shadow))

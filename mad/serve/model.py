@@ -29,7 +29,7 @@ class Defended(Model):
 
 
 class Plane(DataPlane):
-    """KServe's data plane with one model, which is not ready while the server closes."""
+    """KServe's data plane with one model, which is ready while requests are answered."""
 
     def __init__(self, service: Service) -> None:
         models = ModelRepository()
@@ -39,7 +39,7 @@ class Plane(DataPlane):
 
     async def ready(self) -> bool:
         """Return whether requests are answered."""
-        return not self.service.closing
+        return self.service.ready
 
     async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
         """Return whether requests to a model are answered.
@@ -48,7 +48,7 @@ class Plane(DataPlane):
             Refused: with 404, if there is no such model.
         """
         self.known(model_name)
-        return not self.service.closing
+        return self.service.ready
 
     async def model_metadata(self, model_name: str) -> dict[str, Any]:
         """Return the metadata of a model: also its version, and the names of its classes.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -67,7 +68,7 @@ def application(service: Service) -> Callable[..., Awaitable[None]]:
         answers = await service.answer(client, question)
         content, length = question.response(service.name, answers).to_rest()
         if length is None:
-            return JSONResponse(content)
+            return Response(orjson.dumps(content), media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={JSON_LENGTH: str(length)})
 
     async def metrics(request: Request) -> Response:
@@ -99,7 +100,7 @@ def application(service: Service) -> Callable[..., Awaitable[None]]:
         HTTPException, lambda _, error: said(Refused(error.status_code, str(error.detail).lower()))
     )
     for kind in (ServerNotReady, ModelNotReady):
-        app.add_exception_handler(kind, lambda _, error: said(Refused(503, "the server closes", wait=5)))
+        app.add_exception_handler(kind, lambda _, error: said(Refused(503, "no request is answered now", wait=5)))
     app.add_exception_handler(Exception, lambda _, error: said(Refused(500, "internal error")))
     describe(app.openapi(), service)
     return counting(app, service)

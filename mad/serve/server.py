@@ -20,7 +20,7 @@ from mad.serve.service import Service
 from mad.serve.settings import Settings
 from mad.serve.wire import say
 
-IDLE = 5  # seconds that a connection may be without a request
+IDLE = 65  # seconds that a connection may be without a request
 BACKLOG = 1024  # connections that wait to be accepted
 GRACE = 10  # seconds for answers under way when the server is stopped
 

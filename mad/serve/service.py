@@ -43,7 +43,7 @@ class Service:
         self.name = settings.name or deployment.victim.name
         dataset = deployment.victim.dataset
         channels, height, width = (int(side) for side in dataset.shape)
-        self.shape = Shape((channels, height, width), int(dataset.classes), settings.max_images)
+        self.shape = Shape((channels, height, width), int(dataset.classes), settings.max_images, settings.max_bytes)
         self.clients = Clients(settings.beside(settings.clients, ""))
         file = settings.beside(settings.ledger, ".ledger")
         self._only = alone(file) if deployment.defense.stateful and file is not None else None
@@ -60,6 +60,11 @@ class Service:
         for client in self.clients.all():
             if client.budget is not None:
                 self.metrics.left.labels(client.label).set(max(0, client.budget - self.ledger.used(client.id)))
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered."""
+        return self.engine.alive and not self.closing
 
     def admit(self, header: str | None) -> Client:
         """Return the client of an ``Authorization`` header.

@@ -25,6 +25,7 @@ class Settings:
         shadow: whether answers stay clean; what the defense would have answered is only measured.
         check: whether to compare answers with the benchmark's before a port is opened.
         max_images: the most images of a request.
+        max_bytes: the most bytes of a request's body.
         waiting: the most images that wait for an answer; a request beyond them is refused with HTTP 503.
         timeout: seconds for a request's body to arrive, and again for its answer.
         linger: the most seconds that a request waits for others, to be answered with them.
@@ -47,6 +48,7 @@ class Settings:
     shadow: bool = False
     check: bool = False
     max_images: int = 256
+    max_bytes: int = 64_000_000
     waiting: int = 4096
     timeout: float = 30.0
     linger: float = 0.0
@@ -70,7 +72,13 @@ class Settings:
                 raise MadError(f"{each} must be the path of a file, got {value!r}")
         for each in ("open", "shadow", "check"):
             check_flag(each, getattr(self, each))
-        for each, least in (("max_images", 1), ("waiting", 1), ("connections", 1), ("audit_bytes", 1000)):
+        for each, least in (
+            ("max_images", 1),
+            ("max_bytes", 1000),
+            ("waiting", 1),
+            ("connections", 1),
+            ("audit_bytes", 1000),
+        ):
             check_number(each, getattr(self, each), least, whole=True)
         check_number("audit_files", self.audit_files, 1, whole=True)
         check_number("timeout", self.timeout, 0.01, 3600)

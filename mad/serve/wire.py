@@ -40,16 +40,24 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model takes and gives: the shape (C, H, W) of images, the number of classes K, most images a request."""
+    """What a model takes and gives.
+
+    Args:
+        image: (C, H, W).
+        classes: K.
+        most: the most images of a request.
+        largest: the most bytes of a request's body.
+    """
 
     image: tuple[int, int, int]
     classes: int
     most: int
+    largest: int
 
     @property
     def bytes(self) -> int:
-        """The most bytes of a request."""
-        return ROOM + VALUE * self.most * math.prod(self.image)
+        """The most bytes of a body: as many as it can need, and no more than ``largest``."""
+        return min(self.largest, ROOM + VALUE * self.most * math.prod(self.image))
 
 
 @dataclass(frozen=True)

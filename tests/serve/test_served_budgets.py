@@ -1,5 +1,6 @@
 """Keys, budgets and rates: exact under concurrency, kept across restarts, and what is refused says why."""
 
+import http.client
 import json
 import os
 import random
@@ -237,7 +238,7 @@ class Process:
                 return answer.status
         except urllib.error.HTTPError as error:
             return error.code
-        except OSError:
+        except (OSError, http.client.HTTPException):  # it was killed
             return None
 
     def end(self, how=signal.SIGKILL):

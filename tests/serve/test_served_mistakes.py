@@ -174,6 +174,17 @@ def test_slow_clients_and_slow_answers(toy_deployment, tmp_path, monkeypatch):
         assert it.infer(pictures(9))[0] == 400
 
 
+def test_a_server_that_cannot_answer_is_not_ready(toy_deployment):
+    with running(toy_deployment, max_bytes=2000) as it:
+        assert it.infer(pictures(1), id="x" * 100)[0] == 200
+        one_line(*it.call(INFER, json.dumps(question(pictures(2))).encode())[:2], expected=(413,))
+        assert it.call("/v2/health/ready")[0] == 200
+        it.service.engine.close()
+        for path in ("/v2/health/ready", f"{MODEL}/ready"):
+            assert one_line(*it.call(path)[:2], expected=(503,)) == "no request is answered now"
+        assert it.call("/v2/health/live")[0] == 200
+
+
 def test_a_defense_that_breaks_is_a_line(toy_deployment, monkeypatch, capfd):
     with running(toy_deployment) as it:
 
