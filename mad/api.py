@@ -33,6 +33,9 @@ class BlackBox:
         watch: for studies only: called with the images and the clean and defended posteriors of each request.
         turn: lock held while a ``stateful`` defense answers. Sessions whose defenses share state share the lock; None
             makes a new one.
+
+    Attributes:
+        most: the most images that it answers at once; a larger request is answered in parts.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class BlackBox:
         self._model, self._defense, self._device = model, defense, device
         self._watch, self._lock = watch, threading.Lock()
         self._turn = (turn or threading.Lock()) if defense.stateful else nullcontext()
-        self._most = min(batch_limit(BATCH, shape), defense.max_batch or BATCH)
+        self.most = min(batch_limit(BATCH, shape), defense.max_batch or BATCH)
         self._moved: list[Tensor] = []  # how far answers were moved that the counters below lack
         self._waiting = 0  # images of these
         self._l1_total = 0.0
@@ -92,8 +95,12 @@ class BlackBox:
         self._charge(images)
         return self._told(images, *self.answer(images, clean))
 
-    def _charge(self, images: Tensor) -> None:
-        """Check a request, and count its images."""
+    def check(self, images: Tensor) -> None:
+        """Check a request; nothing is counted.
+
+        Raises:
+            MadError: if the images have another shape, are not floats, or leave [``LOW``, ``HIGH``].
+        """
         if tuple(images.shape[1:]) != self.shape:
             raise MadError(f"the API takes images of {self.shape}, got {tuple(images.shape[1:])}")
         if not images.is_floating_point():
@@ -103,6 +110,10 @@ class BlackBox:
             if not (low >= LOW and high <= HIGH):  # NaN compares false
                 hint = "divide by 255" if high <= 255 else "look for what is not finite"
                 raise MadError(f"the API takes float images in [0, 1], got {low:g} to {high:g}: {hint}")
+
+    def _charge(self, images: Tensor) -> None:
+        """Check a request, and count its images."""
+        self.check(images)
         with self._lock:
             if self.budget is not None and self.queries + len(images) > self.budget:
                 raise BudgetExceededError(
@@ -131,8 +142,8 @@ class BlackBox:
             given: clean posteriors (B, K) that stand for the model's.
         """
         both = []
-        parts = images.split(self._most)
-        for batch, logged in zip(parts, [None] * len(parts) if given is None else given.split(self._most), strict=True):
+        parts = images.split(self.most)
+        for batch, logged in zip(parts, [None] * len(parts) if given is None else given.split(self.most), strict=True):
             there = batch.to(self._device)
             clean = torch.softmax(self._model(there), dim=1) if logged is None else logged.to(self._device)
             with self._turn:

@@ -100,6 +100,8 @@ def write_deployment(folder: Path, parts: Parts, device: torch.device) -> None:
         "tensors": sorted(tensors),
         "columns": dict(parts.columns),
     }
+    if victim.class_names is not None:
+        recipe["class_names"] = json.loads(victim.class_names)
     recipe |= {"fingerprint": digest(recipe), "mad": __version__, "torch": torch.__version__}
     held = {f"served.{name}": value for name, value in served.state_dict().items()} | tensors
     for name, network in networks.items():
@@ -121,7 +123,7 @@ def write_deployment(folder: Path, parts: Parts, device: torch.device) -> None:
 def opened(recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device) -> Parts:
     """Return the parts of a deployment from its recipe and tensors."""
     size = size_of(recipe)
-    data = Absent(recipe["data"], size[1], size[0])
+    data = Absent(recipe["data"], size[1], size[0], recipe.get("class_names"))
     architecture, make = made(recipe["architecture"], "the victim"), made(recipe["served"], "the served network")
     victim = Exported(recipe["victim"], data, architecture, NOTHING, seed=recipe["victim_seed"], served=make)
     served = place(loaded(make, size, below(tensors, "served")), device)

@@ -11,7 +11,8 @@ import functools
 import importlib
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
@@ -26,11 +27,12 @@ REFUSED = ("builtins", "torch", "numpy", *sys.stdlib_module_names)  # their func
 
 @dataclass(frozen=True)
 class Absent:
-    """A data set that did not travel: its name, classes and shape."""
+    """A data set that did not travel: its name, classes and shape, and the names of its classes if it has any."""
 
     name: str
     classes: int
     shape: tuple[int, int, int]
+    names: Sequence[str] | None = field(default=None, compare=False)
 
     def train(self) -> Split:
         """Raise MadError: there are no images."""

@@ -26,7 +26,7 @@ def found(docs: Path = DOCS) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
     joined = ledger.merge(verdicts, on=KEY, how="outer", indicator=True, validate="one_to_one")
     order = ledger[KEY].reset_index(names="row")
-    joined = joined.merge(order, on=KEY, how="left").sort_values("row").fillna("")
+    joined = joined.merge(order, on=KEY, how="left").sort_values("row").astype({"_merge": str}).fillna("")
     return joined[joined._merge != "right_only"], joined[joined._merge == "right_only"]
 
 

@@ -76,7 +76,8 @@ def test_no_module_is_long():
 
 
 def test_importing_is_quiet():
-    everything = "; ".join(f"import {name}" for name in sorted(modules()) if name != "mad.figures.__main__")
+    left_out = ("mad.figures.__main__", "mad.serve.")  # a command, and what needs KServe's SDK
+    everything = "; ".join(f"import {name}" for name in sorted(modules()) if not name.startswith(left_out))
     script = (
         "import sys, warnings; from omegaconf import OmegaConf; before = list(sys.path), list(warnings.filters);"
         f"import torch, torchvision, hydra.main, matplotlib, pandas; before = list(sys.path), list(warnings.filters);"
@@ -85,6 +86,12 @@ def test_importing_is_quiet():
         "assert not [each for each in ('mad_jobs', 'mad_home', 'mad_token') if OmegaConf.has_resolver(each)]"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_server_is_imported_by_its_command_only():
+    for name, others in edges().items():
+        if not name.startswith(("mad.serve", "mad.cli.serve")):
+            assert not [each for each in others if each.startswith("mad.serve")], name
 
 
 def test_importing_the_package_imports_nothing_else():

@@ -1,0 +1,139 @@
+r"""``mad-serve``: a defended model behind the Open Inference Protocol v2, REST and gRPC.
+
+    mad-serve deployment=FOLDER [settings]                 what mad-run's or Deployment.export wrote
+    mad-serve victim=... defense=... [settings]            mad-run's words: the kept victim, or a new one
+    mad-serve add-client NAME clients=FILE [budget=N] [rate=N] [operator=true]
+
+Settings: host=127.0.0.1 port=8080 grpc_port=8081 (null: no gRPC) name=NAME clients=FILE ledger=FILE audit=FILE
+shadow=true (answers stay clean) open=true (no keys, also from other machines) max_images=256 max_bytes=64000000
+timeout=30 linger=0 waiting=4096 connections=1024 audit_bytes=100000000 audit_files=10 device=auto threads=1
+
+--check compares answers with the benchmark's, to the bit, before a port is opened. add-client prints a new key, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import OmegaConf
+
+from mad.cli import configs
+from mad.cli.command import command
+from mad.errors import MadError, near
+from mad.progress import out
+from mad.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from mad.deployment import Deployment
+
+OURS = tuple(field.name for field in dataclasses.fields(Settings))
+MACHINE = ("device", "threads")
+LIMITS = ("budget", "rate", "operator")
+
+
+@command
+def main() -> None:
+    """Enter ``mad-serve``."""
+    given = sys.argv[1:]
+    if not given or "-h" in given or "--help" in given:
+        out.print((__doc__ or "").replace("``", ""), markup=False)
+        return
+    if given[0] == "add-client":
+        add_client(given[1:])
+        return
+    place = None
+    if given[0].startswith("--config-dir"):
+        _, _, folder = given.pop(0).partition("=")
+        place = configs.further(folder or (given.pop(0) if given else None))
+    given = ["check=true" if word == "--check" else word for word in given]
+    flag = next((word for word in given if word.startswith("-")), None)
+    if flag is not None:
+        raise MadError(f"unknown flag {flag}; mad-serve --help says what it takes")
+    ours = [word for word in given if word.partition("=")[0] in OURS]
+    settings = Settings(**values(ours))
+    rest = [word for word in given if word not in ours]
+    sys.path.append(os.getcwd())  # plug-ins, as for mad-run
+    deployment = opened(rest) if any(word.startswith("deployment=") for word in rest) else composed(rest, place)
+    from mad.serve.server import serve
+    from mad.serve.wire import say
+
+    def started(port: int, grpc_port: int | None) -> None:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        name = settings.name or deployment.victim.name
+        said = f"http://{host}:{port}/v2/models/{name}"
+        said += "" if grpc_port is None else f", gRPC at {host}:{grpc_port}"
+        mode = " in shadow: answers are clean" if settings.shadow else ""
+        say(f"{deployment.victim.name} behind defense {deployment.defense.name}{mode}, at {said}")
+
+    serve(deployment, settings, started)
+
+
+def add_client(given: list[str]) -> None:
+    """Print the key of a new client."""
+    from mad.serve import clients
+
+    names = [word for word in given if "=" not in word]
+    found = values([word for word in given if "=" in word])
+    unknown = [name for name in found if name not in ("clients", *LIMITS)]
+    if len(names) != 1 or not isinstance(found.get("clients"), str) or unknown:
+        raise MadError("say mad-serve add-client NAME clients=FILE, and what it may: budget=N rate=N operator=true")
+    file = Path(configs.home("clients", found.pop("clients")))
+    sys.stdout.write(clients.add(file, names[0], **found) + "\n")
+
+
+def opened(words: list[str]) -> Deployment:
+    """Return the exported deployment that words name."""
+    found = values(words)
+    for name in found:
+        if name not in ("deployment", *MACHINE):
+            hint = near(name, ("deployment", *MACHINE, *OURS))
+            raise MadError(f"{name}= is no setting of a server that opens a deployment{hint}")
+    from mad.deployment import open_deployment
+    from mad.device import choose, use_threads
+
+    use_threads(found.get("threads", 1))
+    return open_deployment(configs.home("deployment", found["deployment"]), choose(found.get("device", "auto")))
+
+
+def composed(words: list[str], place: Path | None) -> Deployment:
+    """Return the deployment of the cell that words describe; its victim is loaded, or trained and kept."""
+    search = [] if place is None else [f"hydra.searchpath=['{place}']"]
+    configs.register_aliases()
+    with configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
+        config = hydra.compose("config", [*search, *configs.quoted(words)])
+    from mad.cli.compose import cell_of
+    from mad.deployment import deploy
+    from mad.device import choose, use_threads
+    from mad.storage.store import Store
+
+    use_threads(config.threads)
+    cell, device = cell_of(config, words), choose(config.device)
+    return deploy(cell.victim, cell.defense, seed=cell.seed, store=Store(configs.outputs_of(config)), device=device)
+
+
+def values(words: list[str]) -> dict[str, Any]:
+    """Return the keys and values of words such as ``port=8080``.
+
+    Raises:
+        MadError: if a word is none, or has no value that YAML can read.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise MadError(f"{word!r} is no setting: it must be key=value, like port=8080")
+        if name in found:
+            raise MadError(f"{name}= is given twice: say it once")
+        if name in ("host", "name", "clients", "ledger", "audit", "deployment", "device"):
+            found[name] = None if text == "null" else text
+            continue
+        try:
+            found[name] = OmegaConf.from_dotlist([word])[name]
+        except Exception as error:  # YAML's own
+            raise MadError(f"{word!r} cannot be read: it must be key=value, like port=8080") from error
+    return found

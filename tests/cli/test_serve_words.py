@@ -1,0 +1,106 @@
+"""The words of mad-serve: what they open, and the line of each that is wrong. No KServe is needed here."""
+
+import json
+import sys
+import types
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from toys import exit_code
+
+from mad.cli import configs, serve
+from mad.errors import MadError
+from mad.serve.settings import Settings, loopback
+
+QUICK = ("victim=digits", "architecture=mlp", "trainer.epochs=1", "trainer.min_steps=0", "device=cpu")
+
+
+@pytest.fixture
+def mad_serve(tmp_path, monkeypatch, capfd):
+    """Run mad-serve in this process, with a server that only notes what it was to serve."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    server, wire, served = types.ModuleType("mad.serve.server"), types.ModuleType("mad.serve.wire"), []
+    server.serve = lambda *what: served.append(what)
+    wire.say = None
+    monkeypatch.setitem(sys.modules, "mad.serve.server", server)
+    monkeypatch.setitem(sys.modules, "mad.serve.wire", wire)
+
+    def call(*words):
+        GlobalHydra.instance().clear()
+        return exit_code(monkeypatch, serve.main, "mad-serve", *words), served, capfd.readouterr()
+
+    yield call
+    GlobalHydra.instance().clear()
+    configs.FURTHER.clear()
+
+
+def test_words_of_mad_run_and_an_exported_deployment(mad_serve, tmp_path, fits):
+    code, served, said = mad_serve(*QUICK, "defense=random_noise", "port=0", "grpc_port=null", "--check", "shadow=true")
+    assert code == 0, said.err
+    deployment, settings, _ = served.pop()
+    assert settings == Settings(port=0, grpc_port=None, check=True, shadow=True)
+    assert (deployment.victim.name, deployment.defense.name) == ("digits", "random_noise")
+    deployment.export(tmp_path / "api")
+    code, served, said = mad_serve("deployment=api", "clients=keys.json", "host=0.0.0.0", "timeout=2.5")
+    assert code == 0, said.err
+    opened, settings, _ = served.pop()
+    assert settings == Settings(clients="keys.json", host="0.0.0.0", timeout=2.5)
+    assert opened.defense == deployment.defense
+    assert mad_serve(*QUICK, "defense=none")[0] == 0
+    assert fits == ["victim digits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["deployment=nowhere"], "nowhere holds no exported deployment"),
+        (["deployment=api", "prot=80"], "prot= is no setting of a server that opens a deployment (did you mean port?)"),
+        (["deployment=api", "port=http"], "port must be a whole number in [0, 65535], got 'http'"),
+        (["deployment=api", "port=1", "port=2"], "port= is given twice: say it once"),
+        (["deployment=api", "port=1", "grpc_port=1"], "grpc_port must be another port than port, got 1 for both"),
+        (["deployment=api", "shadow=maybe"], "shadow must be true or false, got 'maybe'"),
+        (["deployment=api", "linger=99"], "linger must be a number in [0, 10], got 99"),
+        (["deployment=api", "host=0.0.0.0"], "host=0.0.0.0 can be reached from other machines: set clients=FILE"),
+        (["deployment=api", "--chek"], "unknown flag --chek; mad-serve --help says what it takes"),
+        (["deployment=api", "port"], "'port' is no setting: it must be key=value, like port=8080"),
+        (["deployment=api", "name=a/b"], "name must be up to 64 letters"),
+        (["deployment=api", "max_images=10", "waiting=5"], "waiting must be at least max_images=10, got 5"),
+        (["victim=digitz"], "unknown victim 'digitz'"),
+        (["victim=digits", "defense=nope"], "unknown defense 'nope'"),
+        (["add-client"], "say mad-serve add-client NAME clients=FILE"),
+        (["add-client", "a", "clients=keys.json", "budgit=3"], "say mad-serve add-client NAME clients=FILE"),
+    ],
+)
+def test_a_word_that_is_wrong_is_a_line(mad_serve, fits, words, line):
+    code, served, said = mad_serve(*words)
+    assert (code, served, fits) == (1, [], [])
+    assert len(said.err.splitlines()) == 1
+    assert said.err.startswith(f"mad: {line}")
+
+
+def test_a_key_is_printed_once(mad_serve, tmp_path):
+    pytest.importorskip("argon2")
+    code, _, said = mad_serve("add-client", "shop", "clients=keys.json", "budget=1000", "rate=5")
+    assert code == 0, said.err
+    (client,) = json.loads((tmp_path / "keys.json").read_text())["clients"]
+    assert said.out.startswith(f"mad-{client['id']}-")
+    assert (client["name"], client["budget"], client["rate"], client["operator"]) == ("shop", 1000, 5, False)
+    assert said.out.strip().rpartition("-")[2] not in (tmp_path / "keys.json").read_text()
+    assert mad_serve("add-client", "shop", "clients=keys.json")[0] == 1
+    assert mad_serve("add-client", "other", "clients=keys.json", "budget=-1")[0] == 1
+
+
+def test_help_and_no_words(mad_serve):
+    for words in ((), ("--help",)):
+        code, served, said = mad_serve(*words)
+        assert (code, served, said.err) == (0, [], "")
+        assert "mad-serve deployment=FOLDER" in said.out
+
+
+def test_which_addresses_are_this_machines_own():
+    assert [loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost")] == [True] * 5
+    assert [loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org")] == [False] * 4
+    with pytest.raises(MadError, match="open=true to let anybody ask"):
+        Settings(host="::")
+    assert Settings(host="::", open=True).open

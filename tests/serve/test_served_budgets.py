@@ -1,0 +1,232 @@
+"""Keys, budgets and rates: exact under concurrency, kept across restarts, and what is refused says why."""
+
+import json
+import random
+import socket
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+pytest.importorskip("kserve")
+pytestmark = pytest.mark.serve
+
+from serving_toys import MODEL, pictures, question, running, shared, toy  # noqa: E402
+
+from mad.defenses.modelguard_s import ModelGuardS  # noqa: E402
+from mad.errors import BudgetExceededError, MadError  # noqa: E402
+from mad.serve import clients as keys  # noqa: E402
+from mad.serve.clients import Bucket, Clients  # noqa: E402
+from mad.serve.ledger import Ledger, LedgerError  # noqa: E402
+from mad.serve.on_ray import replica  # noqa: E402
+from mad.serve.server import listener  # noqa: E402
+from mad.serve.service import Service  # noqa: E402
+
+
+def test_sixteen_threads_get_exactly_the_budget(tmp_path, toy_deployment):
+    sizes = [random.Random(0).randint(1, 3) for _ in range(400)]
+    with running(toy_deployment, tmp_path, [("a", {"budget": 300})]) as it:
+        key = it.keys["a"]
+        with ThreadPoolExecutor(16) as threads:
+            found = list(threads.map(lambda size: (size, it.infer(pictures(size), key)[0]), sizes))
+        assert it.infer(pictures(1), key)[0] in (200, 403)
+        answered = sum(size for size, status in found if status == 200)
+        assert {status for _, status in found} == {200, 403}
+        assert 298 <= answered <= 300
+        for _ in range(300 - answered):
+            it.infer(pictures(1), key)
+        status, said = it.infer(pictures(1), key)
+        assert (status, said["error"]) == (403, "the budget is spent: 1 queries asked for, 0 of 300 left")
+        (client,) = it.service.clients.all()
+        assert it.service.ledger.used(client.id) == 300
+    lines = [json.loads(line) for line in (tmp_path / "clients.audit.jsonl").read_text().splitlines()]
+    assert sum(len(line["images"]) for line in lines if line["status"] == 200) == 300
+    with running(toy_deployment, tmp_path, [("a", {})]) as it:  # the same files: a restart
+        assert it.infer(pictures(1), key)[0] == 403
+
+
+def test_two_processes_charge_one_file(tmp_path):
+    """Two ledgers of one file stand for two processes."""
+    ledgers = [Ledger(tmp_path / "ledger") for _ in range(2)]
+
+    def ask(number):
+        try:
+            return ledgers[number % 2].charge("a", 1, 100).result()
+        except BudgetExceededError:
+            return None
+
+    with ThreadPoolExecutor(16) as threads:
+        found = [each for each in threads.map(ask, range(300)) if each is not None]
+    assert sorted(found) == list(range(1, 101))
+    for each in ledgers:
+        each.close()
+
+
+def test_a_request_is_charged_as_a_whole_or_not_at_all(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    assert ledger.charge("a", 7, 10).result() == 7
+    with pytest.raises(BudgetExceededError, match="4 queries asked for, 3 of 10 left"):
+        ledger.charge("a", 4, 10).result()
+    assert ledger.charge("a", 3, 10).result() == 10
+    with pytest.raises(BudgetExceededError, match="11 queries asked for, 10 of 10 left"):
+        ledger.charge("b", 11, 10).result()
+    assert ledger.charge("b", 1, None).result() == 1
+    ledger.close()
+
+
+def test_a_ledger_that_goes_away_answers_nobody_and_comes_back(tmp_path, toy_deployment):
+    with running(toy_deployment, tmp_path, [("a", {"budget": 100})]) as it:
+        assert it.infer(pictures(2), it.keys["a"])[0] == 200
+        aside = [(each, each.with_name(f"aside-{each.name}")) for each in tmp_path.glob("clients.ledger*")]
+        for here, there in aside:
+            here.rename(there)
+        status, said = it.infer(pictures(2), it.keys["a"])
+        assert (status, said["error"]) == (503, "queries cannot be counted now, so none is answered")
+        assert not list(tmp_path.glob("clients.ledger*"))  # a new one would restore the budget
+        for here, there in aside:
+            there.rename(here)
+        assert it.infer(pictures(2), it.keys["a"])[0] == 200
+        (client,) = it.service.clients.all()
+        assert it.service.ledger.used(client.id) == 4
+
+
+def test_a_full_disk_answers_nobody(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path / "ledger")
+
+    def full(charges):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_committed", full)
+        with pytest.raises(LedgerError, match=r"cannot be written now .database or disk is full."):
+            ledger.charge("a", 1, 10).result()
+    assert ledger.charge("a", 1, 10).result() == 1
+    ledger.close()
+
+
+def test_another_file_is_no_ledger(tmp_path):
+    (tmp_path / "text").write_text("no database at all, but long enough to be looked at" * 30)
+    sqlite3.connect(tmp_path / "other").execute("CREATE TABLE other (a)").connection.close()
+    for name in ("text", "other", "nowhere/ledger"):
+        with pytest.raises(MadError, match=r"^the ledger \S+ cannot be used .*ledger= to another file$"):
+            Ledger(tmp_path / name)
+
+
+def test_an_answer_that_cannot_be_noted_is_not_given(tmp_path, toy_deployment, monkeypatch):
+    with running(toy_deployment, tmp_path, [("a", {})]) as it:
+
+        def full(**what):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(it.service.audit, "write", full)
+        status, said = it.infer(pictures(1), it.keys["a"])
+        assert (status, said["error"]) == (503, "answers cannot be noted now, so none is given")
+
+
+def test_keys(tmp_path, toy_deployment, capfd):
+    with running(toy_deployment, tmp_path, [("a", {}), ("b", {"operator": True})], grpc_port=0) as it:
+        right, other = it.keys["a"], it.keys["b"]
+        wrong = right[:-1] + ("A" if right[-1] != "A" else "B")
+        body = json.dumps(question(pictures(1)))
+        for key in (None, "", wrong, f"mad-{'0' * 12}-{'x' * 43}", "x" * 1000):
+            status, content, headers = it.call(f"{MODEL}/infer", body, key)
+            assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
+            assert json.loads(content) == {"error": "no such key: send the header Authorization: Bearer KEY"}
+        assert it.call(MODEL)[0] == 401
+        assert it.call("/v2/health/ready")[0] == 200
+        for _ in range(2):  # by its hash, then by its digest
+            assert it.infer(pictures(1), right)[0] == 200
+            assert it.infer(pictures(1), wrong)[0] == 401
+        assert it.call("/metrics", key=right)[0] == 403
+        assert it.call("/metrics")[0] == 401
+        labels = [name for name in it.metrics(other) if name.startswith("mad_queries_total")]
+        assert labels == [f'mad_queries_total{{client="{it.service.clients.of(f"Bearer {right}").label}"}}']
+        for _ in range(10):
+            last = it.infer(pictures(1), wrong)
+        assert (last[0], last[1]["error"]) == (429, "too many keys were tried for this client: wait a second")
+        assert it.infer(pictures(1), right)[0] == 200  # whoever is known already does not wait
+    written = "".join(each.read_text(errors="replace") for each in tmp_path.iterdir()) + "".join(capfd.readouterr())
+    for key in (right, other, wrong):
+        assert key.rpartition("-")[2] not in written
+
+
+def test_a_client_that_is_removed_is_refused_at_once(tmp_path, toy_deployment):
+    with running(toy_deployment, tmp_path, [("a", {}), ("b", {})]) as it:
+        assert it.infer(pictures(1), it.keys["a"])[0] == 200
+        file = tmp_path / "clients.json"
+        file.write_text(json.dumps({"clients": json.loads(file.read_text())["clients"][1:]}))
+        assert it.infer(pictures(1), it.keys["a"])[0] == 401
+        file.write_text("{half of it")  # being edited: the clients stay as they were
+        assert it.infer(pictures(1), it.keys["b"])[0] == 200
+
+
+def test_files_of_clients_that_are_none(tmp_path):
+    key = keys.add(tmp_path / "good", "a", budget=3)
+    assert (tmp_path / "good").stat().st_mode & 0o777 == 0o600
+    assert Clients(tmp_path / "good").of(f"bearer {key}").budget == 3
+    with pytest.raises(MadError, match="has a client a: choose another name"):
+        keys.add(tmp_path / "good", "a")
+    with pytest.raises(MadError, match="cannot be written"):
+        keys.add(tmp_path / "good" / "below", "b")
+    entry = json.loads((tmp_path / "good").read_text())["clients"][0]
+    bad = [{"clients": [entry, entry]}, {"clients": [{**entry, "budget": -1}]}, {"clients": [{"id": 1}]}, [], {}]
+    for number, each in enumerate([*map(json.dumps, bad), "no JSON"]):
+        file = tmp_path / f"bad{number}"
+        file.write_text(each)
+        with pytest.raises(MadError) as caught:
+            Clients(file)
+        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(MadError, match="No such file or directory; mad-serve add-client NAME clients=FILE makes one"):
+        Clients(tmp_path / "absent")
+
+
+def test_a_bucket_gives_its_rate():
+    now = [0.0]
+    bucket = Bucket(2.0, clock=lambda: now[0])
+    assert [bucket.take() for _ in range(3)] == [0, 0, 0.5]
+    now[0] = 0.5
+    assert [bucket.take() for _ in range(2)] == [0, 0.5]
+    now[0] = 100.0
+    assert [bucket.take() for _ in range(3)] == [0, 0, 0.5]
+
+
+def test_too_many_requests_are_told_when_to_come_back(tmp_path, toy_deployment):
+    with running(toy_deployment, tmp_path, [("a", {"rate": 0.1})]) as it:
+        assert it.infer(pictures(1), it.keys["a"])[0] == 200
+        body = json.dumps(question(pictures(1)))
+        status, content, headers = it.call(f"{MODEL}/infer", body, it.keys["a"])
+        assert (status, headers["Retry-After"]) == (429, "10")
+        assert json.loads(content)["error"].startswith("this key has 0.1 requests a second: wait ")
+
+
+def test_a_stateful_defense_is_served_once(tmp_path):
+    deployment = toy(ModelGuardS())
+    with running(deployment, tmp_path, [("a", {})]) as it:
+        with pytest.raises(MadError, match=r"another server with the ledger .* is running"):
+            Service(deployment, it.service.settings)
+        Service(shared(), it.service.settings).close()  # a stateless one may share it
+    Service(deployment, it.service.settings).close()
+
+
+def test_answers_are_sent_at_once():
+    """With Nagle's algorithm an answer waits some 40 ms; asyncio turns it off for sockets that say they are TCP."""
+    with listener("127.0.0.1", 0) as found:
+        assert found.proto == socket.IPPROTO_TCP
+        with pytest.raises(
+            MadError, match=r"port=\d+ of 127.0.0.1 cannot be listened on .Address already in use.: take"
+        ):
+            listener("127.0.0.1", found.getsockname()[1])
+    with pytest.raises(MadError, match="cannot be listened on"):
+        listener("no such host", 0)
+
+
+def test_a_replica_of_ray_serve(tmp_path, toy_deployment):
+    from starlette.testclient import TestClient
+
+    toy_deployment.export(tmp_path / "api")
+    client = TestClient(replica(str(tmp_path / "api"), {}, 2))
+    found = client.post(f"{MODEL}/infer", json=question(pictures(2))).json()
+    assert found["outputs"][0]["shape"] == [2, 4]
+    toy(ModelGuardS()).export(tmp_path / "stateful")
+    with pytest.raises(MadError, match="it can have one replica, got 2"):
+        replica(str(tmp_path / "stateful"), {}, 2)
