@@ -104,7 +104,7 @@ class Gate(Defense):
         detector = context.kept(
             f"{context.victim.name}-gate",
             ["gate", 1, context.model, context.victim, seed],
-            lambda: Detector(taps.names, classes),
+            lambda: Detector(taps.names, taps.widths, shape, classes),
             lambda network: learn(network, taps, context, seed),  # type: ignore[arg-type]
         )
         assert isinstance(detector, Detector)

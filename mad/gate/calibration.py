@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mad.context import Context
 from mad.datasets import Images, batch_limit, batches, to_unit_range
-from mad.gate.conformal import learned_weights
+from mad.gate.conformal import learned_weights, surprises, tails
 from mad.gate.detector import Detector
 from mad.gate.shifts import shifts
 from mad.gate.taps import Taps
@@ -53,21 +53,21 @@ def learn(detector: Detector, taps: Taps, context: Context, seed: int) -> None:
     rows = torch.randperm(len(split.labels), generator=generator(seed, "gate's training images"))[:FITTED]
     known, logits, floats = taken(taps, split.images, rows, device)
     labels = split.labels[rows].to(device)
-    for part, each in zip(detector.parts, detector.features(floats, known), strict=True):
-        part.learn(each, labels, classes, seed)  # type: ignore[operator]
+    detector.learn(floats, known, labels, seed)
     shares = logits.argmax(dim=1).bincount(minlength=classes) / len(logits)
 
     order = torch.randperm(len(held.labels), generator=generator(seed, "gate's held-out images"))
     for_tails = max(2, round(TAILS * len(order)))
     known, logits, floats = taken(taps, held.images, order[:for_tails], device)
     honest = detector.scores(floats, known, logits)
-    detector.learn_tails(honest)
+    ordered, start, length = tails(honest)
+    detector.hold(ordered=ordered, start=start, length=length)
     source = to_unit_range(next(iter(batches(split.images, rows[:SHIFTED], min(SHIFTED, len(rows)), device))))
     found = []
     for each in shifts(source.cpu(), generator(seed, "gate's shifts")).values():
         known, some, floats = taken(taps, each, None, device)
         found.append(detector(floats, known, some))
-    weights = learned_weights(detector.surprising(honest), torch.cat(found))
+    weights = learned_weights(surprises(honest, ordered, start, length).T, torch.cat(found))
 
     known, some, floats = taken(taps, held.images, order[for_tails:][:KEPT], device)
     posteriors = torch.softmax(torch.cat([logits, some]), dim=1)[-BANK:]
@@ -77,5 +77,4 @@ def learn(detector: Detector, taps: Taps, context: Context, seed: int) -> None:
         predicted=some.argmax(dim=1),
         shares=shares,
         bank=posteriors,
-        shifted=torch.stack(found),
     )

@@ -13,20 +13,20 @@ MOST = 80.0  # exp of it is finite in float32
 TAIL = 0.9  # beyond this quantile a score's tail is taken to be exponential
 
 
-def tail_of(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return honest scores (N,), sorted, with where their tail begins and its mean length; for ``surprises``."""
-    ordered = scores.sort().values
-    start = ordered[min(len(ordered) - 1, int(TAIL * len(ordered)))]
-    beyond = ordered[ordered > start] - start
-    length = beyond.mean() if len(beyond) else ordered.new_tensor(1.0)
+def tails(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return honest scores (L, N), sorted, where each tail begins, and its mean length, (L, 1); for ``surprises``."""
+    ordered = scores.sort(dim=1).values
+    at = min(scores.shape[1] - 1, int(TAIL * scores.shape[1]))
+    start, beyond = ordered[:, at : at + 1], ordered[:, at + 1 :] - ordered[:, at : at + 1]
+    length = beyond.mean(dim=1, keepdim=True) if beyond.shape[1] else torch.ones_like(start)
     return ordered, start, length.clamp(min=1e-6)
 
 
 def surprises(scores: Tensor, ordered: Tensor, start: Tensor, length: Tensor) -> Tensor:
-    """Return -log p, (B,), of scores (B,): p is the share of honest scores that are as large, or that of their tail."""
-    count = len(ordered)
+    """Return -log p of scores (L, B): p is the share of honest scores that are as large, or that of their tail."""
+    count = ordered.shape[1]
     above = count - torch.searchsorted(ordered, scores.contiguous())
-    found = -((above + 1) / (count + 1)).log()
+    found = math.log(count + 1) - (above + 1.0).log()
     return torch.where(scores > start, -math.log(1 - TAIL) + (scores - start) / length, found)
 
 

@@ -38,8 +38,8 @@ class Taps:
     """The features that a network computes while it answers, of the last batch of each thread.
 
     Convolutions, normalizations and attention blocks are tapped, of a network without any its linear layers. Each map
-    becomes the mean, standard deviation, maximum and minimum of each channel, over places or tokens; the deepest map
-    also a coarse picture. The input of the last linear layer and the logits come as they are. A network whose parts
+    becomes the mean, root mean square and maximum of each channel, over places or tokens; the deepest map also a coarse
+    picture. The input of the last linear layer and the logits come as they are. A network whose parts
     cannot be hooked has no features; it is never run here.
 
     Args:
@@ -155,13 +155,15 @@ def layers_of(network: nn.Module) -> tuple[list[nn.Module], nn.Module | None]:
 
 
 def summary(maps: Tensor) -> Tensor:
-    """Return mean, standard deviation, maximum and minimum of each channel of maps (B, C, ...): (B, 4 C); or (B, C)."""
+    """Return mean, root mean square and maximum of each channel of maps (B, C, ...): (B, 3 C); of (B, C) themselves."""
     if maps.dim() == 2:
         return maps
+    places = maps.shape[2:]
+    if maps.dim() == 4 and not maps.is_contiguous():  # channels last: pooling is the fastest reduction
+        highest = F.max_pool2d(maps, list(places)).flatten(1)
+        return torch.cat([maps.mean(dim=(2, 3)), maps.square().mean(dim=(2, 3)).sqrt(), highest], dim=1)
     flat = maps.flatten(2)
-    variance, mean = torch.var_mean(flat, dim=2, correction=0)
-    low, high = torch.aminmax(flat, dim=2)
-    return torch.cat([mean, variance.sqrt(), high, low], dim=1)
+    return torch.cat([flat.mean(dim=2), flat.norm(dim=2) / places.numel() ** 0.5, flat.amax(dim=2)], dim=1)
 
 
 def taps_of(network: nn.Module, shape: Sequence[int], device: torch.device) -> Taps:
