@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 LEVELS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # of p-values
-BETS = (0.05, 0.2, 0.4, 0.6, 0.8)  # exponents k of alternatives: p has the distribution function p^k
+BETS = ((0.05, 1.0), (0.4, 1.0), (0.1, 0.5), (0.1, 0.2), (0.1, 0.07))  # see ``payoffs``
 RECENT = 16  # queries whose near copies are not counted again
 
 
@@ -39,7 +39,7 @@ def upper_bounds(sizes: Tensor, slack: float) -> Tensor:
     return found.cummax(dim=1).values  # a level includes those below it
 
 
-def payoffs(bounds: Tensor, bets: Sequence[float] = BETS) -> Tensor:
+def payoffs(bounds: Tensor, bets: Sequence[tuple[float, float]] = BETS) -> Tensor:
     """Return what one unit becomes for each group, bet and lowest level that flags a query, (G, len(bets), J + 1).
 
     The last entry is for a query that no level flags. Each bet pays the likelihood ratio of an alternative, in which
@@ -48,21 +48,23 @@ def payoffs(bounds: Tensor, bets: Sequence[float] = BETS) -> Tensor:
 
     Args:
         bounds: of the probability that an honest query is flagged at each level, rising, (G, J).
-        bets: exponents k in (0, 1) of the alternatives.
+        bets: k and s, both in (0, 1], of the alternatives: p has the distribution function p^k for a share s of a client's
+            queries, and is honest for the others.
     """
     groups = len(bounds)
     edges = torch.cat([bounds.new_zeros(groups, 1), bounds.clamp(max=1), bounds.new_ones(groups, 1)], dim=1)
     chance = edges.diff(dim=1)  # that of each entry, at worst
     found = []
-    for bet in bets:
-        gain = (edges**bet).diff(dim=1)
+    for exponent, share in bets:
+        gain = (edges**exponent).diff(dim=1)
         ratio = torch.where(chance > 0, gain / chance.clamp(min=1e-300), 0.0)
         # An entry without a chance of its own pays as the next one does; no honest query is paid more than it is due.
         for number in range(ratio.shape[1] - 2, -1, -1):
             ratio[:, number] = torch.where(chance[:, number] > 0, ratio[:, number], ratio[:, number + 1])
-        found.append(ratio.flip(1).cummax(dim=1).values.flip(1))
-    paid = torch.stack(found, dim=1)
-    return paid / (paid * chance.unsqueeze(1)).sum(dim=2, keepdim=True).clamp(min=1)
+        paid = ratio.flip(1).cummax(dim=1).values.flip(1)
+        paid = paid / (paid * chance).sum(dim=1, keepdim=True).clamp(min=1)
+        found.append(1 - share + share * paid)
+    return torch.stack(found, dim=1)
 
 
 @dataclass

@@ -9,10 +9,10 @@ from torch import Tensor
 from mad.defenses.random_noise import keyed_uniform
 from mad.seeds import derive, generator
 
-COARSE = 4  # blocks along each side of the picture whose cell decides the class of a decoy
+COARSE = 7  # blocks along each side of the picture whose cell decides the class of a decoy
 FINE, GRAYS = 8, 4  # blocks along each side, and grays, of the code that decides which answer of that class it is
-ANCHORS, CELLS = 32, 2  # an image's cell: the nearest of so many random directions, so many times
-TURN = 0.1  # how far a decoy is turned toward another honest answer of its class, so that no two are the same
+ANCHORS, CELLS = 1024, 3  # an image's cell: the nearest of so many random directions, so many times
+TURN = 0.3  # the most that a decoy is turned toward another honest answer of its class, so that no two are the same
 
 
 class Decoys:
@@ -31,9 +31,12 @@ class Decoys:
     def __init__(self, bank: Tensor, seed: int, channels: int) -> None:
         top, classes = bank.max(dim=1)
         order = (classes + top.clamp(max=1 - 1e-6)).argsort()
-        self._bank = bank[order]
         self._first = torch.searchsorted(classes[order], torch.arange(bank.shape[1] + 1, device=bank.device))
         self._classes = classes[order]
+        logs = bank[order].clamp(min=1e-30).log()
+        sums = logs.new_zeros(bank.shape[1], bank.shape[1]).index_add_(0, self._classes, logs)
+        self._middle = sums / self._first.diff().clamp(min=1).unsqueeze(1)
+        self._logs = logs - self._middle[self._classes]
         self._key = derive(seed, "gate")
         drawn = torch.randn(channels * COARSE * COARSE, ANCHORS * CELLS, generator=generator(seed, "gate's cells"))
         self._anchors = drawn.to(bank.device)
@@ -55,11 +58,12 @@ class Decoys:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return decoys, posteriors (B, K), for images (B, C, H, W) in [0, 1]."""
-        chosen = (keyed_uniform(self.cells(images), 1, self._key)[:, 0] * len(self._bank)).long()
+        chosen = (keyed_uniform(self.cells(images), 1, self._key)[:, 0] * len(self._logs)).long()
         first = self._first[self._classes[chosen]]
         size = self._first[self._classes[chosen] + 1] - first
         drawn = keyed_uniform(self.codes(images), 3, self._key)
         one, other = (first + (drawn[:, number] * size).long() for number in (0, 1))
-        turn = TURN * drawn[:, 2:].to(self._bank.dtype)
-        logs = (1 - turn) * self._bank[one].clamp(min=1e-30).log() + turn * self._bank[other].clamp(min=1e-30).log()
-        return torch.softmax(logs, dim=1)
+        turn = TURN * drawn[:, 2:].to(self._logs.dtype)
+        mixed = (1 - turn) * self._logs[one] + turn * self._logs[other]
+        spread = (turn.square() + (1 - turn).square()).sqrt()  # keeps the covariance of a class's answers
+        return torch.softmax(self._middle[self._classes[chosen]] + mixed / spread, dim=1)
