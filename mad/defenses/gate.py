@@ -65,8 +65,8 @@ class Gate(Defense):
             "share",
             "of the thief's queries that got a decoy; empty without client",
         ),
-        Column("gate_flagged_at", "whole number", "queries", "after how many the thief was flagged; empty if never"),
-        Column("gate_log10_wealth", "number", "log10", "of the thief's wealth when it was flagged, or at the end"),
+        Column("gate_flagged", "number", "share", "of the thief's accounts that were flagged"),
+        Column("gate_flagged_after", "number", "queries", "of such an account, in the mean; empty if none was"),
         Column("gate_honest_touched", "number", "share", "of honest queries that got a decoy"),
         Column("gate_honest_flagged", "number", "share", "of honest clients that were flagged"),
     )
@@ -186,14 +186,19 @@ class Gate(Defense):
         return {"gate_images": len(self._detector.surprises), "gate_own_thresholds": int((self._groups > 0).sum())}
 
     def session_columns(self) -> dict[str, Any]:
-        """Return when the thief was flagged, and how many of its queries got decoys."""
+        """Return how many of the thief's queries got decoys, and when it was flagged."""
+        return self.accounts_columns([self])
+
+    def accounts_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:
+        """Return the same about a thief's accounts."""
         if self.client is None:
             return {}
-        touched = self._changed / max(1, self._asked)
+        changed, asked = (sum(getattr(each, name) for each in sessions) for name in ("_changed", "_asked"))
+        flagged = [each._client.flagged_at for each in sessions if each._client.flagged_at is not None]
         return {
-            "gate_touched": touched,
-            "gate_flagged_at": self._client.flagged_at,
-            "gate_log10_wealth": self._client.log10,
+            "gate_touched": changed / max(1, asked),
+            "gate_flagged": len(flagged) / len(sessions),
+            "gate_flagged_after": sum(flagged) / len(flagged) if flagged else None,
         }
 
     def honest_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:

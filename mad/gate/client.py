@@ -48,8 +48,8 @@ def payoffs(bounds: Tensor, bets: Sequence[tuple[float, float]] = BETS) -> Tenso
 
     Args:
         bounds: of the probability that an honest query is flagged at each level, rising, (G, J).
-        bets: k and s, both in (0, 1], of the alternatives: p has the distribution function p^k for a share s of a client's
-            queries, and is honest for the others.
+        bets: k and s, both in (0, 1], of the alternatives: p has the distribution function p^k for a share s of a
+            client's queries, and is honest for the others.
     """
     groups = len(bounds)
     edges = torch.cat([bounds.new_zeros(groups, 1), bounds.clamp(max=1), bounds.new_ones(groups, 1)], dim=1)
