@@ -59,11 +59,14 @@ class Decoys:
     def __call__(self, images: Tensor) -> Tensor:
         """Return decoys, posteriors (B, K), for images (B, C, H, W) in [0, 1]."""
         chosen = (keyed_uniform(self.cells(images), 1, self._key)[:, 0] * len(self._logs)).long()
-        first = self._first[self._classes[chosen]]
-        size = self._first[self._classes[chosen] + 1] - first
+        label = self._classes[chosen]
+        first, size = self._first[label], self._first[label + 1] - self._first[label]
         drawn = keyed_uniform(self.codes(images), 3, self._key)
         one, other = (first + (drawn[:, number] * size).long() for number in (0, 1))
         turn = TURN * drawn[:, 2:].to(self._logs.dtype)
         mixed = (1 - turn) * self._logs[one] + turn * self._logs[other]
         spread = (turn.square() + (1 - turn).square()).sqrt()  # keeps the covariance of a class's answers
-        return torch.softmax(self._middle[self._classes[chosen]] + mixed / spread, dim=1)
+        found = mixed / spread
+        lost = (self._middle[label] + found).argmax(dim=1) != label
+        found[lost] = self._logs[one[lost]]
+        return torch.softmax(self._middle[label] + found, dim=1)
