@@ -114,7 +114,9 @@ def groups_of(shares: Tensor, count: int, alpha: float, least: float = 2.0) -> T
     """Return the group of each class, int64 (K,): a class has one of its own if it has calibration images enough.
 
     Enough are those of which at least ``least`` are expected to be above the threshold of alpha. The others share group
-    0. The groups are a function of other images' class shares, so calibration images stay exchangeable with queries.
+    0, and take the smallest of those with enough along if they have not enough together: a group without a finite
+    threshold would let everything pass. The groups are a function of other images' class shares, so calibration images
+    stay exchangeable with queries.
 
     Args:
         shares: the share of each class, (K,), among images that are not for calibration.
@@ -123,6 +125,8 @@ def groups_of(shares: Tensor, count: int, alpha: float, least: float = 2.0) -> T
         least: see above.
     """
     own = shares * count * alpha >= least
+    while own.any() and not own.all() and shares[~own].sum() * count * alpha < least:
+        own[shares.where(own, torch.inf).argmin()] = False
     return torch.where(own, own.cumsum(dim=0), 0)
 
 

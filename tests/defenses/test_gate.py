@@ -55,7 +55,7 @@ def test_honest_queries_are_hardly_touched_and_others_are(store, rule, by_class)
     deployment = deployed(store, Gate(alpha=0.1, rule=rule, by_class=by_class))
     assert touched(deployment, honest()).double().mean() < 0.16
     assert touched(deployment, junk()).double().mean() > 0.95
-    assert deployment.columns == {"gate_images": 187, "gate_own_thresholds": 4 if by_class else 0}
+    assert deployment.columns == {"gate_images": 187, "gate_own_thresholds": 2 if by_class else 0}
 
 
 def test_alpha_0_touches_nothing_and_alpha_1_everything(store):

@@ -100,5 +100,8 @@ def test_weights_go_where_shifts_show():
 def test_classes_with_few_images_share_a_threshold():
     shares = torch.tensor([0.5, 0.3, 0.15, 0.05])
     assert groups_of(shares, 100, 0.1).tolist() == [1, 2, 0, 0]
+    assert groups_of(shares, 200, 0.1).tolist() == [1, 2, 0, 0]  # the smallest takes another one along
+    assert groups_of(torch.tensor([0.6, 0.4, 0.0]), 1000, 0.1).tolist() == [1, 0, 0]
+    assert groups_of(shares, 10, 0.1).tolist() == [0, 0, 0, 0]
     assert groups_of(shares, 1000, 0.1).tolist() == [1, 2, 3, 4]
     assert groups_of(torch.zeros(4), 1000, 0.1).tolist() == [0, 0, 0, 0]
