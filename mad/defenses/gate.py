@@ -149,9 +149,10 @@ class Gate(Defense):
     def decoys(self) -> Decoys:
         """Return what makes the decoys."""
         bank = self._detector.bank
-        if self._made is None or self._made[0] is not bank:  # the bank of an export is loaded after prepare
-            self._made = bank, Decoys(bank, self._secret, self._channels)
-        return self._made[1]
+        made = self._made
+        if made is None or made[0] is not bank:  # the bank of an export is loaded after prepare
+            made = self._made = (bank, Decoys(bank, self._secret, self._channels))
+        return made[1]
 
     def begin(self) -> None:
         """Set up a client's wealth."""

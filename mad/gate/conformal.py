@@ -103,7 +103,7 @@ def learned_weights(honest: Tensor, shifted: Tensor, share: float = 0.5) -> Tens
         return found
 
     with torch.enable_grad():
-        search.step(loss)  # type: ignore[arg-type]
+        search.step(loss)
     size = free.detach()[:-1].exp()
     if not size.isfinite().all() or size.sum() <= 0:
         size = torch.ones_like(size)

@@ -44,6 +44,9 @@ class Gaussians(Held):
         classes: number of classes K.
     """
 
+    whiten: Tensor
+    centers: Tensor
+
     def __init__(self, widths: list[int], classes: int) -> None:
         super().__init__()
         count = max(1, classes * len(widths))
@@ -114,12 +117,22 @@ class Detector(Held):
         classes: number of classes K.
     """
 
+    points: Tensor
+    ordered: Tensor
+    start: Tensor
+    length: Tensor
+    weights: Tensor
+    surprises: Tensor
+    predicted: Tensor
+    shares: Tensor
+    bank: Tensor
+
     def __init__(self, names: list[str], widths: list[int], shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.classes = classes
         self.near = "features" in names  # the last of them: what the last linear layer gets
         self.names = ["picture", *(name for name in names if name != "features")]
-        self.picture = [min(PICTURE, side) for side in shape[1:]]
+        self.picture = (min(PICTURE, shape[1]), min(PICTURE, shape[2]))
         own = [shape[0] * self.picture[0] * self.picture[1], *widths[: len(self.names) - 1]]
         self.gaussians = Gaussians(own, classes)
         self.names += [*(["nearest"] if self.near else []), "energy", "confidence"]

@@ -16,6 +16,7 @@ from mad import plugins
 MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm)  # channels first; batch norms are affine maps of these
 TOKENS = (nn.LayerNorm, nn.MultiheadAttention)  # channels last
 MOST = 6  # layers that are tapped, evenly spaced from the first to the last
+LARGE = 16  # places along each side of a large map
 GRID = 3  # blocks along each side of the coarse picture of the deepest map that has as many
 
 
@@ -148,16 +149,22 @@ def layers_of(network: nn.Module) -> tuple[list[nn.Module], nn.Module | None]:
     parts = [part for part in network.modules() if part is not network]
     linear = [part for part in parts if isinstance(part, nn.Linear)]
     head = linear[-1] if linear else None
-    found = [part for part in parts if isinstance(part, (*MAPS, *TOKENS))] or linear[:-1]
+    found: list[nn.Module] = [part for part in parts if isinstance(part, (*MAPS, *TOKENS))]
+    found = found or list(linear[:-1])
     if len(found) > MOST:
         found = [found[round(number * (len(found) - 1) / (MOST - 1))] for number in range(MOST)]
     return found, head
 
 
 def summary(maps: Tensor) -> Tensor:
-    """Return mean, root mean square and maximum of each channel of maps (B, C, ...): (B, 3 C); of (B, C) themselves."""
+    """Return mean, root mean square and maximum of each channel of maps (B, C, ...): (B, 3 C); of (B, C) themselves.
+
+    Of large maps, every second place of every second row counts.
+    """
     if maps.dim() == 2:
         return maps
+    if maps.dim() == 4 and min(maps.shape[2:]) >= LARGE:
+        maps = maps[:, :, ::2, ::2].clone()
     places = maps.shape[2:]
     if maps.dim() == 4 and not maps.is_contiguous():  # channels last: pooling is the fastest reduction
         highest = F.max_pool2d(maps, list(places)).flatten(1)
