@@ -16,7 +16,6 @@ from mad import plugins
 MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm)  # channels first; batch norms are affine maps of these
 TOKENS = (nn.LayerNorm, nn.MultiheadAttention)  # channels last
 MOST = 6  # layers that are tapped, evenly spaced from the first to the last
-LARGE = 16  # places along each side of a large map
 GRID = 3  # blocks along each side of the coarse picture of the deepest map that has as many
 
 
@@ -157,14 +156,9 @@ def layers_of(network: nn.Module) -> tuple[list[nn.Module], nn.Module | None]:
 
 
 def summary(maps: Tensor) -> Tensor:
-    """Return mean, root mean square and maximum of each channel of maps (B, C, ...): (B, 3 C); of (B, C) themselves.
-
-    Of large maps, every second place of every second row counts.
-    """
+    """Return mean, root mean square and maximum of each channel of maps (B, C, ...): (B, 3 C); of (B, C) themselves."""
     if maps.dim() == 2:
         return maps
-    if maps.dim() == 4 and min(maps.shape[2:]) >= LARGE:
-        maps = maps[:, :, ::2, ::2].clone()
     places = maps.shape[2:]
     if maps.dim() == 4 and not maps.is_contiguous():  # channels last: pooling is the fastest reduction
         highest = F.max_pool2d(maps, list(places)).flatten(1)

@@ -166,16 +166,11 @@ def test_a_network_without_parts_has_no_features_and_is_not_run():
     assert torch.allclose(logits.softmax(dim=1), clean, atol=1e-6)
 
 
-def test_of_large_maps_a_quarter_of_the_places_counts():
-    maps = torch.randn(3, 5, 20, 17)
-    found = summary(maps)
-    assert torch.allclose(found, summary(maps[:, :, ::2, ::2].flatten(2)), atol=1e-6)
-    assert torch.allclose(summary(maps.to(memory_format=torch.channels_last)), found, atol=1e-6)
-
-
 def test_tokens_are_summarized_like_places():
-    maps = torch.randn(3, 5, 4, 4)
-    assert torch.allclose(summary(maps), summary(maps.flatten(2)), atol=1e-6)
+    maps = torch.randn(3, 5, 4, 6)
+    tokens = summary(maps.flatten(2))
+    assert torch.allclose(summary(maps), tokens, atol=1e-6)
+    assert torch.allclose(summary(maps.to(memory_format=torch.channels_last)), tokens, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", [Tiny, SmallNet])
