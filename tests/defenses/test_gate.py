@@ -112,7 +112,7 @@ def test_a_thief_is_flagged_and_gets_decoys_only_while_honest_clients_are_not(st
 
 def test_the_decoys_begin_with_the_query_after_the_one_that_flagged(store):
     deployment = deployed(store, Gate(alpha=0.1, client=0.01))
-    images = torch.cat([junk(30), honest()[:100]])
+    images = torch.cat([honest()[200:230], junk(30), honest()[:100]])
     whole, single = deployment.session(), deployment.session()
     answers = whole(images)
     parts = torch.cat([single(each) for each in images.split(1)])
