@@ -16,6 +16,7 @@ from mad import plugins
 MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm)  # channels first; batch norms are affine maps of these
 TOKENS = (nn.LayerNorm, nn.MultiheadAttention)  # channels last
 MOST = 6  # layers that are tapped, evenly spaced from the first to the last
+CHUNK = 2**20  # numbers that are summarized at once
 GRID = 3  # blocks along each side of the coarse picture of the deepest map that has as many
 
 
@@ -159,6 +160,12 @@ def summary(maps: Tensor) -> Tensor:
     """Return mean, root mean square and maximum of each channel of maps (B, C, ...): (B, 3 C); of (B, C) themselves."""
     if maps.dim() == 2:
         return maps
+    parts = maps.split(max(1, CHUNK * len(maps) // max(1, maps.numel())))
+    return torch.cat([summary_of(each) for each in parts])  # what lies in the processor's cache is read fast
+
+
+def summary_of(maps: Tensor) -> Tensor:
+    """Return the summary of a few maps (B, C, ...): (B, 3 C)."""
     places = maps.shape[2:]
     if maps.dim() == 4 and not maps.is_contiguous():  # channels last: pooling is the fastest reduction
         highest = F.max_pool2d(maps, list(places)).flatten(1)

@@ -166,6 +166,15 @@ def test_a_network_without_parts_has_no_features_and_is_not_run():
     assert torch.allclose(logits.softmax(dim=1), clean, atol=1e-6)
 
 
+def test_large_maps_are_summarized_in_parts(monkeypatch):
+    maps = torch.randn(7, 5, 4, 6)
+    whole = summary(maps)
+    for size in (1, 5 * 24 * 3, 5 * 24 * 100):
+        monkeypatch.setattr("mad.gate.taps.CHUNK", size)
+        assert torch.allclose(summary(maps), whole, atol=1e-6)
+        assert summary(maps[:0]).shape == (0, 15)
+
+
 def test_tokens_are_summarized_like_places():
     maps = torch.randn(3, 5, 4, 6)
     tokens = summary(maps.flatten(2))
