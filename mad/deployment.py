@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mad import export_deployment, plugins, schema
+from mad.accounts import Accounts
 from mad.api import BATCH, BlackBox
 from mad.cache import Cache
 from mad.context import Context
@@ -56,7 +57,10 @@ class Deployment:
         return replace(self, defense=self.again(), _turn=threading.Lock())
 
     def session(
-        self, budget: int | None = None, watch: Callable[[Tensor, Tensor, Tensor], None] | None = None
+        self,
+        budget: int | None = None,
+        watch: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+        accounts: int = 1,
     ) -> BlackBox:
         """Return the API for a new client, with a query counter of its own.
 
@@ -65,9 +69,12 @@ class Deployment:
         Args:
             budget: query budget, one query per image; None for no limit, as in the defender's own measurements.
             watch: for studies only; see ``BlackBox``.
+            accounts: number of clients whose queries these are; the budget is divided among them.
         """
-        shape = self.victim.dataset.shape
-        return BlackBox(self.served, self.defense.session(), shape, budget, self.device, watch, self._turn)
+        shape, defense = self.victim.dataset.shape, self.defense.session()
+        if accounts > 1 and defense.stateful:
+            defense = Accounts(self.defense, budget, accounts)
+        return BlackBox(self.served, defense, shape, budget, self.device, watch, self._turn)
 
     @torch.no_grad()
     def clean(self, images: Tensor) -> Tensor:

@@ -232,7 +232,7 @@ def queried(
     """
 
     def spend() -> tuple[Stolen, Record, Record]:
-        api = deployment.session(budget, probe)
+        api = deployment.session(budget, probe, cell.attack.accounts)
         # Hashing images for the cache pays only if another cell asks about the same images.
         with SHARED.paused() if cell.attack.depends_on_answers or images is None else nullcontext():
             stolen = cell.attack.spend(api, images, adversary)

@@ -24,6 +24,7 @@ QUICK = {
         "ini": ("defense.outliers.size=200",),
         "queen": ("defense.shadows=1", "defense.map_steps=5"),
         "gradient_redirection": ("defense.surrogate.queries=100", "defense.surrogate.epochs=1"),
+        "gate": ("victim.validation=0.1",),
         "chain": ("defense.parts=[{mad_argmax: {epsilon: 0.5}}, prada]",),
     },
     "attack": {

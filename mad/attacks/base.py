@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import torch
@@ -18,6 +18,7 @@ from mad.errors import BudgetExceededError, MadError, check_number
 from mad.progress import bar
 from mad.schema import Column
 from mad.seeds import generator
+from mad.storage.fingerprint import ADDED
 from mad.transfer import Stolen, TransferSet
 from mad.victim import Victim
 
@@ -33,6 +34,8 @@ class Attack(ABC):
 
     Args:
         budget: number of queries; None for the paper's 50,000, or for the size of the pool if that is smaller.
+        accounts: number of clients that the queries are divided among, in blocks, one client after the other. Only a
+            stateful defense tells them apart.
     """
 
     name: ClassVar[str]
@@ -44,10 +47,12 @@ class Attack(ABC):
     labelled: ClassVar[bool] = False  # whether it uses the labels of the pool: adversary.labels
     schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record
     budget: int | None = None
+    accounts: int = field(default=1, metadata=ADDED, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.budget is not None:
             check_number("attack.budget", self.budget, 1, whole=True)
+        check_number("attack.accounts", self.accounts, 1, self.budget or PAPER_BUDGET, whole=True)
 
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError if this attack cannot query the victim; called before anything is trained."""

@@ -104,6 +104,15 @@ class Defense(ABC):
         """Return columns of ``schema`` about a client's session; asked of the thief's, after the attack."""
         return {}
 
+    def accounts_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:
+        """Return columns of ``schema`` about a thief with several accounts; by default those about the first.
+
+        Args:
+            sessions: what ``session`` returned for each account, after the attack.
+        """
+        columns: dict[str, Any] = sessions[0].session_columns()
+        return columns
+
     def honest_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:
         """Return columns of ``schema`` about honest traffic.
 

@@ -125,6 +125,12 @@ class Chain(Defense):
         """Return the columns of all parts about this session."""
         return joined(part.session_columns() for part in self._parts)
 
+    def accounts_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:
+        """Return the columns of all parts about the sessions of a thief's accounts."""
+        return joined(
+            part.accounts_columns([each.held()[number] for each in sessions]) for number, part in enumerate(self._parts)
+        )
+
     def honest_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:
         """Return the columns of all parts about honest traffic."""
         return joined(

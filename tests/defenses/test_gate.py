@@ -1,0 +1,205 @@
+"""The gate: what it touches, whom it flags, and what it promises honest users."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toys import CPU, SmallNet, cell, trainer, victim
+
+from mad.accounts import Accounts
+from mad.attacks.knockoff_nets import KnockoffNets
+from mad.context import Context
+from mad.defenses import Chain, Defense, Rounding
+from mad.defenses.gate import Gate
+from mad.deployment import deploy
+from mad.errors import MadError
+from mad.gate.shifts import shifts
+from mad.pipeline import run
+from mad.storage.store import Store
+from mad.testing import Blobs, check_defense
+
+TOY = victim(dataset=Blobs(size=700), validation=0.4, architecture=SmallNet, trainer=trainer(epochs=1))
+FLAT = victim(dataset=Blobs(size=700), validation=0.4)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("outputs"))
+
+
+def deployed(store, defense, toy=TOY):
+    return deploy(toy, defense, store=store)
+
+
+def honest(toy=TOY):
+    return toy.dataset.test().images / 255
+
+
+def junk(count=300):
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(9))
+
+
+def touched(deployment, images):
+    clean, answers = deployment.session().answer(images)
+    return (clean != answers).any(dim=1)
+
+
+def test_it_calibrates_on_held_out_images_and_refuses_a_victim_without():
+    with pytest.raises(MadError, match=r"set victim\.validation=0\.1$"):
+        cell(defense=Gate())
+
+
+@pytest.mark.parametrize("rule", ["learned", "fisher"])
+@pytest.mark.parametrize("by_class", [True, False])
+def test_honest_queries_are_hardly_touched_and_others_are(store, rule, by_class):
+    deployment = deployed(store, Gate(alpha=0.1, rule=rule, by_class=by_class))
+    assert touched(deployment, honest()).double().mean() < 0.16
+    assert touched(deployment, junk()).double().mean() > 0.95
+    assert deployment.columns == {"gate_images": 187, "gate_own_thresholds": 2 if by_class else 0}
+
+
+def test_alpha_0_touches_nothing_and_alpha_1_everything(store):
+    for alpha, share in ((0.0, 0), (1.0, 1)):
+        deployment = deployed(store, Gate(alpha=alpha))
+        assert touched(deployment, torch.cat([honest()[:200], junk(50)])).double().mean() == share
+
+
+def test_alpha_and_rule_share_what_was_learned(store, monkeypatch):
+    deployed(store, Gate())
+    monkeypatch.setattr("mad.defenses.gate.learn", None)
+    deployed(store, Gate(alpha=0.3, rule="harmonic", by_class=False, client=0.01))
+
+
+def test_decoys_do_not_depend_on_the_answer_and_keep_the_budget(store):
+    images = junk()
+    for epsilon in (2.0, 0.5):
+        defense = deployed(store, Gate(epsilon=epsilon)).defense
+        one = torch.softmax(torch.randn(300, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+        decoys, other = defense(images, one), defense(images, one.flip(1))
+        if epsilon == 2:
+            changed = (decoys != one).any(dim=1) & (other != one.flip(1)).any(dim=1)
+            assert changed.double().mean() > 0.95
+            assert torch.equal(decoys[changed], other[changed])
+        assert ((decoys - one).abs().sum(dim=1) <= epsilon + 1e-5).all()
+
+
+def test_in_a_chain_what_passes_are_the_answers_of_the_parts_before(store):
+    both = deployed(store, Chain(epsilon=None, parts=[Rounding(None, decimals=1), Gate(alpha=0.1)]))
+    images = torch.cat([honest()[:100], junk(50)])
+    answers = both.session().answer(images)[1]
+    passed = ~touched(deployed(store, Gate(alpha=0.1)), images)
+    rounded = deployed(store, Rounding(None, decimals=1)).session().answer(images)[1]
+    assert 50 < passed.sum() < 110
+    assert torch.allclose(answers[passed], rounded[passed])
+
+
+def test_a_thief_is_flagged_and_gets_decoys_only_while_honest_clients_are_not(store):
+    deployment = deployed(store, Gate(alpha=0.1, client=0.01))
+    api = deployment.session()
+    api(junk(100))
+    assert api.defense.session_columns()["gate_flagged"] == 1
+    assert api.defense.session_columns()["gate_flagged_after"] < 40
+    clean, answers = api.answer(honest()[:200])
+    assert (clean != answers).any(dim=1).all()
+    other = deployment.session()  # each client has a test of its own
+    other(honest())
+    assert other.defense.session_columns() == {
+        "gate_touched": pytest.approx(0.1, abs=0.06),
+        "gate_flagged": 0,
+        "gate_flagged_after": None,
+    }
+
+
+def test_the_decoys_begin_with_the_query_after_the_one_that_flagged(store):
+    deployment = deployed(store, Gate(alpha=0.1, client=0.01))
+    images = torch.cat([honest()[200:230], junk(30), honest()[:100]])
+    whole, single = deployment.session(), deployment.session()
+    answers = whole(images)
+    parts = torch.cat([single(each) for each in images.split(1)])
+    assert torch.allclose(parts, answers, atol=1e-5)
+    assert single.defense.session_columns() == whole.defense.session_columns()
+
+
+def test_several_accounts_are_tested_one_by_one(store):
+    deployment = deployed(store, Gate(alpha=0.1, client=0.01))
+    images = torch.cat([junk(100), honest()[:100]])
+    api = deployment.session(200, accounts=2)
+    answers = api(images)
+    one, other = deployment.session(), deployment.session()
+    assert torch.allclose(answers, torch.cat([one(images[:100]), other(images[100:])]), atol=1e-5)
+    found = api.defense.session_columns()
+    assert found["gate_flagged"] == 0.5
+    assert found["gate_flagged_after"] == one.defense.session_columns()["gate_flagged_after"]
+    assert deployed(store, Gate()).session(200, accounts=2).defense.name == "gate"  # without state they are one
+
+
+def test_accounts_of_any_defense_and_budget():
+    class Counts(Defense):
+        name = "counts"
+        stateful = True
+        epsilon = None
+
+        def begin(self):
+            self.asked = 0
+
+        def perturb(self, images, clean):
+            self.asked += len(images)
+            return clean
+
+        def session_columns(self):
+            return {"asked": self.asked}
+
+    defense = Counts(None)
+    accounts = Accounts(defense, 10, 3)
+    for size in (1, 5, 4):
+        accounts(torch.rand(size, 1, 2, 2), torch.full((size, 2), 0.5))
+    assert [each.asked for each in accounts._sessions] == [4, 4, 2]
+    assert accounts.session_columns() == {"asked": 4}
+    with pytest.raises(MadError, match=r"attack\.budget"):
+        Accounts(defense, 2, 3)
+
+
+def test_accounts_reach_the_record(tmp_path):
+    record = run(
+        cell(victim=FLAT, defense=Gate(client=0.01), attack=KnockoffNets(60, accounts=4)), Store(tmp_path), CPU
+    )[0]
+    assert record["gate_flagged"] <= 1
+    assert record["gate_honest_flagged"] == 0
+    assert "accounts=4" in record["attack_settings"]
+    with pytest.raises(MadError, match=r"attack\.accounts"):
+        KnockoffNets(3, accounts=4)
+
+
+def test_what_was_there_before_keeps_its_fingerprint():
+    assert cell(attack=KnockoffNets(50)).fingerprint == cell(attack=KnockoffNets(50, accounts=1)).fingerprint
+    assert cell(attack=KnockoffNets(50, accounts=2)).fingerprint != cell().fingerprint
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": -0.1}, {"alpha": 2}, {"rule": "median"}, {"client": 0}, {"by_class": 1}])
+def test_wrong_settings_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(MadError, match=f"defense.{name}"):
+        Gate(**wrong)
+
+
+def test_the_conformance_checks_hold_with_clients():
+    check_defense(Gate(client=0.01, alpha=0.3), (3,))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 16)])
+def test_shifts_are_images_of_the_same_shape_and_change_them(shape):
+    images = torch.rand(6, *shape, generator=torch.Generator().manual_seed(0))
+    found = shifts(images, torch.Generator().manual_seed(1))
+    assert len(found) == 16
+    for name, each in found.items():
+        assert each.shape == images.shape, name
+        assert each.min() >= 0, name
+        assert each.max() <= 1, name
+        assert (each - images).abs().mean() > 0.01, name
+
+
+def test_a_victim_with_one_calibration_image_touches_nothing():
+    small = replace(FLAT, dataset=Blobs(size=40), validation=0.08)
+    defense = Gate(alpha=0.3).prepared(Context(small, small.untrained(seed=0, purpose="victim"), 0, CPU))
+    clean = torch.full((5, 4), 0.25)
+    assert torch.equal(defense(junk(5), clean), clean)
