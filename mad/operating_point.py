@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from mad.cell import SHARED, Cell
-from mad.deployment import deploy
+from mad.deployment import Deployment, deploy
 from mad.errors import check_number
 from mad.evaluation import utility
 from mad.storage.store import Store
@@ -25,12 +25,12 @@ class OperatingPoint:
     """What a defense costs at one strength, on the validation split.
 
     Args:
-        strength: the value of the defense's strength parameter.
+        strength: the value of the defense's strength parameter; None for the defense as it is.
         loss: how much of the API's accuracy the defense takes, a share in [-1, 1].
         l1_mean: the mean L1 distance between defended and clean answers, in [0, 2].
     """
 
-    strength: float
+    strength: float | None
     loss: float
     l1_mean: float
 
@@ -50,41 +50,55 @@ class Costs:
         name = cell.defense.strength_parameter
         kinds = {field.name: field.type for field in dataclasses.fields(cell.defense)}
         self._whole = kinds[name] in (int, "int")  # such as the k of top_k
-        self._known: dict[float, OperatingPoint] = {}
+        self._known: dict[float | None, OperatingPoint] = {}
 
-    def at(self, strength: float) -> OperatingPoint:
-        """Return the cost at a strength.
+    def defended(self, strength: float | None) -> Deployment:
+        """Return the victim behind its defense at a strength, or as it is.
+
+        Raises:
+            MadError: if the defense refuses the strength.
+        """
+        cell, defense = self.cell, self.cell.defense
+        if strength is not None:
+            value = int(strength) if self._whole else strength
+            defense = dataclasses.replace(defense, **{defense.strength_parameter: value})
+        return deploy(cell.victim, defense, seed=cell.seed, store=self.store, device=self.device, cache=SHARED)
+
+    def at(self, strength: float | None) -> OperatingPoint:
+        """Return the cost at a strength, or of the defense as it is.
 
         Raises:
             MadError: if the defense refuses the strength.
         """
         if strength not in self._known:
-            name = self.cell.defense.strength_parameter
-            defense = dataclasses.replace(self.cell.defense, **{name: int(strength) if self._whole else strength})
-            made = deploy(
-                self.cell.victim, defense, seed=self.cell.seed, store=self.store, device=self.device, cache=SHARED
-            )
+            made = self.defended(strength)
             found = utility(made, self.split, None if made.served is made.model else made.model, self.device)
             loss = found["victim_accuracy"] - found["defended_accuracy"]
             self._known[strength] = OperatingPoint(strength, loss, found["l1_mean"])
         return self._known[strength]
 
-    def strongest(self, loss: float, weakest: float, strongest: float) -> OperatingPoint | None:
-        """Return the strongest point that costs at most ``loss``, found by halving; None if the weakest costs more.
+    def strongest(self, loss: float, weakest: float, strongest: float, l1: float = 2.0) -> OperatingPoint | None:
+        """Return the strongest point that costs at most ``loss`` of accuracy, and a mean L1 of at most ``l1``.
 
-        The cost is taken to grow from ``weakest`` to ``strongest``, of which either may be the larger number.
+        It is found by halving; None if the weakest costs more. The cost is taken to grow from ``weakest`` to
+        ``strongest``, of which either may be the larger number.
         """
         check_number("loss", loss, 0, 1)
-        if self.at(strongest).loss <= loss:
+        check_number("l1", l1, 0, 2)
+
+        def within(strength: float) -> bool:
+            return self.at(strength).loss <= loss and self.at(strength).l1_mean <= l1
+
+        if within(strongest):
             return self.at(strongest)
-        if self.at(weakest).loss > loss:
+        if not within(weakest):
             return None
         good, bad = weakest, strongest
         for _ in range(ROUNDS):
             middle = round((good + bad) / 2, 0 if self._whole else 4)
             if middle in (good, bad):
                 break
-            good, bad = (middle, bad) if self.at(middle).loss <= loss else (good, middle)
+            good, bad = (middle, bad) if within(middle) else (good, middle)
         return self.at(good)
 
 

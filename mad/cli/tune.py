@@ -1,0 +1,164 @@
+r"""``mad-tune``: the best defense, and its strength, within limits on what it may cost honest users.
+
+    mad-tune [--config-dir FOLDER] victim=mnist pool=fashion_mnist loss=0.01 l1=0.5 [-- "defense=mad 0 2" ...]
+
+loss=0.01 is the most accuracy that the API may lose (a share), l1=2 the largest mean L1 distance of answers, latency=MS
+the longest that 99 of 100 requests of one image may take. What else stands before the -- is what mad-run takes; each
+argument after it is a defense with its settings, then its weakest and strongest strength, or neither. Without
+candidates, those that train no network of their own are tried.
+
+Strengths are searched, and a small panel of adversaries (as answered, labels, constant, surest half) is run, on the
+validation split (victim.validation=0.1, unless given); by successive halving the better half gets four times the
+queries, up to attack.budget. The winner gets records, which are the first to see the test split. seeds=0,1,2 are those
+of the last round. All is kept in outputs/tune: the same command goes on where it was stopped. Needs mad[tune].
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+
+from mad.cli import configs
+from mad.cli.command import command
+from mad.cli.messages import one_line
+from mad.errors import MadError
+from mad.progress import err, out
+
+CANDIDATES = (
+    "defense=mad 0 2",
+    "defense=mad defense.solver=exact 0 2",
+    "defense=mad_argmax 0 2",
+    "defense=mad_random 0 2",
+    "defense=reverse_sigmoid 0 1",
+    "defense=random_noise defense.epsilon=null 0 200",
+    "defense=dcp 0 1",
+    "defense=modelguard_w 0 2",
+    "defense=modelguard_s 0 2",
+    "defense=dp_posterior 100 0.1",
+    "defense=rounding 7 1",
+    "defense=argmax",
+    "defense=gate 0 0.2",
+)
+MEMBERS = (("recovery=none",), ("recovery=argmax",), ("recovery=constant",), ("recovery=confident",))
+LIMITS = ("loss", "l1", "latency")
+BUDGET = 5000
+
+
+@command
+def main() -> None:
+    """Enter ``mad-tune``: a table of the candidates, the winner's record, and the command that serves it."""
+    given = sys.argv[1:]
+    if not given or "-h" in given or "--help" in given:
+        out.print((__doc__ or "").replace("``", ""), markup=False)
+        return
+    place = None
+    if given[0].startswith("--config-dir"):
+        _, _, folder = given.pop(0).partition("=")
+        place = configs.further(folder or (given.pop(0) if given else None))
+    cut = given.index("--") if "--" in given else len(given)
+    common, named = given[:cut], given[cut + 1 :]
+    told = {word.partition("=")[0]: word.partition("=")[2] for word in common}
+    refused = [word for word in common if word.partition("=")[0].split(".")[0] in ("defense", "recovery")]
+    if refused:
+        raise MadError(f"{refused[0]}: mad-tune chooses the defense and tries recoveries; candidates come after --")
+    words = [word for word in common if word.partition("=")[0] not in (*LIMITS, "seeds")]
+    if "victim.validation" not in told:
+        words.append("victim.validation=0.1")
+    if "attack.budget" not in told:
+        words.append(f"attack.budget={BUDGET}")
+    sys.path.append(os.getcwd())  # plug-ins, as for mad-run
+    configs.register_aliases()
+    search = [] if place is None else [f"hydra.searchpath=['{place}']"]
+    with configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
+        tuned(words, [candidate(each) for each in named or CANDIDATES], told, search)
+
+
+def candidate(text: str) -> Any:
+    """Return a candidate from its words: overrides, then its weakest and strongest strength, or neither."""
+    from mad.tuning import Candidate
+
+    words = shlex.split(text)
+    ends = [number(word) for word in words if "=" not in word]
+    name = shlex.join(word for word in words if "=" in word)
+    if len(ends) not in (0, 2) or None in ends or not name.startswith("defense="):
+        raise MadError(f"{text!r} is no candidate: say 'defense=NAME [settings] WEAKEST STRONGEST', or no strengths")
+    return Candidate(name, *ends)
+
+
+def number(text: str) -> float | None:
+    """Return a number, None if the text is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def limit(told: dict[str, str], name: str, usual: Any) -> Any:
+    """Return a limit that the command line gives, or the usual one."""
+    if name not in told or told[name] == "null":
+        return usual
+    found = number(told[name])
+    if found is None:
+        raise MadError(f"{name} must be a number, got {told[name]!r}")
+    return found
+
+
+def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str], search: Sequence[str]) -> None:
+    """Tune, printing a line for each candidate that is settled; then the winner's record and how to serve it."""
+    from mad import tuning  # imports torch
+    from mad.cli.compose import cell_of
+    from mad.cli.figures import finish
+    from mad.device import choose, computing
+    from mad.pipeline import run
+    from mad.storage.fingerprint import describe, digest
+    from mad.storage.store import Store
+
+    limits = tuning.Limits(limit(told, "loss", 0.01), limit(told, "l1", 2.0), limit(told, "latency", None))
+    try:
+        seeds = [int(each) for each in told.get("seeds", "0").split(",")]
+    except ValueError as error:
+        raise MadError(f"seeds must be whole numbers with commas between them, got {told['seeds']!r}") from error
+    config = hydra.compose("config", [*search, *configs.quoted(list(words))])
+    outputs, device = configs.outputs_of(config), choose(config.device)
+    store, victim = Store(outputs), cell_of(config, words).victim
+
+    def make(more: Sequence[str], seed: int) -> Any:
+        every = [*words, *(word for each in more for word in shlex.split(each)), f"seed={seed}"]
+        last = {word.partition("=")[0]: word for word in every}  # a rung's budget replaces the command line's
+        return cell_of(hydra.compose("config", [*search, *configs.quoted(list(last.values()))]), list(last.values()))
+
+    asked = [sorted(words), [vars(each) for each in candidates], vars(limits), seeds, MEMBERS, describe(victim)]
+    study = tuning.open_study(outputs, digest(asked))
+    budget = int(config.attack.budget)
+    with computing(config.threads):
+        found = None
+        for found in tuning.tune(candidates, MEMBERS, make, limits, budget, seeds, store, device, study):
+            err.print(line(found), soft_wrap=True, markup=False)
+        assert found is not None
+        best = [found.name, *tuning.strength_words(make, found.name, found.told or {})]
+        out.print(f"best within the limits: {shlex.join(best)}", soft_wrap=True, markup=False)
+        paths = []
+        for cell in (make([*best, *member], seed) for seed in seeds for member in MEMBERS):
+            for each in (cell.reference, cell):
+                run(each, store, device)
+            paths.append(cell.path)
+    finish(paths, outputs)
+    kept = [word for word in words if word.partition("=")[0].split(".")[0] not in ("attack", "pool", "knockoff")]
+    out.print(f"serve it: mad-serve {shlex.join([*kept, *best])} --check", soft_wrap=True, markup=False)
+
+
+def line(found: Any) -> str:
+    """Return what became of a candidate."""
+    if found.why is not None:
+        return f"{found.name}: left out ({one_line(MadError(found.why))})"
+    told, strength = found.told, ""
+    if told["strength"] is not None:
+        strength = f" at {told['strength']:g}"
+    took = "" if told["latency"] is None else f", {told['latency']:.1f} ms"
+    shares = ", ".join(f"{share:.1%}" for share in found.stolen)
+    return f"{found.name}{strength}: costs {told['loss']:.2%}, mean L1 {told['l1']:.2f}{took}; stolen at most {shares}"
