@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mad import promises, schema, simplex
-from mad.deployment import deploy, open_deployment
+from mad import promises, simplex
+from mad.deployment import deploy
 from mad.errors import MadError
 from mad.lint.finding import Finding, failed, noted, passed
-from mad.lint.subject import Subject, ask
+from mad.lint.subject import Subject, ask, global_seeds
 from mad.promises import CLOSE, KINDS, MOST, ROWS
 from mad.seeds import generator
 from mad.storage.fingerprint import describe, digest
@@ -28,22 +25,21 @@ def gradients(subject: Subject) -> Finding:
     """Whether ``needs_gradients`` says what ``perturb`` needs."""
     if subject.defense.epsilon == 0:
         return passed("perturb is not called at epsilon=0")
-    declared, rows = subject.deployment.defense.needs_gradients, min(ROWS, len(subject.shown))
+    declared = subject.deployment.defense.needs_gradients
 
-    def attempt(enabled: bool) -> Tensor | RuntimeError:
+    def attempt(enabled: bool) -> Any:
+        session = subject.session()  # here, since preparing may train
         with torch.set_grad_enabled(enabled):
             try:
-                found = subject.session().perturb(subject.shown[:rows].clone(), subject.clean[:rows].clone())
-                return torch.as_tensor(found).detach()
-            except RuntimeError as error:
+                return session.perturb(subject.shown[:ROWS].clone(), subject.clean[:ROWS].clone())
+            except Exception as error:  # any; the next check raises it again
                 return error
 
-    without = attempt(False)
+    without, found = attempt(False), attempt(True)
     if declared:
-        found = attempt(True)
         alike = isinstance(without, Tensor) and isinstance(found, Tensor) and torch.equal(without, found)
         return noted("declared, and not needed: it is faster without") if alike else passed("declared and needed")
-    if isinstance(without, RuntimeError) and isinstance(attempt(True), Tensor):
+    if isinstance(without, RuntimeError) and isinstance(found, Tensor):
         return failed(f"perturb needs gradients ({line(without)}): set needs_gradients = True")
     return passed("perturb records no gradients")
 
@@ -128,7 +124,9 @@ def generators(subject: Subject) -> Finding:
 
 def prepared_twice(subject: Subject) -> Finding:
     """Whether two preparations with one seed answer alike."""
-    other = ask(subject.deployed(subject.second).defense.session(), subject.shown, subject.clean)
+    with global_seeds(1):  # which a preparation must not draw from
+        ready = subject.deployed(subject.second).defense.session()
+    other = ask(ready, subject.shown, subject.clean)
     promises.same("the defense, prepared twice with one seed,", other.answers, subject.first.answers)
     how = "its networks trained twice" if subject.second is None else "its networks loaded"
     return passed(f"the same answers, {how}")
@@ -172,63 +170,6 @@ def repeat(subject: Subject) -> Finding:
     return failed(f"{said}: keep no state, or set stateful = True", changed=changed)
 
 
-def other_strengths(defense: Any) -> list[Any]:
-    """Return the defense with its strength parameter at other values, weaker ones first."""
-    name, found = defense.strength_parameter, []
-    value = getattr(defense, name, None)
-    if name not in {each.name for each in dataclasses.fields(defense)} or not isinstance(value, (int, float)):
-        return []
-    whole = isinstance(value, int) and name != "epsilon"
-    for other in (value // 2, value + 1, value - 1) if whole else (value / 2, value / 8, value * 2, value + 1):
-        try:
-            found += [dataclasses.replace(defense, **{name: other})] if other != value else []
-        except (MadError, ValueError, TypeError):
-            continue
-    return found
-
-
-def fingerprint(subject: Subject) -> Finding:
-    """Whether all settings are in the fingerprint."""
-    defense = subject.defense
-    promises.named("defense", defense)
-    if not hasattr(defense, defense.strength_parameter):
-        return failed(f"strength_parameter must name one of its fields, got {defense.strength_parameter!r}")
-    own = digest(describe(defense))
-    others = other_strengths(defense)
-    if any(digest(describe(each)) == own for each in others):
-        return failed(f"two values of {defense.strength_parameter} have one fingerprint: make it a field that compares")
-    return passed(f"{own}; another {defense.strength_parameter} has another" if others else own, fingerprint=own)
-
-
-def strength(subject: Subject) -> Finding:
-    """Whether the strength parameter changes answers."""
-    defense, name = subject.defense, subject.defense.strength_parameter
-    others, before = other_strengths(defense), subject.first.answers
-    if not others:
-        return passed(f"{name} is not set: there is no strength to turn")
-    if name != "epsilon" and defense.trainings(subject.victim):
-        return passed(f"{name} is a setting of a training, which is not repeated with another")
-    for other in others:
-        ready = deploy(subject.victim, other, seed=subject.seed, store=subject.store, device=subject.device)
-        found = ask(ready.defense.session(), subject.shown, subject.clean).answers
-        if differing(found, before):
-            return passed(f"answers differ between {name}={defense.strength:g} and {other.strength:g}")
-    said = f"the answers to {len(before)} images are the same at {name}="
-    said += ", ".join(f"{each.strength:g}" for each in (defense, *others))
-    if name == "epsilon" and differing(before, subject.clean):
-        return failed(f"{said}: perturb does not read it")
-    return noted(said)
-
-
-def columns(subject: Subject) -> Finding:
-    """Whether the columns that it adds to a record are those of its schema; ``deploy`` has checked the others."""
-    session = subject.session()
-    ask(session, subject.shown[:ROWS], subject.clean[:ROWS])
-    schema.check(session.session_columns() | session.honest_columns([session]), "it", subject.defense.schema)
-    names = ", ".join(column.name for column in subject.defense.schema)
-    return passed(names or "none")
-
-
 def hard_posteriors(subject: Subject) -> Finding:
     """Whether answers to hard posteriors are good: one-hot, uniform, tied and tiny ones, on black and white images."""
     images = subject.shown[torch.arange(ROWS) % len(subject.shown)]
@@ -267,20 +208,6 @@ def tried(session: Any, images: Tensor, epsilon: float | None, classes: int) -> 
         promises.check_answers(
             f"it, on {kind} posteriors over {clean.shape[1]} classes,", found.answers, clean, epsilon
         )
-
-
-def exported(subject: Subject) -> Finding:
-    """Whether an exported deployment opens and answers alike."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place, "deployment")
-        try:
-            subject.deployment.export(folder)
-        except MadError as error:
-            return noted(str(error))
-        opened = open_deployment(folder, subject.device).defense.session()
-    found = ask(opened, subject.shown, subject.clean).answers
-    promises.same("an exported deployment, opened,", found, subject.first.answers)
-    return passed("an exported deployment opens to the same answers")
 
 
 def differing(found: Tensor, before: Tensor) -> float:

@@ -18,6 +18,7 @@ from mad.seeds import generator
 
 LEAST_BITS = 1.0  # of the classes that answers are pushed to
 VISIBLE = 0.05  # an L1 distance between the answers to an image and to its copy
+OFTEN = 0.1  # share of copies
 RECOVERED = 0.05  # by how much more often a model finds the clean top class than the answer's own top class is it
 ROUNDS = 5  # of timings, of which the fastest counts
 SLACK = 4096  # bytes by which a defense may grow, such as by a counter
@@ -64,7 +65,8 @@ def near_copies(subject: Subject) -> Finding:
     own = simplex.l1(answers, subject.first.answers) > simplex.l1(clean, subject.clean) + VISIBLE
     share = own.double().mean().item()
     said = f"{share:.0%} of copies, off by one gray level in 255, get another answer (L1 above {VISIBLE:g})"
-    return noted(f"{said}: a thief can average over them", changed=share) if share else passed(said, changed=share)
+    often = share > OFTEN
+    return noted(f"{said}: a thief can average over them", changed=share) if often else passed(said, changed=share)
 
 
 def label_left(subject: Subject) -> Finding:
@@ -100,9 +102,9 @@ def state(subject: Subject) -> Finding:
         return passed(f"{end / 1e3:,.0f} kB, which {last:,} queries do not add to", **numbers)
     said = f"{half / 1e3:,.0f} kB after {middle:,} queries, {end / 1e3:,.0f} kB after {last:,}"
     growing = later > (half - start) / 2
-    said += f": {later / max(1, last - middle):,.0f} bytes a query, with no end in sight" if growing else ""
+    said += f", still {later / max(1, last - middle):,.0f} bytes a query" if growing else ""
     if growing and not subject.deployment.defense.stateful:
-        return failed(f"{said}, and it is not declared stateful", **numbers)
+        return failed(f"{said}: keep no state, or set stateful = True and a limit", **numbers)
     return noted(said, **numbers)
 
 

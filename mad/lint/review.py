@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from mad.errors import MadError
-from mad.lint import contract, observations
+from mad.lint import contract, observations, settings
 from mad.lint.contract import line
 from mad.lint.finding import FAIL, Finding, failed, noted
-from mad.lint.subject import Subject
+from mad.lint.subject import Subject, global_seeds
 
 FIRST: dict[str, Callable[[Subject], Finding]] = {  # without these, no other check can be run
     "needs_gradients": contract.gradients,
@@ -27,10 +27,10 @@ CHECKS: dict[str, Callable[[Subject], Finding]] = {
     "repeat": contract.repeat,
     "hard posteriors": contract.hard_posteriors,
     "2 and 100 classes": contract.other_classes,
-    "fingerprint": contract.fingerprint,
-    "strength": contract.strength,
-    "columns": contract.columns,
-    "export": contract.exported,
+    "fingerprint": settings.fingerprint,
+    "strength": settings.strength,
+    "columns": settings.columns,
+    "export": settings.exported,
     "state growth": observations.state,
     "top class": observations.top_class,
     "target entropy": observations.target,
@@ -58,7 +58,8 @@ def review(subject: Subject) -> Iterator[Finding]:
 def run(name: str, check: Callable[[Subject], Finding], subject: Subject) -> Finding:
     """Return what one check finds."""
     try:
-        found = check(subject)
+        with global_seeds(0):
+            found = check(subject)
     except MadError as error:
         found = failed(str(error))
     except Exception as error:  # whatever a plug-in raises

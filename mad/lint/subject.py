@@ -134,7 +134,8 @@ class Subject:
 
     def __post_init__(self) -> None:
         before = self.recipe()
-        self.deployment = self.deployed(self.store)
+        with global_seeds(0):
+            self.deployment = self.deployed(self.store)
         self.recipe_changed = self.recipe() != before
         self.shown = self._some(checked.split(self.victim.dataset, "test").images, self.images)
         self.clean = self.served(self.shown)
@@ -179,17 +180,11 @@ class Subject:
         session, clean = self.session(), self.served(self.thefts)
         batch = min(BATCH, max(1, len(clean) // 10))
         bytes_after, answers = {}, list[Tensor]()
-        half, asked = len(clean) // 2, 0
-        parts = [
-            each
-            for whole in (slice(half), slice(half, None))
-            for each in pairs(self.thefts[whole], clean[whole], batch)
-        ]
-        with global_seeds(0):
-            for some, posteriors in parts:
-                answers.append(promises.answered(session, some, posteriors, batch))
-                asked += len(some)
-                bytes_after[asked] = held_bytes(session)
+        asked = 0
+        for some, posteriors in zip(self.thefts.split(batch), clean.split(batch), strict=True):
+            answers.append(promises.answered(session, some, posteriors, batch))
+            asked += len(some)
+            bytes_after[asked] = held_bytes(session)
         return Theft(clean, torch.cat(answers), bytes_after)
 
     def _some(self, images: Any, count: int) -> Tensor:
@@ -205,8 +200,3 @@ class Theft:
     clean: Tensor
     answers: Tensor
     bytes_after: dict[int, int]
-
-
-def pairs(images: Tensor, clean: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Return images and posteriors in batches."""
-    return list(zip(images.split(size), clean.split(size), strict=True))
