@@ -39,7 +39,7 @@ The exit code is 1 if a check fails."""
 @command
 def main() -> None:
     """Enter ``mad-lint``."""
-    arguments = parse(sys.argv[1:])
+    arguments = parse(sys.argv[1:] or ["--help"])
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
     place = configs.further(arguments.config_dir)
     named = any(word.lstrip("+~").partition("=")[0].partition(".")[0] in NAMING for word in arguments.words)

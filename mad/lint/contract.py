@@ -128,8 +128,8 @@ def prepared_twice(subject: Subject) -> Finding:
         ready = subject.deployed(subject.second).defense.session()
     other = ask(ready, subject.shown, subject.clean)
     promises.same("the defense, prepared twice with one seed,", other.answers, subject.first.answers)
-    how = "its networks trained twice" if subject.second is None else "its networks loaded"
-    return passed(f"the same answers, {how}")
+    networks = "all networks trained again" if subject.second is None else "networks as they are kept"
+    return passed(f"the same answers, with {networks}")
 
 
 def independence(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
