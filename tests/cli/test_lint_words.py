@@ -73,7 +73,7 @@ def test_a_plugin_that_fails_is_exit_code_1_and_its_victim_is_kept(mad_lint, tmp
 
 @pytest.mark.slow
 def test_the_usual_review_asks_two_thousand_queries(mad_lint, tmp_path):
-    code, out, err = mad_lint("defense=prada", "--json", "found.json")
+    code, _, err = mad_lint("defense=prada", "--json", "found.json")
     assert code == 0, err
     found = {each["check"]: each for each in json.loads((tmp_path / "found.json").read_text())["checks"]}
     held = found["state growth"]["numbers"]
