@@ -34,14 +34,8 @@ def load(*words: str, config_dir: str | Path | None = None) -> Cell:
             raise MadError(f"{word}: say {key} to mad.run or mad.deploy; a cell is what determines the numbers")
     try:
         place = configs.further(None if config_dir is None else str(config_dir))
-        search = [] if place is None else [f"hydra.searchpath=['{place}']"]
-        configs.register_aliases()
-        with (
-            configs.own_hydra(),
-            configs.quiet(),
-            hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"),
-        ):
-            return cell_of(hydra.compose("config", [*search, *configs.quoted(list(words))]), words)
+        with configs.own_hydra():
+            return cell_of(configs.composed(words, place), words)
     except Exception as error:  # Hydra's and OmegaConf's errors have many lines
         raise MadError(one_line(error)) from error
 

@@ -11,35 +11,30 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mad import plugins, schema, simplex
+from mad import plugins, schema
 from mad.adversary import Adversary
 from mad.attacks import Attack, Stolen, TransferSet
 from mad.datasets import Split, checked
 from mad.defenses import Defense, Undefended
 from mad.deployment import deploy
 from mad.device import computing
-from mad.errors import MadError, check_choice, check_name
+from mad.errors import MadError, check_choice
 from mad.knockoff import Knockoff
 from mad.knowledge import KNOWLEDGE
+from mad.promises import KINDS, MOST, ROWS, answered, check_answers, named, posteriors, same, untouched
 from mad.recoveries import AsAnswered, Recovery
-from mad.seeds import generator, seeded
-from mad.storage.fingerprint import describe, digest
+from mad.seeds import generator
 from mad.training import Trainer, logits_of
 from mad.victim import Victim
 
 CPU = torch.device("cpu")
-ROWS, CLASSES = 12, (2, 10, 100)
-MOST = 0.7  # share of rows: of two equally good solutions, rounding may select another
-CLOSE = 1e-5  # how much rounding may change a probability
-KINDS = ("dirichlet", "one_hot", "uniform", "tied")
+CLASSES = (2, 10, 100)
 
 
 @dataclass(frozen=True)
@@ -234,67 +229,7 @@ def check_victim(victim: Victim) -> None:
     same(f"{who}, one image at a time,", torch.cat([logits_of(model, each, CPU) for each in images.split(1)]), whole)
 
 
-def answered(defense: Defense, images: Tensor, clean: Tensor, size: int = ROWS) -> Tensor:
-    """Return a defense's answers, in batches of at most ``size`` and of its ``max_batch``."""
-    size = min(size, defense.max_batch or size)
-    return torch.cat([defense(*part) for part in zip(images.split(size), clean.split(size), strict=True)])
-
-
-def named(kind: str, part: Any) -> str:
-    """Return a part's name for errors; check that it is a valid name, and that the fields determine a fingerprint."""
-    check_name(f"{kind}.name", part.name)
-    if digest(describe(part)) != digest(describe(copy.copy(part))):
-        raise MadError(f"{kind} {part.name}: a copy has another fingerprint: make all that it is a field")
-    return f"{kind} {part.name}"
-
-
-@contextmanager
-def untouched(who: str, *parts: Any) -> Iterator[None]:
-    """Raise MadError if the block changes tensors or plug-ins, or draws from torch's global generator."""
-    before = [part.clone() if isinstance(part, Tensor) else dict(vars(part)) for part in parts]
-    with seeded(0, "untouched"):
-        state = torch.random.get_rng_state()
-        yield
-        if not torch.equal(torch.random.get_rng_state(), state):
-            raise MadError(f"{who} draws from torch's global generator: use mad.seeds.generator")
-    for part, old in zip(parts, before, strict=True):
-        if not (torch.equal(part, old) if isinstance(old, Tensor) else vars(part) == old):
-            raise MadError(f"{who} changed what it was given: let it work on a copy")
-
-
-def check_answers(who: str, answers: Any, clean: Tensor, epsilon: float | None) -> None:
-    """Raise MadError if answers (B, K) are not posteriors, or farther from the clean ones than the L1 budget."""
-    plugins.like(who, answers, clean)
-    if not simplex.are_posteriors(answers):
-        raise MadError(f"{who} must answer with rows that are at least 0 and sum to 1")
-    farthest = simplex.l1(answers, clean).max().item()
-    if farthest > (2 if epsilon is None else epsilon) + CLOSE:
-        raise MadError(f"{who} moved an answer by {farthest:g}, above its budget of {epsilon}")
-
-
-def same(who: str, found: Tensor, expected: Tensor, share: float = 1.0) -> None:
-    """Raise MadError if fewer than ``share`` of the rows of ``found`` equal those of ``expected`` up to rounding."""
-    if found.shape != expected.shape:
-        raise MadError(f"{who} gives {tuple(found.shape)} instead of {tuple(expected.shape)}")
-    off = (found - expected).abs().reshape(len(found) if found.dim() else 1, -1).amax(dim=1)
-    equal = off <= CLOSE * max(1.0, expected.abs().amax().item())
-    if equal.double().mean() < share:
-        raise MadError(f"{who} gives something else, by up to {off.max().item():g}: fix what it draws by its seed")
-
-
 def tensors_of(stolen: Stolen) -> list[Tensor]:
     """Return all tensors in the result of an attack."""
     network = [] if stolen.network is None else list(stolen.network.state_dict().values())
     return network + ([] if stolen.transfer is None else [stolen.transfer.rows, stolen.transfer.answers])
-
-
-def posteriors(kind: str, classes: int) -> Tensor:
-    """Return posteriors (ROWS, K) of one of ``KINDS``: random, sure, flat, or tied between two classes."""
-    if kind == "dirichlet":
-        drawn = torch.rand(ROWS, classes, generator=generator(7, "posteriors"), dtype=torch.float64)
-        mass = -(drawn.log() ** 3)  # a few classes have most of the mass
-        return (mass.abs() / mass.abs().sum(dim=1, keepdim=True)).float()
-    if kind == "uniform":
-        return torch.full((ROWS, classes), 1 / classes)
-    sure = torch.eye(classes)[torch.arange(ROWS) % classes]
-    return sure if kind == "one_hot" else sure / 2 + torch.eye(classes)[0] / 2

@@ -6,11 +6,12 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
@@ -126,6 +127,19 @@ def further(folder: str | None) -> Path | None:
         raise MadError(f"--config-dir {folder}: there is no such folder; it holds one folder a group, like defense/")
     FURTHER.append(place)
     return place
+
+
+def composed(words: Sequence[str], place: Path | None = None) -> DictConfig:
+    """Return the config of a command line's words.
+
+    Args:
+        words: the overrides, as ``mad-run`` takes them.
+        place: the user's folder of configs, from ``further``.
+    """
+    search = [] if place is None else [f"hydra.searchpath=['{place}']"]
+    register_aliases()
+    with quiet(), hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return hydra.compose("config", [*search, *quoted(list(words))])
 
 
 def quoted(words: list[str]) -> list[str]:

@@ -13,9 +13,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from typing import Any
-
-import hydra
 
 from mad.cli import configs
 from mad.cli.command import command
@@ -34,16 +31,12 @@ def main() -> None:
     if given[0].startswith("--config-dir"):
         _, _, folder = given.pop(0).partition("=")
         place = configs.further(folder or (given.pop(0) if given else None))
-    search = [] if place is None else [f"hydra.searchpath=['{place}']"]
     cut = given.index("--") if "--" in given else len(given)
     common, tried = given[:cut], given[cut + 1 :] or [""]
     if any(word.lstrip("+~").startswith("defense") for each in given for word in each.split()):
         raise MadError("mad-select compares thefts without a defense: leave defense out")
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
-    configs.register_aliases()
-    with configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
-        words = [[*search, *configs.quoted([*common, *shlex.split(each), "defense=none"])] for each in tried]
-        every: list[Any] = [hydra.compose("config", each) for each in words]
+    every = [configs.composed([*common, *shlex.split(each), "defense=none"], place) for each in tried]
     from mad.cli.compose import cell_of  # imports torch
     from mad.device import choose, use_threads
     from mad.selection import held_out_agreement

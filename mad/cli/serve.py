@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from omegaconf import OmegaConf
 
 from mad.cli import configs
@@ -102,10 +101,7 @@ def opened(words: list[str]) -> Deployment:
 
 def composed(words: list[str], place: Path | None) -> Deployment:
     """Return the deployment of the cell that words describe; its victim is loaded, or trained and kept."""
-    search = [] if place is None else [f"hydra.searchpath=['{place}']"]
-    configs.register_aliases()
-    with configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
-        config = hydra.compose("config", [*search, *configs.quoted(words)])
+    config = configs.composed(words, place)
     from mad.cli.compose import cell_of
     from mad.deployment import deploy
     from mad.device import choose, use_threads

@@ -19,9 +19,8 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
-
-import hydra
 
 from mad.cli import configs
 from mad.cli.command import command
@@ -72,10 +71,7 @@ def main() -> None:
     if "attack.budget" not in told:
         words.append(f"attack.budget={BUDGET}")
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
-    configs.register_aliases()
-    search = [] if place is None else [f"hydra.searchpath=['{place}']"]
-    with configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
-        tuned(words, [candidate(each) for each in named or CANDIDATES], told, search)
+    tuned(words, [candidate(each) for each in named or CANDIDATES], told, place)
 
 
 def candidate(text: str) -> Any:
@@ -108,7 +104,7 @@ def limit(told: dict[str, str], name: str, usual: Any) -> Any:
     return found
 
 
-def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str], search: Sequence[str]) -> None:
+def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str], place: Path | None) -> None:
     """Tune, printing a line for each candidate that is settled; then the winner's record and how to serve it."""
     from mad import tuning  # imports torch
     from mad.cli.compose import cell_of
@@ -123,14 +119,14 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
         seeds = [int(each) for each in told.get("seeds", "0").split(",")]
     except ValueError as error:
         raise MadError(f"seeds must be whole numbers with commas between them, got {told['seeds']!r}") from error
-    config = hydra.compose("config", [*search, *configs.quoted(list(words))])
+    config = configs.composed(words, place)
     outputs, device = configs.outputs_of(config), choose(config.device)
     store, victim = Store(outputs), cell_of(config, words).victim
 
     def make(more: Sequence[str], seed: int) -> Any:
         every = [*words, *(word for each in more for word in shlex.split(each)), f"seed={seed}"]
-        last = {word.partition("=")[0]: word for word in every}  # a rung's budget replaces the command line's
-        return cell_of(hydra.compose("config", [*search, *configs.quoted(list(last.values()))]), list(last.values()))
+        last = list({word.partition("=")[0]: word for word in every}.values())  # a rung's budget replaces the given one
+        return cell_of(configs.composed(last, place), last)
 
     asked = [sorted(words), [vars(each) for each in candidates], vars(limits), seeds, MEMBERS, describe(victim)]
     study = tuning.open_study(outputs, digest(asked))

@@ -1,0 +1,1 @@
+"""``mad-lint``: a review of a defense, check by check."""
