@@ -1,0 +1,185 @@
+"""mad-tune: limits are kept, the better half goes on, nothing is measured twice, and the test split is not touched."""
+
+import pytest
+from toys import CPU, exit_code
+
+import mad
+from mad import tuning
+from mad.cli import tune as command
+from mad.datasets import checked
+from mad.errors import MadError
+from mad.storage.store import Store
+from mad.tuning import Candidate, Limits, Ranked
+
+SMALL = (
+    *("trainer.epochs=1", "trainer.min_steps=40", "knockoff.epochs=1", "knockoff.min_steps=0"),
+    *("pool.size=200", "architecture=mlp", "victim.validation=0.2", "attack.budget=60"),
+)
+NAMES = ["a", "b", "c", "d", "e"]
+SCORES = {"a": (0.5, 0.1, 0.1), "b": (0.1, 0.2, 0.3), "c": (0.2, 0.1, 0.4), "d": (0.3, 0.5, 0.0), "e": (0.9, 0.0, 0.0)}
+
+
+@pytest.fixture
+def study(tmp_path):
+    pytest.importorskip("optuna")
+    return lambda name="toy": tuning.open_study(tmp_path, name)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Scores that are known, by candidate and rung; what was measured is listed."""
+    asked = []
+
+    def measure(trial, candidate, *rest):
+        asked.append(candidate.name)
+        trial.set_user_attr("told", {"strength": None, "loss": 0.0, "l1": 0.5, "latency": None})
+        trial.set_user_attr("why", "it is slow" if candidate.name == "slow" else "")
+
+    def worst(words, members, make, budget, seeds, store, device):
+        rung = {100: 0, 400: 1, 1600: 2}[budget]
+        asked.append((words[0], budget, tuple(seeds)))
+        return SCORES[words[0]][rung]
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    monkeypatch.setattr(tuning, "worst", worst)
+    return asked
+
+
+def tuned(study, names=NAMES):
+    return list(tuning.tune([Candidate(name) for name in names], (), None, Limits(), 1600, (0, 1), None, CPU, study))
+
+
+def test_the_better_half_gets_four_times_the_queries(study, scored):
+    found = tuned(study(), ["slow", *NAMES])
+    assert [each.name for each in found] == ["slow", "e", "a", "d", "c", "b"]
+    assert found[0].why == "it is slow"
+    assert found[-1].stolen == [0.1, 0.2, 0.3]
+    thefts = [each for each in scored if isinstance(each, tuple)]
+    assert thefts == [
+        *((name, 100, (0,)) for name in NAMES),
+        *((name, 400, (0,)) for name in ("b", "c", "d")),
+        *((name, 1600, (0, 1)) for name in ("c", "b")),
+    ]
+
+
+def test_what_was_measured_is_not_measured_again(study, scored, monkeypatch):
+    whole, plain = tuned(study()), list(scored)
+    scored.clear()
+    assert tuned(study()) == whole
+    assert scored == []
+    real, left = tuning.worst, [3]
+
+    def stopped(*given):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(tuning, "worst", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(study("stopped"))
+    monkeypatch.setattr(tuning, "worst", real)
+    assert tuned(study("stopped")) == whole
+    assert sorted(map(str, scored)) == sorted(map(str, plain))
+
+
+def test_no_candidate_within_the_limits_is_one_line(study, scored):
+    with pytest.raises(MadError, match=r"no defense costs at most 1\.0% of accuracy and a mean L1 of 2: raise a limit"):
+        tuned(study(), ["slow"])
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """Cells of the digits in miniature, and a store; whoever reads the test split is found."""
+    split = checked.split
+
+    def guarded(dataset, part):
+        assert part != "test"
+        return split(dataset, part)
+
+    monkeypatch.setattr(checked, "split", guarded)
+    return lambda words, seed: mad.load(*SMALL, *words, f"seed={seed}"), Store(tmp_path / "outputs")
+
+
+@pytest.mark.parametrize(
+    ("candidate", "limits", "why"),
+    [
+        (Candidate("defense=rounding", 7, 1), Limits(0.5, 2.0), ""),
+        (Candidate("defense=mad", 0, 2), Limits(1.0, 0.25), ""),
+        (Candidate("defense=argmax"), Limits(0.0, 2.0, 1e5), ""),
+        (Candidate("defense=argmax"), Limits(0.0, 1e-6), "it costs more"),
+        (Candidate("defense=rounding", 7, 1), Limits(0.0, 0.0), "no strength is within the limits"),
+        (Candidate("defense=argmax"), Limits(1.0, 2.0, 1e-3), "99 of 100 requests take up to"),
+        (Candidate("defense=random_noise", 0, 9), Limits(), "epsilon"),
+    ],
+)
+def test_the_strongest_point_within_the_limits(candidate, limits, why, cells, study):
+    trial = tuning.trial_of(study(), "it")
+    tuning.measure(trial, candidate, cells[0], limits, cells[1], CPU)
+    told = trial.user_attrs["told"]
+    assert why in trial.user_attrs["why"]
+    assert bool(why) == bool(trial.user_attrs["why"])
+    if not why:
+        assert told["loss"] <= limits.loss
+        assert told["l1"] <= limits.l1
+        assert (told["strength"] is None) == (candidate.weakest is None)
+        assert (told["latency"] is None) == (limits.latency is None)
+    if candidate.name == "defense=mad":
+        assert told["l1"] == pytest.approx(0.25, abs=1e-3)
+
+
+def test_thefts_are_scored_on_the_validation_split(cells):
+    make, store = cells
+    members = (["recovery=none"], ["recovery=argmax"])
+    shares = [tuning.stolen_accuracy(make(["defense=mad", *each], 0), store, CPU) for each in members]
+    assert all(0 < share <= 1 for share in shares)
+    assert tuning.worst(["defense=mad"], members, make, 60, (0,), store, CPU) == max(shares)
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss", -0.1), ("l1", 3.0), ("latency", 0.0)])
+def test_a_limit_out_of_range_is_refused(name, value):
+    with pytest.raises(MadError, match=f"^{name} "):
+        Limits(**{name: value})
+
+
+WRONG = [
+    (["defense=mad"], "candidates come after --"),
+    (["--", "mad 0 1"], "is no candidate: say 'defense=NAME"),
+    (["--", "defense=mad 0"], "is no candidate"),
+    (["loss=little"], "loss must be a number, got 'little'"),
+    (["seeds=one"], "seeds must be whole numbers"),
+    (["--", "defense=nope 0 1"], "unknown defense 'nope'"),
+]
+
+
+@pytest.mark.parametrize(("words", "text"), WRONG)
+def test_a_wrong_word_is_one_line(words, text, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    cut = words.index("--") if "--" in words else len(words)
+    line = ["mad-tune", *words[:cut], *SMALL, *words[cut:]]
+    assert exit_code(monkeypatch, command.main, *line) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_from_the_command_line_to_the_command_that_serves(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "MEMBERS", command.MEMBERS[:2])
+    line = ["mad-tune", *SMALL, "loss=0.1", "--", "defense=rounding 7 1", "defense=argmax"]
+    assert exit_code(monkeypatch, command.main, *line) == 0
+    out, err = capsys.readouterr()
+    assert err.count("stolen at most") == 2
+    served = next(text for text in out.splitlines() if text.startswith("serve it: mad-serve "))
+    assert "victim.validation=0.2" in served
+    assert "attack" not in served
+    assert {each.recovery for each in mad.records().itertuples()} == {"none", "argmax"}
+
+
+def test_candidates_are_read(monkeypatch):
+    assert command.candidate("defense=mad defense.solver=exact 0 2") == Candidate(
+        "defense=mad defense.solver=exact", 0.0, 2.0
+    )
+    assert command.candidate("defense=argmax") == Candidate("defense=argmax")
+    assert all(command.candidate(each) for each in command.CANDIDATES)
+    assert Ranked("a", None, []).why is None
