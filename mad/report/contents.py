@@ -202,17 +202,18 @@ def headline(theft: Theft) -> list[str]:
     found = []
     for _, none in table[table.defense == "none"].iterrows():
         found.append(f"Undefended, {none.worst_member} steals {none.worst:.1f} % of {100 * none.defended_accuracy:.1f} %.")
-    cost = theft.undefended - 100 * table.defended_accuracy
-    if len(real) and not len(able):
-        found.append(f"No defense here costs the API at most {AFFORDABLE:g} point of accuracy.")
+    real = table[~table.defense.isin(("none", *TESTS))]
+    cost = (theft.undefended - 100 * real.defended_accuracy).clip(lower=0)
+    able = real[cost <= AFFORDABLE]
     if len(able):
         best = able.loc[able.worst.idxmin()]
-        cost = max(0.0, theft.undefended - 100 * best.defended_accuracy)
         found.append(
             f"Of {able.defense.nunique()} defenses that cost the API at most {AFFORDABLE:g} point of accuracy, "
             f"{label(best)} leaves its strongest adversary least: {best.worst:.1f} % ({best.worst_member}), "
-            f"for {cost:.1f} points and a mean L1 of {best.l1_mean:.2f}."
+            f"for {cost[best.name]:.1f} points and a mean L1 of {best.l1_mean:.2f}."
         )
+    elif len(real):
+        found.append(f"No defense here costs the API at most {AFFORDABLE:g} point of accuracy.")
     return found
 
 

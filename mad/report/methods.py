@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import pandas as pd
 
-KINDS = {"defense": "defenses", "attack": "attacks", "recovery": "recoveries"}
+KINDS = ("defense", "attack", "recovery")
 PLAIN = {"defense": "The victim's own answers.", "recovery": "The answers as they come."}  # what none stands for
 ELSEWHERE = "a plug-in that this package does not bring"
+TARGET = re.compile(r"^_target_: mad\.(\w+)\.(\w+)\.\w+$", re.MULTILINE)
 
 
 def used(records: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -25,22 +27,14 @@ def used(records: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 @functools.cache
 def described(kind: str) -> dict[str, str]:
-    """Return the first line of the module of each plug-in of a kind, by the plug-in's name; imports nothing."""
+    """Return the first line of the module of each plug-in of a kind, by the name of its YAML; imports nothing."""
+    package = Path(__file__).parents[1]
+    folder = package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
     found = {}
-    for file in sorted((Path(__file__).parents[1] / KINDS[kind]).glob("*.py")):
-        module = ast.parse(file.read_text(encoding="utf-8"))
-        line = (ast.get_docstring(module) or "").partition("\n")[0]
-        found |= dict.fromkeys(names(module), line)
-    return found
-
-
-def names(module: ast.Module) -> list[str]:
-    """Return what the classes of a module set ``name`` to."""
-    found = []
-    for each in (line for part in module.body if isinstance(part, ast.ClassDef) for line in part.body):
-        targets = each.targets if isinstance(each, ast.Assign) else [each.target] if isinstance(each, ast.AnnAssign) else []
-        if any(isinstance(target, ast.Name) and target.id == "name" for target in targets):
-            value = getattr(each, "value", None)
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                found.append(value.value)
+    for file in sorted((folder / kind).glob("*.yaml")):
+        target = TARGET.search(file.read_text(encoding="utf-8"))
+        if target:
+            module = package / target[1] / f"{target[2]}.py"
+            doc = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+            found[file.stem] = doc.partition("\n")[0]
     return found
