@@ -15,7 +15,7 @@ import pandas as pd
 
 from mad.figures.drawing import styles
 from mad.figures.tradeoff import UNCHANGED
-from mad.report.contents import Theft, without_folders
+from mad.report.contents import TESTS, Theft, without_folders
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -91,6 +91,7 @@ def line(rows: pd.DataFrame, x: str, name: str, marks: dict[str, Any]) -> dict[s
         },
         "mode": "lines+markers",
         "name": plain(name),
+        "visible": "legendonly" if name in TESTS else True,
         "legendgroup": plain(name),
         "hovertext": [hover(each) for _, each in rows.iterrows()],
         "hoverinfo": "text",

@@ -201,7 +201,10 @@ def headline(theft: Theft) -> list[str]:
     table = theft.table
     found = []
     for _, none in table[table.defense == "none"].iterrows():
-        found.append(f"Undefended, {none.worst_member} steals {none.worst:.1f} % of {100 * none.defended_accuracy:.1f} %.")
+        found.append(
+            f"Undefended, the stolen model reaches {none.worst:.1f} % ({none.worst_member}), "
+            f"where the victim has {theft.undefended:.1f} %."
+        )
     real = table[~table.defense.isin(("none", *TESTS))]
     cost = (theft.undefended - 100 * real.defended_accuracy).clip(lower=0)
     able = real[cost <= AFFORDABLE]
@@ -213,7 +216,7 @@ def headline(theft: Theft) -> list[str]:
             f"for {cost[best.name]:.1f} points and a mean L1 of {best.l1_mean:.2f}."
         )
     elif len(real):
-        found.append(f"No defense here costs the API at most {AFFORDABLE:g} point of accuracy.")
+        found.append(f"Every defense here costs the API more than {AFFORDABLE:g} point of accuracy.")
     return found
 
 

@@ -35,6 +35,10 @@ def html(records: pd.DataFrame) -> bytes:
         """Return what the template prints: texts of records without the machine's folders."""
         return contents.without_folders(value) if type(value) is str else value
 
+    def breakable(text: str) -> Any:
+        """Return a name that may be broken after each underscore, as on a phone."""
+        return Markup("_<wbr>").join(told(text).split("_"))
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -43,6 +47,7 @@ def html(records: pd.DataFrame) -> bytes:
         undefined=jinja2.StrictUndefined,
         finalize=told,
     )
+    environment.filters["breakable"] = breakable
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     thefts = contents.read(records)
     links = tables.Links(thefts, records)

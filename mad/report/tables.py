@@ -95,12 +95,15 @@ def used(theft: Theft, columns: dict[str, str]) -> dict[str, str]:
 
 
 def heat(theft: Theft, links: Links) -> Table | None:
-    """Return what each adversary reaches behind each defense, the strongest adversary first; None if there is one."""
+    """Return what each adversary reaches behind each defense; None if there is one.
+
+    The adversary that met most defenses is first, then the strongest; those with clean answers are last.
+    """
     found = pd.DataFrame(list(theft.table.by_member))
     if found.shape[1] < 2:
         return None
     given = set(theft.members[board.informed(theft.members)].member)
-    columns = sorted(found, key=lambda name: (name in given, -found[name].mean()))
+    columns = sorted(found, key=lambda name: (name in given, -found[name].count(), -found[name].mean()))
     rows = []
     for (_, at), shares in zip(theft.table.iterrows(), found.to_dict("records"), strict=True):
         cells = (

@@ -42,7 +42,7 @@ addEventListener("hashchange", reveal);
 reveal();
 
 // Figures: plotly's library is packed, and each figure is drawn when it comes near the screen.
-const NARROW = 700, dark = matchMedia("(prefers-color-scheme: dark)"), charts = [...document.querySelectorAll(".chart")];
+const NARROW = 900, dark = matchMedia("(prefers-color-scheme: dark)"), charts = [...document.querySelectorAll(".chart")];
 const library = (async () => {
   const packed = Uint8Array.from(atob(document.getElementById("library").textContent), (each) => each.charCodeAt(0));
   const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -53,7 +53,7 @@ const library = (async () => {
 const figuresOf = (chart) => JSON.parse(document.getElementById(chart.dataset.figures).textContent);
 const selectOf = (chart) => document.querySelector(`select[data-figures="${chart.dataset.figures}"]`);
 
-function draw(chart, width = chart.clientWidth, ink, line) {
+function draw(chart, width = chart.clientWidth, ink, line, height) {
   chart.figures ??= figuresOf(chart);
   const figure = structuredClone(chart.figures[selectOf(chart).value]), style = getComputedStyle(document.documentElement);
   const { layout, data } = figure, entries = data.filter((each) => each.showlegend !== false).length;
@@ -63,12 +63,13 @@ function draw(chart, width = chart.clientWidth, ink, line) {
   }
   layout.width = width;
   if (width < NARROW) { // the legend goes below, and a finger scrolls the page
-    const below = 28 + 22 * entries;
+    const below = 20 + 20 * entries;
     layout.margin.b += below;
     layout.legend = { ...layout.legend, orientation: "v", x: 0, xanchor: "left", y: -64 / (layout.height - 72), yanchor: "top" };
     layout.height += below;
     layout.dragmode = false;
   } else layout.height = Math.max(layout.height, 60 + 20 * entries);
+  layout.height = height ?? layout.height;
   const config = { displaylogo: false, displayModeBar: width < NARROW ? false : undefined,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
   Plotly.react(chart, data, layout, config);
@@ -88,7 +89,7 @@ library.then(() => {
     for (const chart of charts) if (chart.drawn && chart.clientWidth && chart.drawn !== chart.clientWidth) draw(chart);
   }).observe(document.body);
   dark.addEventListener("change", again);
-  addEventListener("beforeprint", () => { for (const chart of charts) draw(chart, 940, "#000", "#bbb"); });
+  addEventListener("beforeprint", () => { for (const chart of charts) draw(chart, 940, "#000", "#bbb", 600); });
   addEventListener("afterprint", again);
 }).catch((problem) => {
   for (const chart of charts) chart.textContent = `The figure cannot be drawn (${problem.message}).`;
