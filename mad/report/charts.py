@@ -20,13 +20,10 @@ from mad.report.contents import TESTS, Theft, without_folders
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-SYMBOLS = dict(
-    zip(
-        ("o", "s", "^", "D", "v", "P", "X", "<", ">"),
-        "circle square triangle-up diamond triangle-down cross x triangle-left triangle-right".split(),
-        strict=True,
-    )
-)
+SYMBOLS = {  # plotly's names of the marks of mad.figures
+    **{"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x"},
+    **{"<": "triangle-left", ">": "triangle-right"},
+}
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 LOST = "x-thin-open"  # the symbol of a point whose stolen model learned nothing
 LINE = 64  # characters of a line of a hover text

@@ -20,7 +20,7 @@ from mad.figures.groups import learned
 STRONGEST = "the strongest adversary"
 AFFORDABLE = 1.0  # points of the API's accuracy that the defense of the headline may cost
 TESTS = (board.UNDONE, board.NOTHING)  # defenses that test the panel, and that nobody would use
-FOLDERS = re.compile(r"(?:\bfile://|(?<![\w./…]))/(?:[^\s'\"()\[\]{},=/]+/)*(?=[^\s/])")  # of an absolute path
+FOLDERS = re.compile(r"(?:\bfile://|(?<![\w./…<]))/(?:[^\s'\"()\[\]{},=/]+/)*(?=[^\s/])")  # of an absolute path
 SHOWN = 3  # commands of one number
 
 
@@ -159,7 +159,7 @@ def member_points(theft: pd.DataFrame, cells: dict[tuple[Hashable, ...], pd.Data
             text, parameter = name.removesuffix(f" by {points.index.name}"), str(points.index.name)
             for place, (strength, at) in enumerate(points.iterrows()):
                 plain = place == 0 and len(undefended) > 0
-                own = undefended if plain else cells[text, *turned(parameter, strength), member]
+                own = undefended if plain else cells[(text, *turned(parameter, strength), member)]
                 own = own[own.comparison_group == group]
                 stolen, deviation = at[board.STOLEN, "mean"], at[board.STOLEN, "std"]
                 found.append(

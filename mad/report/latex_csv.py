@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from mad.errors import MadError
 from mad.figures.board_views import ADVERSARIES, COSTS, label, texts
 from mad.report.contents import Theft, without_folders
 from mad.report.tables import used
@@ -22,9 +23,17 @@ HEADS = ["defense", "strength", "API %", "mean L1", "stolen %", "low", "high", "
 
 
 def csv(thefts: list[Theft]) -> dict[str, bytes]:
-    """Return the boards and the points of the curves as CSV, by the word for the file's name."""
+    """Return the boards and the points of the curves as CSV, by the word for the file's name.
+
+    Raises:
+        MadError: if there is no theft.
+    """
+    if not thefts:
+        raise MadError("no theft has an adversary without the clean answers: mad-run defense=mad,none first")
     parts = {
-        "boards": pd.concat([each.table.drop(columns=["by_member", "unaided"]).assign(theft=each.title) for each in thefts]),
+        "boards": pd.concat(
+            [each.table.drop(columns=["by_member", "unaided"]).assign(theft=each.title) for each in thefts]
+        ),
         "points": pd.concat([each.points.assign(theft=each.title) for each in thefts]),
     }
     found = {}

@@ -13,6 +13,7 @@ KINDS = ("defense", "attack", "recovery")
 PLAIN = {"defense": "The victim's own answers.", "recovery": "The answers as they come."}  # what none stands for
 ELSEWHERE = "a plug-in that this package does not bring"
 TARGET = re.compile(r"^_target_: mad\.(\w+)\.(\w+)\.\w+$", re.MULTILINE)
+BASE = re.compile(r"^  - (\w+)$", re.MULTILINE)  # the YAML that another one changes
 
 
 def used(records: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -30,11 +31,13 @@ def described(kind: str) -> dict[str, str]:
     """Return the first line of the module of each plug-in of a kind, by the name of its YAML; imports nothing."""
     package = Path(__file__).parents[1]
     folder = package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted((folder / kind).glob("*.yaml"))}
     found = {}
-    for file in sorted((folder / kind).glob("*.yaml")):
-        target = TARGET.search(file.read_text(encoding="utf-8"))
+    for name, text in texts.items():
+        base = BASE.search(text)
+        target = TARGET.search(text) or TARGET.search(texts.get(base[1], "") if base else "")
         if target:
             module = package / target[1] / f"{target[2]}.py"
             doc = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
-            found[file.stem] = doc.partition("\n")[0]
+            found[name] = doc.partition("\n")[0]
     return found

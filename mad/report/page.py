@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def html(records: pd.DataFrame) -> bytes:
     try:
         import jinja2
         from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
+
+        packed = library()
     except ImportError as problem:
         raise MadError(f"the page needs plotly and Jinja2 ({problem}): pip install 'mad[report]'") from problem
 
@@ -48,7 +50,6 @@ def html(records: pd.DataFrame) -> bytes:
         finalize=told,
     )
     environment.filters["breakable"] = breakable
-    packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     thefts = contents.read(records)
     links = tables.Links(thefts, records)
     text = environment.get_template("page.html").render(
@@ -62,6 +63,14 @@ def html(records: pd.DataFrame) -> bytes:
         runs=tables.runs(records, links),
     )
     return text.encode(errors="backslashreplace")
+
+
+@functools.cache
+def library() -> str:
+    """Return plotly's JavaScript, compressed by gzip to less than a third, in base64; browsers unpack it themselves."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def part(theft: contents.Theft, links: tables.Links) -> dict[str, Any]:

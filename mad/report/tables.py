@@ -14,7 +14,6 @@ from mad.report.contents import Theft, command, key
 
 UTILITY = {head: name for head, name in COSTS.items() if name != "seconds"}
 ONE_SEED, GIVEN = "anecdote", "given clean answers"
-FEW = "one run of one seed: luck may be all there is to it"
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,12 @@ class Cell:
     """One cell of a table.
 
     Args:
-        text: what it shows; numbers first, so that it sorts by them.
+        text: what it shows.
         to: the id of the row that it leads to; empty for none.
         mark: a short remark beside it.
         share: percent, for a cell of a heat map; None for others.
         code: whether it is a command.
+        links: texts that lead to rows, with their ids, after ``text``.
     """
 
     text: str
@@ -34,6 +34,7 @@ class Cell:
     mark: str = ""
     share: float | None = None
     code: bool = False
+    links: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,13 @@ def boards(theft: Theft, links: Links) -> Table:
     for _, at in theft.table.iterrows():
         cells = texts(at)
         to = {name: links.member(theft, at, at.worst_member) for name in ("worst", "worst_member")}
-        to |= {name: links.member(theft, at, member) for name, member in [("naive", board.NAIVE), ("labels", board.LABELS)]}
+        to |= {
+            name: links.member(theft, at, member) for name, member in [("naive", board.NAIVE), ("labels", board.LABELS)]
+        }
         mark = {"seeds": ONE_SEED} if at.seeds == 1 else {}
-        found = [Cell(cells[name], to.get(name, "") if cells[name] else "", mark.get(name, "")) for name in shown.values()]
+        found = [
+            Cell(cells[name], to.get(name, "") if cells[name] else "", mark.get(name, "")) for name in shown.values()
+        ]
         rows.append(Row([Cell(label(at)), *found]))
     return Table(["defense", *shown], rows)
 
@@ -84,7 +89,9 @@ def boards(theft: Theft, links: Links) -> Table:
 def utility(theft: Theft) -> Table:
     """Return what honest users pay for each defense."""
     shown = used(theft, UTILITY)
-    rows = [Row([Cell(label(at)), *(Cell(texts(at)[name]) for name in shown.values())]) for _, at in theft.table.iterrows()]
+    rows = [
+        Row([Cell(label(at)), *(Cell(texts(at)[name]) for name in shown.values())]) for _, at in theft.table.iterrows()
+    ]
     return Table(["defense", *shown], rows)
 
 
@@ -107,7 +114,9 @@ def heat(theft: Theft, links: Links) -> Table | None:
     rows = []
     for (_, at), shares in zip(theft.table.iterrows(), found.to_dict("records"), strict=True):
         cells = (
-            Cell("") if pd.isna(shares[name]) else Cell(f"{shares[name]:.1f}", links.member(theft, at, name), share=shares[name])
+            Cell("")
+            if pd.isna(shares[name])
+            else Cell(f"{shares[name]:.1f}", links.member(theft, at, name), share=shares[name])
             for name in columns
         )
         rows.append(Row([Cell(label(at)), *cells]))
@@ -144,7 +153,7 @@ def members(theft: Theft, links: Links) -> Table:
                     Cell(f"{at.stolen:.1f}{bar}"),
                     Cell("" if pd.isna(at.agreement) else f"{at.agreement:.1f}"),
                     Cell(str(at.seeds), mark=ONE_SEED if at.seeds == 1 else ""),
-                    Cell(at.records),
+                    Cell("", links=tuple((name, links.records.get(name, "")) for name in at.records.split())),
                 ],
                 links.members[theft.title, key(at)],
             )
@@ -157,13 +166,28 @@ def runs(records: pd.DataFrame, links: Links) -> Table:
     names = {"fingerprint", "victim", "pool", "budget", "seed"}
     assert names <= {*records}  # every record has them
     rows = [Row(list(cells(at)), links.records[str(at.fingerprint)]) for _, at in board.named(records).iterrows()]
-    heads = ["fingerprint", "theft", "defense", "adversary", "seed", "stolen %", "API %", "mean L1", "command", "made by"]
+    heads = [
+        "fingerprint",
+        "theft",
+        "defense",
+        "adversary",
+        "seed",
+        "stolen %",
+        "API %",
+        "mean L1",
+        "command",
+        "made by",
+    ]
     return Table(heads, rows)
 
 
 def cells(at: pd.Series) -> Iterator[Cell]:
     """Yield the cells of a record."""
-    made = [f"mad {at.get('version')}", f"torch {at.get('torch')}", *(str(at.get(each)) for each in ("device", "precision"))]
+    made = [
+        f"mad {at.get('version')}",
+        f"torch {at.get('torch')}",
+        *(str(at.get(each)) for each in ("device", "precision")),
+    ]
     alone = pd.DataFrame([at])
     yield Cell(str(at.fingerprint))
     yield Cell(f"{at.victim}, {at['pool']}, {at.budget:,}")
