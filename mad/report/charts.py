@@ -26,7 +26,7 @@ SYMBOLS = {  # plotly's names of the marks of mad.figures
 }
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 LOST = "x-thin-open"  # the symbol of a point whose stolen model learned nothing
-LINE = 64  # characters of a line of a hover text
+LINE = 44  # characters of a line of a hover text
 HEIGHT, ENTRY = 290, 21  # pixels of a panel, and of an entry of the legend
 PANELS = (("api", "accuracy of the defended API, %"), ("l1", "mean L1 distance of answers, test images"))
 

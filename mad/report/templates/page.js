@@ -5,7 +5,7 @@ for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   const rows = [...body.rows], text = (row, column) => row.cells[column].textContent.trim();
   const number = (row, column) => parseFloat(text(row, column).replaceAll(",", ""));
-  const numeric = heads.map((_, column) => column > 0 && rows.every((row) => /^(-?[\d,]+(\.\d+)?(?= |$)|$)/.test(text(row, column))));
+  const numeric = heads.map((_, column) => column > 0 && rows.some((row) => text(row, column)) && rows.every((row) => /^(-?[\d,]+(\.\d+)?(?= |$)|$)/.test(text(row, column))));
   heads.forEach((head, column) => {
     if (!numeric[column]) for (const row of [table.tHead.rows[0], ...rows]) row.cells[column].classList.add("text");
     head.firstChild.addEventListener("click", () => {
