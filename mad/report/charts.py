@@ -43,14 +43,14 @@ def tradeoff(points: pd.DataFrame, chance: float) -> Figure:
     """Return the figure of one adversary: two panels, with a line for each defense."""
     from plotly.subplots import make_subplots
 
-    names = list(points.curve.unique())
+    names = [str(name) for name in points.curve.unique()]
     marks = styles(names)
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.14)
     for place, (x, title) in enumerate(PANELS, start=1):
         for name, rows in points.groupby("curve", sort=False):
             if x == "l1" and name != "none" and rows.l1.max() < UNCHANGED:
                 continue  # a defense of the training does not move answers
-            figure.add_scatter(**line(rows, x, str(name), marks[name]), showlegend=place == 1, row=place, col=1)
+            figure.add_scatter(**line(rows, x, str(name), marks[str(name)]), showlegend=place == 1, row=place, col=1)
         figure.add_hline(chance, line={"color": "#888888", "width": 1, "dash": "dot"}, row=place, col=1)
         figure.update_xaxes(title=title, zeroline=False, automargin=True, row=place, col=1)
     figure.update_yaxes(title="stolen, %", range=[-4, 104], zeroline=False)

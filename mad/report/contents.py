@@ -131,7 +131,7 @@ def worst_points(table: pd.DataFrame, cells: dict[tuple[Hashable, ...], pd.DataF
             own = cells[key(at, at.worst_member)]
             found.append(
                 {
-                    **{"adversary": STRONGEST, "curve": curve(table, name, parameter)},
+                    **{"adversary": STRONGEST, "curve": curve(table, str(name), str(parameter))},
                     **{"parameter": at.parameter, "strength": at.strength},
                     **{"api": 100 * at.defended_accuracy, "l1": at.l1_mean},
                     **{"stolen": at.worst, "low": at.low, "high": at.high},
@@ -207,13 +207,13 @@ def headline(theft: Theft) -> list[str]:
         )
     real = table[~table.defense.isin(("none", *TESTS))]
     cost = (theft.undefended - 100 * real.defended_accuracy).clip(lower=0)
-    able = real[cost <= AFFORDABLE]
+    able = real.assign(cost=cost)[cost <= AFFORDABLE]
     if len(able):
-        best = able.loc[able.worst.idxmin()]
+        best = able.sort_values("worst", kind="stable").iloc[0]
         found.append(
             f"Of {able.defense.nunique()} defenses that cost the API at most {AFFORDABLE:g} point of accuracy, "
             f"{label(best)} leaves its strongest adversary least: {best.worst:.1f} % ({best.worst_member}), "
-            f"for {cost[best.name]:.1f} points and a mean L1 of {best.l1_mean:.2f}."
+            f"for {best.cost:.1f} points and a mean L1 of {best.l1_mean:.2f}."
         )
     elif len(real):
         found.append(f"Every defense here costs the API more than {AFFORDABLE:g} point of accuracy.")

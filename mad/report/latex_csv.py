@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
@@ -63,9 +64,9 @@ def seeds(rows: pd.DataFrame) -> str:
     return "A row of one seed is an anecdote." if (rows.seeds == 1).any() else ""
 
 
-def number(value: object) -> str:
+def number(value: Any) -> str:
     """Return a cell: a number with up to three decimals, a text, or nothing."""
-    if value is None or (not isinstance(value, str) and pd.isna(value)):
+    if pd.isna(value):
         return ""
     return f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 

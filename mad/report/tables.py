@@ -106,20 +106,20 @@ def heat(theft: Theft, links: Links) -> Table | None:
 
     The adversary that met most defenses is first, then the strongest; those with clean answers are last.
     """
-    found = pd.DataFrame(list(theft.table.by_member))
+    found = pd.DataFrame(list(theft.table.by_member)).rename(columns=str)
     if found.shape[1] < 2:
         return None
     given = set(theft.members[board.informed(theft.members)].member)
-    columns = sorted(found, key=lambda name: (name in given, -found[name].count(), -found[name].mean()))
+    columns = sorted(map(str, found), key=lambda name: (name in given, -found[name].count(), -found[name].mean()))
     rows = []
-    for (_, at), shares in zip(theft.table.iterrows(), found.to_dict("records"), strict=True):
-        cells = (
-            Cell("")
-            if pd.isna(shares[name])
-            else Cell(f"{shares[name]:.1f}", links.member(theft, at, name), share=shares[name])
-            for name in columns
-        )
-        rows.append(Row([Cell(label(at)), *cells]))
+    for (_, at), shares in zip(theft.table.iterrows(), found[columns].to_numpy(), strict=True):
+        cells = [Cell(label(at))]
+        for name, share in zip(columns, shares, strict=True):
+            told = "" if pd.isna(share) else f"{share:.1f}"
+            cells.append(
+                Cell(told, links.member(theft, at, name) if told else "", share=float(share) if told else None)
+            )
+        rows.append(Row(cells))
     return Table(["defense", *(f"{name} ({GIVEN})" if name in given else name for name in columns)], rows)
 
 
