@@ -20,6 +20,7 @@ def cell(defense, strength, recovery, seed, number, settings="", **more):
         **{"comparison_group": f"{MEMBERS.index(recovery):016x}", "fingerprint": f"{number:016x}", "overrides": words},
         **{"defended_accuracy": 0.9 - 0.1 * strength, "l1_mean": strength, "l1_max": strength, "nll": 0.2, "ece": 0.05},
         "stolen_accuracy": 0.8 - 0.3 * strength + 0.01 * seed + 0.02 * MEMBERS.index(recovery),
+        "recovery_settings": f"prior={SECRET}" if recovery == "few" else "",
         "agreement": 0.7,
         **more,
     }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mad.figures.board_views import label
 from mad.figures.drawing import styles
 from mad.figures.tradeoff import UNCHANGED
 from mad.report.contents import TESTS, Theft, without_folders
@@ -31,12 +32,10 @@ HEIGHT, ENTRY = 290, 21  # pixels of a panel, and of an entry of the legend
 PANELS = (("api", "accuracy of the defended API, %"), ("l1", "mean L1 distance of answers, test images"))
 
 
-def figures(theft: Theft) -> dict[str, Any]:
-    """Return plotly's JSON of the trade-off of each adversary of a theft, the strongest first, by its name."""
-    found = {}
-    for adversary, points in theft.points.groupby("adversary", sort=False):
-        found[str(adversary)] = json.loads(tradeoff(points, theft.chance).to_json())
-    return found
+def figures(theft: Theft) -> list[Any]:
+    """Return plotly's JSON of the trade-off of each adversary of a theft, in the order of its points."""
+    parts = [points for _, points in theft.points.groupby("adversary", sort=False)]
+    return [json.loads(tradeoff(points, theft.chance).to_json()) for points in parts]
 
 
 def tradeoff(points: pd.DataFrame, chance: float) -> Figure:
@@ -99,11 +98,10 @@ def line(rows: pd.DataFrame, x: str, name: str, marks: dict[str, Any]) -> dict[s
 
 def hover(at: pd.Series) -> str:
     """Return what is said of a point: the cell, its numbers, its seeds and its command."""
-    strength = "" if pd.isna(at.strength) else f" {at.parameter} {at.strength:g}"
     bar = "" if at.low is None or pd.isna(at.low) else f" ({at.low:.1f} to {at.high:.1f})"
     seeds = "1 seed: an anecdote" if at.seeds == 1 else f"{at.seeds} seeds"
     lines = [
-        f"<b>{plain(at.curve if strength != f' {at.parameter} 0' else 'none')}{plain(strength)}</b>",
+        f"<b>{plain(label(at))}</b>",
         f"stolen {at.stolen:.1f} %{bar} by {plain(at.member)}; {seeds}",
         f"API {at.api:.1f} %, mean L1 {at.l1:.3f}",
     ]

@@ -118,7 +118,7 @@ def without_folders(text: str) -> str:
 def worst_points(table: pd.DataFrame, cells: dict[tuple[Hashable, ...], pd.DataFrame]) -> pd.DataFrame:
     """Return the curves of the strongest adversary, from a board; each begins at the undefended point.
 
-    Columns: ``adversary``, ``curve``, ``parameter``, ``strength``; ``api`` (accuracy, percent) and ``l1``, means;
+    Columns: ``adversary``, ``curve``, ``defense``, ``parameter``, ``strength``; ``api`` (percent) and ``l1``, means;
     ``stolen`` (percent) with ``low`` and ``high`` of its bar, empty for one seed; ``member``, ``seeds``, ``learned``,
     ``command`` and ``records``.
     """
@@ -132,7 +132,7 @@ def worst_points(table: pd.DataFrame, cells: dict[tuple[Hashable, ...], pd.DataF
             found.append(
                 {
                     **{"adversary": STRONGEST, "curve": curve(table, str(name), str(parameter))},
-                    **{"parameter": at.parameter, "strength": at.strength},
+                    **{"defense": at.defense, "parameter": at.parameter, "strength": at.strength},
                     **{"api": 100 * at.defended_accuracy, "l1": at.l1_mean},
                     **{"stolen": at.worst, "low": at.low, "high": at.high},
                     **{"member": at.worst_member, "seeds": at.seeds},
@@ -164,7 +164,8 @@ def member_points(theft: pd.DataFrame, cells: dict[tuple[Hashable, ...], pd.Data
                 stolen, deviation = at[board.STOLEN, "mean"], at[board.STOLEN, "std"]
                 found.append(
                     {
-                        **{"adversary": adversary, "curve": name, "parameter": parameter, "strength": strength},
+                        **{"adversary": adversary, "curve": name, "defense": "none" if plain else text},
+                        **{"parameter": parameter, "strength": strength},
                         **{"api": at["defended_accuracy", "mean"], "l1": at["l1_mean", "mean"]},
                         **{"stolen": stolen, "low": stolen - deviation, "high": stolen + deviation},
                         **{"member": member, "seeds": int(at["seed", "nunique"])},

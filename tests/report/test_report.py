@@ -132,7 +132,9 @@ const kept = column(0), count = document.querySelector("output").textContent;
 library.then(() => {
   draw(charts[0]);
   const drawn = charts[0].querySelectorAll(".scatterlayer .trace").length;
-  document.body.textContent = JSON.stringify({ falling, kept, count, drawn, sort: heads[worst].ariaSort });
+  selectOf(charts[0]).value = 3; selectOf(charts[0]).dispatchEvent(new Event("change"));
+  const told = charts[0].data[0].hovertext[0];
+  document.body.textContent = JSON.stringify({ falling, kept, count, drawn, told, sort: heads[worst].ariaSort });
 });
 </script>
 """
@@ -154,6 +156,8 @@ def test_a_browser_sorts_filters_and_draws(html, tmp_path):
     assert found["kept"]
     assert all("mad" in each for each in found["kept"])
     assert found["count"] == f"{len(found['kept'])} of {len(THEFT.table)}"
+    other = THEFT.points.adversary.unique()[3]
+    assert f"by {other}; 3 seeds" in found["told"].replace("…/", "/home/somebody/secret/")
     assert found["drawn"] == 2 * THEFT.points[THEFT.points.adversary == contents.STRONGEST].curve.nunique()
 
 
