@@ -27,12 +27,14 @@ def test_the_wheel_carries_the_configs_and_runs_from_anywhere(tmp_path):
     zipfile.ZipFile(wheel).extractall(installed)
     assert (installed / "mad" / "conf" / "config.yaml").exists()
     assert (installed / "mad" / "columns.csv").exists()
+    assert (installed / "mad" / "report" / "templates" / "page.html").exists()
     assert (installed / "hydra_plugins" / "mad_grid.py").exists()
     points = next(installed.glob("*.dist-info/entry_points.txt")).read_text()
     assert "mad-run = mad.cli.run:main" in points
     assert "mad-figures = mad.cli.figures:main" in points
     assert "mad-status = mad.cli.status:main" in points
     assert "mad-data = mad.cli.data:main" in points
+    assert "mad-report = mad.cli.report:main" in points
     # The wheel's own copy must be what runs, not the clone's.
     script = f"import mad; assert mad.__file__.startswith({str(installed)!r}), mad.__file__; "
     script += "from mad.cli.run import main; main()"

@@ -31,15 +31,28 @@ BACK, CHANCE = 0.95, 10.0  # what must come back of the first, and points above 
 def boards(records: pd.DataFrame, least: int = LEAST) -> dict[str, pd.DataFrame]:
     """Return the board of each theft (victim, pool, budget) that ``least`` members were run on, by its title."""
     rows = named(records)
+    return {title: board(theft, honest(alike(rows, theft))) for title, theft in thefts(rows, least).items()}
+
+
+def thefts(rows: pd.DataFrame, least: int = LEAST) -> dict[str, pd.DataFrame]:
+    """Return the records of each theft that ``least`` members were run on, by its title; ``rows`` are ``named``."""
     found = {}
     for keys, theft in rows.groupby(THEFT, dropna=False):
-        if theft.member.nunique() >= least:
+        if theft[~informed(theft)].member.nunique() >= least:
             victim, architecture, epochs, pool, budget = keys
             epochs = f", {epochs:g} epochs" if epochs != "" else ""
-            title = f"{victim} ({architecture}{epochs}) stolen with {budget:,} queries from {pool}"
-            same = (rows[THEFT[:-1]] == list(keys[:-1])).all(axis=1)
-            found[title] = board(theft, honest(rows[same]))
+            found[f"{victim} ({architecture}{epochs}) stolen with {budget:,} queries from {pool}"] = theft
     return found
+
+
+def informed(rows: pd.DataFrame) -> pd.Series:
+    """Return which records' adversary was given the victim's clean answers, as no thief is."""
+    return rows.recovery_knows.str.contains(CLEAN, regex=False)
+
+
+def alike(rows: pd.DataFrame, theft: pd.DataFrame) -> pd.DataFrame:
+    """Return the records of a theft's victim and pool, with any budget."""
+    return rows[(rows[THEFT[:-1]] == theft[THEFT[:-1]].iloc[0]).all(axis=1)]
 
 
 def named(records: pd.DataFrame) -> pd.DataFrame:
@@ -88,7 +101,8 @@ def board(theft: pd.DataFrame, undefended: pd.Series) -> pd.DataFrame:
     and empty with fewer than two; the API's costs, means over the seeds; ``chance``; ``seconds`` of a seed's thefts;
     and ``by_member``, the mean of each member, informed ones too.
     """
-    found = [row(cells) for _, cells in theft.groupby(DEFENSE, dropna=False)]
+    every = [cells for _, cells in theft.groupby(DEFENSE, dropna=False)]
+    found = [row(cells) for cells in every if not informed(cells).all()]  # others have no thief yet
     for each in found:
         each["honest"] = equivalent(undefended, each["worst"])
     return pd.DataFrame(found).sort_values("worst", ignore_index=True)
@@ -96,10 +110,10 @@ def board(theft: pd.DataFrame, undefended: pd.Series) -> pd.DataFrame:
 
 def row(cells: pd.DataFrame) -> dict[str, Any]:
     """Return the row of one defense at one strength."""
-    given = cells.recovery_knows.str.contains(CLEAN, regex=False)
+    given = informed(cells)
     scores, agreed = (means(cells[~given], name) for name in (STOLEN, AGREEMENT))
     told = worst(scores)
-    informed = means(cells[given], STOLEN).mean()
+    bound = means(cells[given], STOLEN).mean()
     first = cells.iloc[0]
     each, knows = scores.mean(), cells.groupby("member").recovery_knows.first().to_dict()
     return {
@@ -114,12 +128,12 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
         "agreement_member": agreed.mean().idxmax(),
         "naive": each.get(NAIVE),
         "labels": each.get(LABELS),
-        "informed": informed.max() if len(informed) else None,
-        "informed_member": informed.idxmax() if len(informed) else "",
+        "informed": bound.max() if len(bound) else None,
+        "informed_member": bound.idxmax() if len(bound) else "",
         **{name: cells.groupby("seed")[name].first().mean() for name in COSTS if name in cells},
         "chance": 100 * first.chance,
         "seconds": (cells.seconds_queries + cells.seconds_knockoff).groupby(cells.seed).sum().mean(),
-        "by_member": {name: float(share) for name, share in [*each.items(), *informed.items()]},
+        "by_member": {name: float(share) for name, share in [*each.items(), *bound.items()]},
         "unaided": max((share for name, share in each.items() if not knows[name]), default=None),
     }
 

@@ -1,0 +1,48 @@
+"""``mad-report``: one HTML page that tells what all records say, or their tables in LaTeX or CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mad.cli import configs
+from mad.cli.command import Parser, command
+from mad.cli.figures import listed
+from mad.errors import MadError
+
+ENDINGS = {"html": ".html", "latex": ".tex", "csv": ".csv"}
+
+
+@command
+def main() -> None:
+    """Enter ``mad-report``: records to a page; nothing is trained."""
+    parser = Parser(prog="mad-report", description="Write a report of the records of earlier runs; trains nothing.")
+    parser.add_argument("--outputs", default="outputs", help="the outputs folder (default: outputs)")
+    parser.add_argument("--to", help="the file to write (default: report.html, .tex or .csv in the outputs folder)")
+    parser.add_argument("--format", default="html", choices=list(ENDINGS), help="html (default), latex or csv")
+    given = parser.parse_args()
+    from mad.storage import records
+
+    outputs = Path(configs.home("--outputs", given.outputs))
+    to = Path(configs.home("--to", given.to)) if given.to is not None else outputs / f"report{ENDINGS[given.format]}"
+    table = records.read(outputs)
+    if table.empty:
+        raise MadError(f"no record below {outputs}/runs; run mad-run first, or say --outputs FOLDER")
+    from mad.storage.files import write
+
+    files: dict[Path, bytes] = {}
+    if given.format == "html":
+        from mad.report import page
+
+        files[to] = page.html(table)
+    else:
+        from mad.report import contents, latex_csv
+
+        thefts = contents.read(table)
+        if given.format == "latex":
+            files[to] = latex_csv.latex(thefts)
+        else:
+            for name, content in latex_csv.csv(thefts).items():
+                files[to.with_name(f"{to.stem}-{name}{to.suffix}")] = content
+    for file, content in files.items():
+        write(file, content)
+    listed(list(files))

@@ -1,0 +1,124 @@
+"""What a report says: points, headlines, commands, and its LaTeX and CSV."""
+
+import io
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from reporting import EVIL, MEMBERS, ROWS, cell
+
+from mad.errors import MadError
+from mad.figures import board, tradeoff
+from mad.report import contents, latex_csv, methods
+from mad.storage import records
+
+TABLE = records.frame(ROWS)
+(THEFT,) = contents.read(TABLE)
+
+
+def test_points_of_one_adversary_are_those_of_the_trade_off_figure():
+    own = TABLE[TABLE.recovery == "argmax"]
+    for name, points in tradeoff.curves(own).items():
+        ours = THEFT.points.query("adversary == 'argmax' and curve == @name")
+        assert ours.stolen.tolist() == pytest.approx(points["stolen_accuracy", "mean"].tolist())
+        deviation = points["stolen_accuracy", "std"].to_numpy(dtype=float)
+        assert np.allclose((ours.high - ours.stolen).astype(float), deviation, equal_nan=True)
+        told = [each.split() for each in ours.records[1:]]
+        found = own[(own.defense == name.partition(" ")[0])].groupby("strength").fingerprint.agg(list)
+        assert told == found.tolist()
+
+
+def test_the_headline_is_of_defenses_that_cost_little_and_of_the_strongest_adversary():
+    cheap = [cell("mad", 0.05, each, seed, 8000 + 10 * seed + k) for seed in range(2) for k, each in enumerate(MEMBERS)]
+    made = [
+        *[
+            cell(board.UNDONE, 0.0, each, seed, 7000 + 10 * seed + k)
+            for seed in range(2)
+            for k, each in enumerate(MEMBERS)
+        ],
+        *cheap,
+    ]
+    (theft,) = contents.read(records.frame([*ROWS[:27], *made]))
+    first, second = contents.headline(theft)
+    assert first == "Undefended, the stolen model reaches 95.0 % (bayes), where the victim has 90.0 %."
+    assert "mad epsilon 0.05 leaves its strongest adversary least" in second
+    assert "for 0.5 points" in second
+    assert contents.headline(THEFT)[1].startswith("Every defense here costs the API more than 1 point")
+
+
+def test_few_adversaries_and_one_seed_are_warned_of():
+    one = records.frame([cell("none", 0.0, "none", 0, 1), cell("mad", 0.2, "none", 0, 2, learned=False)])
+    (theft,) = contents.read(one)
+    text = " ".join(contents.warnings(theft))
+    assert "One adversary: runs beside each other, not a panel" in text
+    assert "Every row of the board: one seed, an anecdote." in text
+    assert "learned nothing" in text
+    assert theft.points.adversary.unique().tolist() == ["naive"]
+
+
+def test_a_defense_that_only_met_the_informed_is_in_no_board():
+    told = cell("rounding", 0.2, "oracle_filter", 0, 3)
+    table = records.frame([cell("none", 0.0, "none", 0, 1), cell("mad", 0.2, "none", 0, 2), told])
+    (theft,) = contents.read(table)
+    assert set(theft.table.defense) == {"none", "mad"}
+    assert contents.read(records.frame([told])) == []
+    with pytest.raises(MadError, match="no theft"):
+        latex_csv.csv([])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["defense=mad seed=1", "seed=0 defense=mad"], "mad-run -m defense=mad seed=0,1"),
+        (["defense=mad", "a=1 'grid=[]'"], "mad-run defense=mad seed=0; mad-run a=1 'grid=[]' seed=1"),
+        (["", None], ""),
+        (["a='open seed=0"], "mad-run a='open seed=0 seed=0"),
+        (list("abcde"), "mad-run a seed=0; mad-run b seed=1; mad-run c seed=2; and 2 more"),
+    ],
+)
+def test_the_seeds_of_a_number_make_one_command(overrides, line):
+    seeds = [int(found[1]) if (found := re.search(r"seed=(\d)", each or "")) else k for k, each in enumerate(overrides)]
+    assert contents.command(pd.DataFrame({"overrides": overrides, "seed": seeds})) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a=/home/me/x/data seed=1", "a=…/data seed=1"),
+        ("file:///srv/a/b", "…/b"),
+        ("[/a/b,'/c/d']", "[…/b,'…/d']"),
+        ("folder:/home/x/y", "folder:…/y"),
+        ("http://host/a/b and/or 3 / 5, data/mnist", "http://host/a/b and/or 3 / 5, data/mnist"),
+    ],
+)
+def test_absolute_paths_keep_their_last_part_only(text, shown):
+    assert contents.without_folders(text) == shown
+
+
+def test_every_method_says_what_it_is():
+    for kind in methods.KINDS:
+        found = methods.described(kind)
+        assert [name for name, line in found.items() if not line.endswith(".")] == []
+    assert "CVPR 2019" in methods.described("attack")["knockoff"]
+    assert "PRADA" in methods.described("attack")["jbtop3"]
+    foreign = records.frame([cell("mine", 0.0, "none", 0, 1)])
+    assert ("defense", "mine", methods.ELSEWHERE) in methods.used(foreign)
+
+
+def test_csv_holds_boards_and_points():
+    found = {name: pd.read_csv(io.BytesIO(content)) for name, content in latex_csv.csv([THEFT]).items()}
+    assert found["boards"].worst.tolist() == pytest.approx(THEFT.table.worst.tolist(), abs=1e-4)
+    assert len(found["points"]) == len(THEFT.points)
+    assert "/home" not in found["points"].command.str.cat()
+
+
+def test_latex_is_escaped_and_has_rules():
+    pytest.importorskip("jinja2")
+    text = latex_csv.latex([THEFT]).decode()
+    assert text.count("\\begin{longtable}") == text.count("\\end{longtable}") == 2 + THEFT.points.adversary.nunique()
+    assert "\\toprule" in text
+    assert "mad\\_argmax" in text
+    assert not re.search(r"(?<!\\)[_%#]", text.partition("\n")[2])
+    assert EVIL not in text
+    assert latex_csv.escaped(["a\\b_{~}…"]) == [r"a\textbackslash{}b\_\{\textasciitilde{}\}\ldots{}"]
