@@ -33,13 +33,12 @@ def finish(paths: list[Path], outputs: Path) -> None:
     Where a theft was run with the members of a panel, its board takes the figures' place.
     """
     from mad.figures.board import PANEL, boards
-    from mad.figures.board_views import printed
     from mad.figures.table import show
     from mad.storage import records
 
     if not paths:
         return
-    shown, written = None, list[Path]()
+    shown, panel, written = None, False, list[Path]()
     try:
         with locked(outputs, DERIVED):
             table = records.read(outputs)
@@ -54,6 +53,9 @@ def finish(paths: list[Path], outputs: Path) -> None:
     finally:  # show the table even if a figure failed
         if shown is not None:
             show(shown)
+        if panel:
+            from mad.figures.board_views import printed  # needs matplotlib
+
             for text in printed(groups, PANEL, out.width):
                 out.print(text, soft_wrap=True, markup=False)
         listed(written)

@@ -30,7 +30,7 @@ def test_parts_are_named_on_the_command_line():
 
 @pytest.mark.parametrize("name", [name for name in choices("defense") if name != "chain"])
 def test_every_choice_may_be_a_part(name):
-    assert chained(f"[{name}]").parts[0] == build(composed_choices("defense")[name])
+    assert chained(f"[{name}]", "victim.validation=0.1").parts[0] == build(composed_choices("defense")[name])
 
 
 def test_a_folder_of_ones_own_is_looked_in(tmp_path):
