@@ -208,7 +208,9 @@ def strength_words(make: Make, name: str, told: dict[str, Any]) -> list[str]:
     """Return the override that sets a candidate's strength; none if it has none."""
     if told["strength"] is None:
         return []
-    return [f"defense.{make([name], 0).defense.strength_parameter}={told['strength']:g}"]
+    return [
+        f"defense.{make([name], 0).defense.strength_parameter}={told['strength']:.12g}"
+    ]  # not rounded: a limit holds
 
 
 def worst(

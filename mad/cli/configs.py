@@ -129,6 +129,18 @@ def further(folder: str | None) -> Path | None:
     return place
 
 
+def folder_of(given: list[str]) -> Path | None:
+    """Take ``--config-dir FOLDER`` from the front of a command line, in place; return the folder, None if none is said.
+
+    Raises:
+        MadError: if there is no such folder.
+    """
+    if not given[0].startswith("--config-dir"):
+        return None
+    _, _, folder = given.pop(0).partition("=")
+    return further(folder or (given.pop(0) if given else None))
+
+
 def composed(words: Sequence[str], place: Path | None = None) -> DictConfig:
     """Return the config of a command line's words.
 

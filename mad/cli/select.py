@@ -27,10 +27,7 @@ def main() -> None:
     if not given or "-h" in given or "--help" in given:
         out.print((__doc__ or "").replace("``", ""), markup=False)
         return
-    place = None
-    if given[0].startswith("--config-dir"):
-        _, _, folder = given.pop(0).partition("=")
-        place = configs.further(folder or (given.pop(0) if given else None))
+    place = configs.folder_of(given)
     cut = given.index("--") if "--" in given else len(given)
     common, tried = given[:cut], given[cut + 1 :] or [""]
     if any(word.lstrip("+~").startswith("defense") for each in given for word in each.split()):

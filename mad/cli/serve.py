@@ -45,10 +45,7 @@ def main() -> None:
     if given[0] == "add-client":
         add_client(given[1:])
         return
-    place = None
-    if given[0].startswith("--config-dir"):
-        _, _, folder = given.pop(0).partition("=")
-        place = configs.further(folder or (given.pop(0) if given else None))
+    place = configs.folder_of(given)
     given = ["check=true" if word == "--check" else word for word in given]
     flag = next((word for word in given if word.startswith("-")), None)
     if flag is not None:

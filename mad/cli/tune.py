@@ -55,10 +55,7 @@ def main() -> None:
     if not given or "-h" in given or "--help" in given:
         out.print((__doc__ or "").replace("``", ""), markup=False)
         return
-    place = None
-    if given[0].startswith("--config-dir"):
-        _, _, folder = given.pop(0).partition("=")
-        place = configs.further(folder or (given.pop(0) if given else None))
+    place = configs.folder_of(given)
     cut = given.index("--") if "--" in given else len(given)
     common, named = given[:cut], given[cut + 1 :]
     told = {word.partition("=")[0]: word.partition("=")[2] for word in common}
@@ -111,7 +108,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     from mad.cli.figures import finish
     from mad.device import choose, computing
     from mad.pipeline import run
-    from mad.storage.fingerprint import describe, digest
+    from mad.storage.fingerprint import digest
     from mad.storage.store import Store
 
     limits = tuning.Limits(limit(told, "loss", 0.01), limit(told, "l1", 2.0), limit(told, "latency", None))
@@ -121,14 +118,17 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
         raise MadError(f"seeds must be whole numbers with commas between them, got {told['seeds']!r}") from error
     config = configs.composed(words, place)
     outputs, device = configs.outputs_of(config), choose(config.device)
-    store, victim = Store(outputs), cell_of(config, words).victim
+    store = Store(outputs)
 
     def make(more: Sequence[str], seed: int) -> Any:
         every = [*words, *(word for each in more for word in shlex.split(each)), f"seed={seed}"]
         last = list({word.partition("=")[0]: word for word in every}.values())  # a rung's budget replaces the given one
         return cell_of(configs.composed(last, place), last)
 
-    asked = [sorted(words), [vars(each) for each in candidates], vars(limits), seeds, MEMBERS, describe(victim)]
+    first = candidates[0].name  # sources and data count as in records: after an edit nothing of before is taken
+    known = [fingerprint(make, [each.name]) for each in candidates]
+    known += [fingerprint(make, [first, *member]) for member in MEMBERS]
+    asked = [sorted(words), [vars(each) for each in candidates], vars(limits), seeds, MEMBERS, known]
     study = tuning.open_study(outputs, digest(asked))
     budget = int(config.attack.budget)
     with computing(config.threads):
@@ -146,6 +146,14 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     finish(paths, outputs)
     kept = [word for word in words if word.partition("=")[0].split(".")[0] not in ("attack", "pool", "knockoff")]
     out.print(f"serve it: mad-serve {shlex.join([*kept, *best])} --check", soft_wrap=True, markup=False)
+
+
+def fingerprint(make: Any, words: Sequence[str]) -> str:
+    """Return the fingerprint of a candidate's cell, or why there is none."""
+    try:
+        return str(make(words, 0).fingerprint)
+    except MadError as error:
+        return str(error)
 
 
 def line(found: Any) -> str:
