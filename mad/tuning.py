@@ -208,9 +208,8 @@ def strength_words(make: Make, name: str, told: dict[str, Any]) -> list[str]:
     """Return the override that sets a candidate's strength; none if it has none."""
     if told["strength"] is None:
         return []
-    return [
-        f"defense.{make([name], 0).defense.strength_parameter}={told['strength']:.12g}"
-    ]  # not rounded: a limit holds
+    parameter = make([name], 0).defense.strength_parameter
+    return [f"defense.{parameter}={told['strength']:.12g}"]  # as it was measured: rounded up, it may cost more
 
 
 def worst(

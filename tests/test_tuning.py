@@ -7,6 +7,7 @@ import mad
 from mad import tuning
 from mad.cli import tune as command
 from mad.datasets import checked
+from mad.defenses.rounding import Rounding
 from mad.errors import MadError
 from mad.storage.store import Store
 from mad.tuning import Candidate, Limits, Ranked
@@ -174,6 +175,23 @@ def test_from_the_command_line_to_the_command_that_serves(tmp_path, monkeypatch,
     assert "victim.validation=0.2" in served
     assert "attack" not in served
     assert {each.recovery for each in mad.records().itertuples()} == {"none", "argmax"}
+
+
+def test_a_defense_whose_source_or_settings_change_is_measured_anew(monkeypatch):
+    def make(words, seed):
+        return mad.load(*SMALL, *words, f"seed={seed}")
+
+    before = command.fingerprint(make, ["defense=rounding"])
+    assert before == make(["defense=rounding"], 0).fingerprint
+    monkeypatch.setattr(Rounding, "version", 7)
+    assert command.fingerprint(make, ["defense=rounding"]) != before
+    assert "victim.validation=0.1" in command.fingerprint(make, ["defense=gate", "victim.validation=0"])
+
+
+@pytest.mark.parametrize("strength", [0.7451, 123.4567, 3.0, 1e-4])
+def test_the_winner_has_the_strength_that_was_measured(strength):
+    words = tuning.strength_words(lambda *given: mad.load(*SMALL, "defense=mad"), "", {"strength": strength})
+    assert [float(word.removeprefix("defense.epsilon=")) for word in words] == [strength]
 
 
 def test_candidates_are_read(monkeypatch):

@@ -6,7 +6,6 @@ long as its queries are honest, so by Ville's inequality it ever reaches 1 / del
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -125,8 +124,3 @@ class Client:
         self.flagged_at = None if flagged < 0 else int(flagged)
         self.wealth = list(rest[: len(BETS)])
         self.recent = deque(rest[len(BETS) :], maxlen=RECENT)
-
-    @property
-    def log10(self) -> float:
-        """The decimal logarithm of the wealth."""
-        return math.log10(self.total)
