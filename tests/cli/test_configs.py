@@ -142,7 +142,7 @@ def test_every_field_of_a_knockoffs_recipe_is_listed_in_its_config():
 )
 def test_fewer_epochs_are_no_fewer_steps(name, asked):
     config = compose(f"trainer={name}", asked)
-    steps = {"paper": (0, 0), "fast": (2400, 800)}.get(name, (800, 800))
+    steps = {"paper": (0, 0), "fast": (2400, 800), "digits_fast": (800, 800)}.get(name, (800, 800))
     assert tuple(build(config[part]).trainer.min_steps for part in ("knockoff", "victim")) == steps
 
 
