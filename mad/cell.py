@@ -234,6 +234,7 @@ def about(cell: Cell) -> Record:
         "recovery_settings": settings(cell.recovery),
         "recovery_knows": " and ".join(cell.recovery.knows),
         "victim_epochs": None if cell.victim.given is not None else cell.victim.trainer.epochs,
+        "victim_validation": cell.victim.validation or None,
         "seed": cell.seed,
         "comparison_group": cell.comparison_group,
         "fingerprint": cell.fingerprint,

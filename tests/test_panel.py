@@ -3,13 +3,17 @@
 import hashlib
 import json
 
+import pandas as pd
 import pytest
 from toys import cell
 
 import mad
 from mad import panels
+from mad.cell import about
 from mad.config import members
 from mad.errors import MadError
+from mad.figures import board
+from mad.training import extras
 
 SMALL = (
     *("trainer.epochs=1", "trainer.min_steps=0", "knockoff.epochs=1", "knockoff.min_steps=0"),
@@ -23,6 +27,25 @@ def test_the_members_of_version_1_do_not_change():
     found = members()
     assert len(found) == 30
     assert hashlib.sha256(json.dumps(found).encode()).hexdigest()[:12] == "819fc1ab1218"
+
+
+def test_every_member_has_a_name_of_its_own():
+    rows = []
+    for member in members():
+        asked = mad.load("attack.budget=5000", *member)
+        own = asked.knockoff.trainer
+        trained = {f"knockoff_{name}": getattr(own, name) for name in ("epochs", "min_steps", "schedule")}
+        rows.append(about(asked) | trained | {"knockoff_settings": extras(own), "budget": asked.attack.budget})
+    found = board.named(pd.DataFrame(rows))
+    assert found.member.nunique() == 30
+    assert not found.member.str.contains("[", regex=False).any()
+
+
+def test_members_that_records_do_not_tell_apart_are_not_averaged():
+    row = {"victim": "a", "architecture": "b", "pool": "c", "budget": 5, "attack": "knockoff", "recovery": "none"}
+    rows = [row | {"comparison_group": group} for group in ("0123456789", "abcdefghij", "abcdefghij", "other")]
+    rows[-1]["budget"] = 6
+    assert board.members(pd.DataFrame(rows)).tolist() == ["naive [01234567]", "naive", "naive", "naive"]
 
 
 @pytest.fixture

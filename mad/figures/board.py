@@ -15,7 +15,14 @@ import pandas as pd
 
 from mad.figures.groups import KNOCKOFF, said, value
 
-THEFT = ["victim", "architecture", "victim_epochs", "pool", "budget"]  # what the rows of one board share
+THEFT = [
+    "victim",
+    "architecture",
+    "victim_epochs",
+    "victim_validation",
+    "pool",
+    "budget",
+]  # what the rows of one board share
 DEFENSE = ["defense", "defense_settings", "strength_parameter", "strength"]
 CLEAN = "the victim's clean answers"  # knowledge that no thief has
 DRAWS, SURE = 1000, 0.95
@@ -39,9 +46,10 @@ def thefts(rows: pd.DataFrame, least: int = LEAST) -> dict[str, pd.DataFrame]:
     found = {}
     for keys, theft in rows.groupby(THEFT, dropna=False):
         if theft[~informed(theft)].member.nunique() >= least:
-            victim, architecture, epochs, pool, budget = keys
+            victim, architecture, epochs, held, pool, budget = keys
             epochs = f", {epochs:g} epochs" if epochs != "" else ""
-            found[f"{victim} ({architecture}{epochs}) stolen with {budget:,} queries from {pool}"] = theft
+            held = f", {held:.0%} held out" if held != "" else ""
+            found[f"{victim} ({architecture}{epochs}{held}) stolen with {budget:,} queries from {pool}"] = theft
     return found
 
 
@@ -59,20 +67,30 @@ def named(records: pd.DataFrame) -> pd.DataFrame:
     """Return the records with the name of their ``member``, and without empty cells in the columns of thefts."""
     empty = {name: "" for name in (*THEFT, *DEFENSE, "recovery_knows") if name != "strength"}
     lacking = {name: "" for name in empty if name not in records}  # of older records
-    return records.assign(member=members(records), **lacking).fillna(empty)
+    rows = records.assign(member=members(records), **lacking)
+    return rows.astype(dict.fromkeys(empty, object)).fillna(empty)
 
 
 def members(records: pd.DataFrame) -> pd.Series:
-    """Return the name of each record's member: what tells it from the plainest one of its theft."""
+    """Return the name of each record's member: what tells it from the plainest one of its theft.
+
+    Members of one theft whose records do not tell them apart are named by their comparison groups, too, but for the one
+    with the most records.
+    """
     usual = records[(records.attack == "knockoff") & (records.recovery == "none")]
-    names = {}
-    for group, own in records.groupby("comparison_group"):
+    names: dict[str, str] = {}
+    taken = set()
+    groups = [(str(group), own) for group, own in records.groupby("comparison_group")]
+    for group, own in sorted(groups, key=lambda each: -len(each[1])):
         row = own.iloc[0]
         plain = usual[(usual[["victim", "pool", "budget"]] == row[["victim", "pool", "budget"]]).all(axis=1)]
         parts = [row.attack, row.get("attack_settings"), row.recovery, row.get("recovery_settings")]
         words = [str(each) for each in parts if each and not pd.isna(each) and each not in ("knockoff", "none")]
         trained = said(row, [name for name in KNOCKOFF if name in plain and differs(row, plain[name].dropna(), name)])
-        names[group] = " ".join([*words, *filter(None, [trained])]) or NAIVE
+        name = " ".join([*words, *filter(None, [trained])]) or NAIVE
+        theft = tuple(str(value(row, each)) for each in THEFT)
+        names[group] = f"{name} [{group[:8]}]" if (theft, name) in taken else name
+        taken.add((theft, name))
     return records.comparison_group.map(names)
 
 

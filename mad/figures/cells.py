@@ -10,11 +10,12 @@ import pandas as pd
 
 from mad.figures.groups import counted, points
 
-VICTIM = ["architecture", "victim_epochs"]  # in which victims of the same name may differ
+VICTIM = ["architecture", "victim_epochs", "victim_validation"]  # in which victims of the same name may differ
 LENGTH = ["knockoff_epochs", "knockoff_min_steps", "knockoff_schedule"]  # how a stolen model is trained
 FILLED = {
     **{"attack_settings": "", "defense_settings": "", "strength_parameter": "epsilon", "knockoff_optimizer": ""},
-    **{"victim_epochs": 0, "knockoff_learning_rate": 0.0, "knockoff_min_steps": 0, "knockoff_schedule": ""},
+    **{"victim_epochs": 0, "victim_validation": 0.0},
+    **{"knockoff_learning_rate": 0.0, "knockoff_min_steps": 0, "knockoff_schedule": ""},
 }
 
 

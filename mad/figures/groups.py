@@ -14,6 +14,7 @@ SAID = {
     "victim": "victim {}",
     "architecture": "victim's architecture {}",
     "victim_epochs": "victim's epochs {:g}",
+    "victim_validation": "victim's validation {:g}",
     "pool": "pool {}",
     "attack": "attack {}",
     "attack_settings": "{}",
@@ -25,13 +26,14 @@ SAID = {
     "knockoff_learning_rate": "rate {:g}",
     "knockoff_epochs": "{:g} epochs",
     "knockoff_min_steps": "at least {:g} steps",
-    "knockoff_schedule": "{}",
+    "knockoff_schedule": "{} rate",
     "knockoff_settings": "{}",
 }
 KNOCKOFF = [name for name in SAID if name.startswith("knockoff")]
 # In a file name, numbers need a unit, and default values are left out.
 NAMED = {
     "victim_epochs": "epochs{:g}",
+    "victim_validation": "validation{:g}",
     "budget": "{:.0f}",
     "knockoff_learning_rate": "rate{:g}",
     "knockoff_epochs": "epochs{:g}",
