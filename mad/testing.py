@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,7 +120,8 @@ def toy_adversary(recovery: Recovery | None = None, classes: int = 4, **given: A
 def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
     """Check that a defense answers with posteriors within its budget, and that no answer depends on the batch.
 
-    A ``stateful`` defense may depend on order and batches; two new sessions must then answer alike.
+    A ``stateful`` defense may depend on order and batches; two new sessions must then answer alike, and so must a new
+    one that is given the ``remembered`` of another.
 
     Raises:
         MadError: if the check fails.
@@ -141,6 +143,11 @@ def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
                 same(f"{who}, prepared twice,", answered(again.session(), images, clean), answers)
                 if defense.stateful:
                     schema.check(session.session_columns() | first.honest_columns([session]), who, defense.schema)
+                    if (memory := session.remembered()) is not None:
+                        restarted = again.session()
+                        restarted.recall(json.loads(json.dumps(memory)))
+                        kept = answered(restarted, images, clean)
+                        same(f"{who}, restarted,", kept, answered(session, images, clean))
                     continue
                 order = torch.randperm(ROWS, generator=generator(0, "order"))
                 moved, parts = answered(first, images[order], clean[order]), answered(first, images, clean, 5)

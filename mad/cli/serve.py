@@ -5,8 +5,9 @@ r"""``mad-serve``: a defended model behind the Open Inference Protocol v2, REST 
     mad-serve add-client NAME clients=FILE [budget=N] [rate=N] [operator=true]
 
 Settings: host=127.0.0.1 port=8080 grpc_port=8081 (null: no gRPC) name=NAME clients=FILE ledger=FILE audit=FILE
-shadow=true (answers stay clean) open=true (no keys, also from other machines) max_images=256 max_bytes=64000000
-timeout=30 linger=0 waiting=4096 connections=1024 audit_bytes=100000000 audit_files=10 device=auto threads=1
+shadow=true (answers stay clean) open=true (no keys, also from other machines) refuse_flagged=true (429 for thieves)
+max_images=256 max_bytes=64000000 timeout=30 linger=0 waiting=4096 connections=1024 audit_bytes=100000000
+audit_files=10 device=auto threads=1
 
 --check compares answers with the benchmark's, to the bit, before a port is opened. add-client prints a new key, once.
 """

@@ -81,6 +81,25 @@ class Defense(ABC):
     def begin(self) -> None:  # noqa: B027
         """Set up the per-client state of a ``stateful`` defense; ``prepare`` makes the state that all clients share."""
 
+    @property
+    def suspect(self) -> bool:
+        """Whether a ``stateful`` defense holds the client of this session for a thief."""
+        return False
+
+    def remembered(self) -> Any:
+        """Return what this session remembers of its client, of JSON's types, for ``recall``; None if it keeps nothing.
+
+        A server writes it down, so that a restart does not clear a client.
+        """
+        return None
+
+    def recall(self, remembered: Any) -> None:  # noqa: B027
+        """Go on from the ``remembered`` of another session of this defense; called on a new session, if it is not None.
+
+        Raises:
+            MadError: if it is no such memory.
+        """
+
     def serve(self, context: Context) -> nn.Module:
         """Return the model that the API serves: the victim, or another one if the defense acts at training time."""
         return context.model

@@ -109,6 +109,26 @@ class Chain(Defense):
         """Begin a session of each stateful part."""
         self._parts = tuple(part.session() for part in self._parts)
 
+    @property
+    def suspect(self) -> bool:
+        """Whether a part holds the client for a thief."""
+        return any(part.suspect for part in self._parts)
+
+    def remembered(self) -> Any:
+        """Return the memories of all parts; None if no part has one."""
+        found = [part.remembered() for part in self._parts]
+        return None if all(each is None for each in found) else found
+
+    def recall(self, remembered: Any) -> None:
+        """Go on from the memories of the parts of another session."""
+        if not isinstance(remembered, list) or len(remembered) != len(self._parts):
+            raise MadError(
+                f"defense=chain cannot go on from {remembered!r}: it is no memory of {len(self._parts)} parts"
+            )
+        for part, own in zip(self._parts, remembered, strict=True):
+            if own is not None:
+                part.recall(own)
+
     def serve(self, context: Context) -> nn.Module:
         """Return the model of the part that serves one, else the victim's."""
         return next((part.serve(context) for part in self.serving()), context.model)

@@ -160,6 +160,24 @@ class Gate(Defense):
         self._client = client.Client(self._payoffs.tolist(), self.client / 2)
         self._asked = self._changed = 0
 
+    @property
+    def suspect(self) -> bool:
+        """Whether the client is flagged."""
+        return self.client is not None and self._client.flagged_at is not None
+
+    def remembered(self) -> Any:
+        """Return the client's wealth, and how many of its queries were answered by decoys: some thirty numbers."""
+        return None if self.client is None else [self._asked, self._changed, *self._client.state()]
+
+    def recall(self, remembered: Any) -> None:
+        """Go on from another session's ``remembered``."""
+        try:
+            asked, changed, *wealth = remembered
+            self._client.restore(wealth)
+            self._asked, self._changed = int(asked), int(changed)
+        except (TypeError, ValueError) as error:
+            raise MadError(f"defense=gate cannot go on from {remembered!r}: it is no memory of a client") from error
+
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return decoys for images that do not look honest, and for all of a flagged client; else the clean rows."""
         score, predicted = self.score(images, clean)

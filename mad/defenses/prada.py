@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mad.defenses.base import Context, Defense
 from mad.defenses.random_noise import keyed_uniform
-from mad.errors import check_choice, check_number
+from mad.errors import MadError, check_choice, check_number
 from mad.schema import Column
 from mad.seeds import derive
 
@@ -86,6 +86,22 @@ class Prada(Defense):
         self._asked = self._stored = 0
         self._flagged_at: int | None = None
         self._lowest: float | None = None
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the client is flagged."""
+        return self._flagged_at is not None
+
+    def remembered(self) -> Any:
+        """Return when the client was flagged; None if it was not: the queries in its growing sets are not kept."""
+        return None if self._flagged_at is None else [self._asked, self._flagged_at, self._lowest]
+
+    def recall(self, remembered: Any) -> None:
+        """Go on with a flagged client."""
+        try:
+            self._asked, self._flagged_at, self._lowest = remembered
+        except (TypeError, ValueError) as error:
+            raise MadError(f"defense=prada cannot go on from {remembered!r}: it is no memory of a client") from error
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Look at the queries in order, and return the clean posteriors, or for a flagged client what ``action`` says.

@@ -118,7 +118,13 @@ class Client:
         return [self.asked, self.counted, flagged, *self.wealth, *self.recent]
 
     def restore(self, state: Sequence[float]) -> None:
-        """Go on from another client's ``state``."""
+        """Go on from another client's ``state``.
+
+        Raises:
+            ValueError: if it is no state.
+        """
+        if len(state) < 3 + len(BETS):
+            raise ValueError(f"a client's state has at least {3 + len(BETS)} numbers, got {len(state)}")
         asked, counted, flagged, *rest = state
         self.asked, self.counted = int(asked), int(counted)
         self.flagged_at = None if flagged < 0 else int(flagged)

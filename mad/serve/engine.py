@@ -30,10 +30,11 @@ ROUNDS_UP = 0.75  # a batch is filled up that is fuller than this; else it is cu
 
 @dataclass
 class Asked:
-    """A request: its images, its client's session, and where its answer goes."""
+    """A request: its images, its client's session, what to do once its answer is known, and where it goes."""
 
     images: Tensor
     session: BlackBox
+    after: Callable[[], None] | None = None
     answer: Future[Both] = field(default_factory=Future)
 
 
@@ -69,9 +70,12 @@ class Engine:
         self._thread.start()
         ready.result()
 
-    def ask(self, images: Tensor, session: BlackBox) -> Future[Both]:
-        """Return a future of the clean and defended posteriors of valid images (B, C, H, W), B > 0, on the CPU."""
-        asked = Asked(images, session)
+    def ask(self, images: Tensor, session: BlackBox, after: Callable[[], None] | None = None) -> Future[Both]:
+        """Return a future of the clean and defended posteriors of valid images (B, C, H, W), B > 0, on the CPU.
+
+        ``after`` is called in the engine's thread once a ``stateful`` defense has answered, before the next request.
+        """
+        asked = Asked(images, session, after)
         self._queue.put(asked)
         return asked.answer
 
@@ -130,12 +134,19 @@ class Engine:
 
     def _answered(self, some: Sequence[Asked]) -> list[Both]:
         if not self.sizes or not some:
-            return [self._both(each.session, each.images) for each in some]
+            return [self._alone(each) for each in some]
         images = torch.cat([each.images for each in some])
         both = [self._filled(part) for part in cut(images, self.sizes)]
         clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
         lengths = [len(each.images) for each in some]
         return list(zip(clean.split(lengths), defended.split(lengths), strict=True))
+
+    def _alone(self, asked: Asked) -> Both:
+        """Answer a request by itself."""
+        both = self._both(asked.session, asked.images)
+        if asked.after is not None:
+            asked.after()
+        return both
 
     def _filled(self, images: Tensor) -> Both:
         """Answer a batch, filled up to one of the sizes."""

@@ -1,4 +1,4 @@
-"""How many queries each client has used: one SQLite file, exact under concurrency and kept across restarts.
+"""How many queries each client has used, and what defenses remember of it: one SQLite file, kept across restarts.
 
 A charge is on the disk, synced, before the images are answered. Charges that wait are committed together, by one
 thread, so that many clients share the time of a sync.
@@ -6,6 +6,7 @@ thread, so that many clients share the time of a sync.
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import sqlite3
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mad.errors import BudgetExceededError, MadError
 
@@ -23,6 +25,11 @@ AT_ONCE = 256  # charges a commit
 TABLE = f"""
     CREATE TABLE used (client TEXT PRIMARY KEY, queries INTEGER NOT NULL CHECK (queries >= 0)) WITHOUT ROWID;
     PRAGMA user_version = {VERSION};
+"""
+MEMORIES = """
+    CREATE TABLE IF NOT EXISTS memories (
+        client TEXT NOT NULL, defense TEXT NOT NULL, memory TEXT NOT NULL, PRIMARY KEY (client, defense)
+    ) WITHOUT ROWID;
 """
 
 
@@ -40,6 +47,16 @@ class Charge:
     done: Future[int] = field(default_factory=Future)
 
 
+@dataclass
+class Memory:
+    """What a defense remembers of a client, as JSON, and a future of when that is on the disk."""
+
+    client: str
+    defense: str
+    text: str
+    done: Future[int] = field(default_factory=Future)
+
+
 class Ledger:
     """The used queries of all clients. Thread-safe; the processes of one machine may share the file.
 
@@ -52,7 +69,7 @@ class Ledger:
 
     def __init__(self, file: Path | None) -> None:
         self.file = file
-        self._queue: queue.SimpleQueue[Charge | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Charge | Memory | None] = queue.SimpleQueue()
         try:
             self._db: sqlite3.Connection | None = self._opened()
         except sqlite3.Error as error:
@@ -83,6 +100,29 @@ class Ledger:
         except sqlite3.Error as error:
             raise self._lost(error) from error
 
+    def remember(self, client: str, defense: str, memory: Any) -> Future[int]:
+        """Write down what a defense remembers of a client; return a future of when that is on the disk.
+
+        It raises ``LedgerError`` if the file cannot be written. Later calls win.
+        """
+        item = Memory(client, defense, json.dumps(memory))
+        self._queue.put(item)
+        return item.done
+
+    def memory(self, client: str, defense: str) -> Any:
+        """Return what a defense last remembered of a client; None if it did not.
+
+        Raises:
+            LedgerError: if the file cannot be read.
+        """
+        asked = "SELECT memory FROM memories WHERE client = ? AND defense = ?"
+        try:
+            with self._lock:
+                found = self._connected().execute(asked, (client, defense)).fetchone()
+        except sqlite3.Error as error:
+            raise self._lost(error) from error
+        return None if found is None else json.loads(found[0])
+
     def close(self) -> None:
         """Commit what waits, and close the file."""
         self._queue.put(None)
@@ -112,12 +152,17 @@ class Ledger:
                 else:
                     charge.done.set_exception(used)
 
-    def _committed(self, charges: Sequence[Charge]) -> list[int | BudgetExceededError]:
+    def _committed(self, charges: Sequence[Charge | Memory]) -> list[int | BudgetExceededError]:
         """Charge several, in one transaction; return how much is used after each, or that it was over the budget."""
         db, found = self._connected(), list[int | BudgetExceededError]()
         try:
             db.execute("BEGIN IMMEDIATE")
             for charge in charges:
+                if isinstance(charge, Memory):
+                    known = (charge.client, charge.defense, charge.text)
+                    db.execute("INSERT OR REPLACE INTO memories VALUES (?, ?, ?)", known)
+                    found.append(0)
+                    continue
                 used = spent(db, charge.client)
                 if charge.budget is not None and used + charge.queries > charge.budget:
                     left = max(0, charge.budget - used)
@@ -165,6 +210,7 @@ class Ledger:
             db.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, not only a killed process
             if not tables:
                 db.executescript(f"BEGIN IMMEDIATE; {TABLE} COMMIT;")
+            db.executescript(MEMORIES)
         except BaseException:
             db.close()
             raise

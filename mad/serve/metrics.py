@@ -33,6 +33,11 @@ class Metrics:
         self.queries = Counter("mad_queries", "Images that were charged to a client.", ("client",), **about)
         self.touched = Counter("mad_touched", "Answers that the defense changed, or would have in shadow.", **about)
         self.answered = Counter("mad_answered", "Images that were answered.", **about)
+        self.unflagged_answered = Counter(
+            "mad_unflagged_answered", "Images that were answered to clients that the defense does not suspect.", **about
+        )
+        self.unflagged_touched = Counter("mad_unflagged_touched", "Those whose answers it changed.", **about)
+        self.flagged = Gauge("mad_flagged_clients", "Clients that the defense holds for thieves.", **about)
         self.l1 = Counter("mad_l1", "Sum of the L1 distances between clean and defended answers.", **about)
         self.latency = Histogram(
             "mad_latency_seconds", "From a request's head to its answer.", ("protocol",), buckets=SECONDS, **about
@@ -47,14 +52,23 @@ class Metrics:
     def _share(self, of: float) -> float:
         return of / max(1.0, self._answered)
 
-    def count(self, distances: list[float], touched: int) -> None:
-        """Count answers by their L1 distances, and how many of them the defense changed."""
+    def count(self, distances: list[float], touched: int, suspect: bool = False) -> None:
+        """Count answers by their L1 distances, and how many of them the defense changed.
+
+        Args:
+            distances: between the clean and the defended answers.
+            touched: how many of the answers were changed.
+            suspect: whether the client was flagged before it asked.
+        """
         self._answered += len(distances)
         self._l1 += sum(distances)
         self._touched += touched
         self.answered.inc(len(distances))
         self.l1.inc(sum(distances))
         self.touched.inc(touched)
+        if not suspect:
+            self.unflagged_answered.inc(len(distances))
+            self.unflagged_touched.inc(touched)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""

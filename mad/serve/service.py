@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import hashlib
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,6 +56,9 @@ class Service:
         self.engine = Engine(deployment, settings.linger, settings.shadow)
         self.closing = False
         self._sessions: dict[str, BlackBox] = {}
+        self._kept: dict[str, Future[int]] = {}  # the last memory of each client that was written
+        parts = deployment.defense.components() if deployment.defense.stateful and file is not None else ()
+        self._remembered = ", ".join(f"{part.name} {part.version}" for part in parts)
         self._rates: dict[str, Bucket] = {}
         self._waiting = 0
         for client in self.clients.all():
@@ -101,11 +105,15 @@ class Service:
         """Charge a client, and return the answers (B, K) to a question; those are noted before they are returned.
 
         Raises:
-            Refused: with 400 for images that are not valid, 403 for a budget that is spent, 503 for what cannot be
-                done now. What was charged stays charged.
+            Refused: with 400 for images that are not valid, 403 for a budget that is spent, 429 for a client that is
+                held for a thief, 503 for what cannot be done now. What was charged stays charged.
         """
         images, count = question.images, len(question.images)
         session = self._session(client)
+        suspect = session.defense.suspect
+        if suspect and self.settings.refuse_flagged and not self.settings.shadow:
+            self._log(client, status=429, images=count)
+            raise Refused(429, "this key is closed: its queries look like a theft of the model; ask the owner")
         try:
             session.check(images)
         except MadError as error:
@@ -115,7 +123,8 @@ class Service:
         self._waiting += count
         try:
             await self._charged(client, count)
-            asked = asyncio.wrap_future(self.engine.ask(images, session))
+            after = (lambda: self._remember(client, session)) if self._remembered else None
+            asked = asyncio.wrap_future(self.engine.ask(images, session, after))
             try:
                 clean, defended = await asyncio.wait_for(asked, self.settings.timeout)
             except (asyncio.TimeoutError, TimeoutError) as error:
@@ -123,9 +132,12 @@ class Service:
             except Exception as error:
                 say(f"a request could not be answered: {' '.join(str(error).split())[:300]}")
                 raise Refused(503, "this cannot be answered now; the server's own log says why", wait=5) from error
+            await self._on_disk(client)
         finally:
             self._waiting -= count
-        self._note(client, question, clean, defended)
+        self._note(client, question, clean, defended, suspect)
+        if session.defense.suspect and not suspect:
+            self.metrics.flagged.inc()
         return clean if self.settings.shadow else defended
 
     async def _charged(self, client: Client, count: int) -> None:
@@ -135,18 +147,31 @@ class Service:
             self._log(client, status=403, images=count)
             raise Refused(403, f"the budget is spent: {error}") from error
         except LedgerError as error:
-            say(str(error))
-            raise Refused(503, "queries cannot be counted now, so none is answered", wait=5) from error
+            raise uncounted(error) from error
         self.metrics.queries.labels(client.label).inc(count)
         if client.budget is not None:
             self.metrics.left.labels(client.label).set(max(0, client.budget - used))
 
-    def _note(self, client: Client, question: Question, clean: Tensor, defended: Tensor) -> None:
+    def _remember(self, client: Client, session: BlackBox) -> None:
+        """Write down what the defense remembers of a client; called in the engine's thread, in order."""
+        memory = session.defense.remembered()
+        if memory is not None:
+            self._kept[client.id] = self.ledger.remember(client.id, self._remembered, memory)
+
+    async def _on_disk(self, client: Client) -> None:
+        """Wait until what the defense remembers of a client is on the disk."""
+        if client.id in self._kept:
+            try:
+                await asyncio.shield(asyncio.wrap_future(self._kept[client.id]))  # a later request waits for it, too
+            except LedgerError as error:
+                raise uncounted(error) from error
+
+    def _note(self, client: Client, question: Question, clean: Tensor, defended: Tensor, suspect: bool) -> None:
         """Write the line of an answer to the audit log, and count it."""
         distances = (defended - clean).abs().sum(dim=1)
         touched = distances > UNCHANGED
         moved = distances.tolist()
-        self.metrics.count(moved, int(touched.sum()))
+        self.metrics.count(moved, int(touched.sum()), suspect)
         self._log(
             client,
             status=200,
@@ -165,9 +190,17 @@ class Service:
             raise Refused(503, "answers cannot be noted now, so none is given", wait=5) from error
 
     def _session(self, client: Client) -> BlackBox:
-        """Return a client's session of the deployment."""
+        """Return a client's session of the deployment, with what the defense remembers from before a restart."""
         if client.id not in self._sessions:
-            self._sessions[client.id] = self.deployment.session()
+            session = self.deployment.session()
+            try:
+                memory = self.ledger.memory(client.id, self._remembered) if self._remembered else None
+            except LedgerError as error:
+                raise uncounted(error) from error
+            if memory is not None:
+                session.defense.recall(memory)
+                self.metrics.flagged.inc(float(session.defense.suspect))
+            self._sessions[client.id] = session
         return self._sessions[client.id]
 
     def counted(self, protocol: str, status: str, began: float) -> None:
@@ -206,6 +239,12 @@ def alone(ledger: Path) -> IO[bytes]:
         ) from error
     except OSError as error:
         raise MadError(f"{file} cannot be written ({error.strerror}); set ledger= to another file") from error
+
+
+def uncounted(error: LedgerError) -> Refused:
+    """Return the refusal of a request that cannot be counted, and say why in the server's log."""
+    say(str(error))
+    return Refused(503, "queries cannot be counted now, so none is answered", wait=5)
 
 
 def digest(image: Tensor) -> str:

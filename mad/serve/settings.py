@@ -24,6 +24,8 @@ class Settings:
         open: whether anybody may ask without a key from another machine.
         shadow: whether answers stay clean; what the defense would have answered is only measured.
         check: whether to compare answers with the benchmark's before a port is opened.
+        refuse_flagged: whether a client that the defense holds for a thief is refused, with HTTP 429; else it gets the
+            defense's answers, and is not told.
         max_images: the most images of a request.
         max_bytes: the most bytes of a request's body.
         waiting: the most images that wait for an answer; a request beyond them is refused with HTTP 503.
@@ -47,6 +49,7 @@ class Settings:
     open: bool = False
     shadow: bool = False
     check: bool = False
+    refuse_flagged: bool = False
     max_images: int = 256
     max_bytes: int = 64_000_000
     waiting: int = 4096
@@ -70,7 +73,7 @@ class Settings:
             value = getattr(self, each)
             if value is not None and (not isinstance(value, str) or not value):
                 raise MadError(f"{each} must be the path of a file, got {value!r}")
-        for each in ("open", "shadow", "check"):
+        for each in ("open", "shadow", "check", "refuse_flagged"):
             check_flag(each, getattr(self, each))
         for each, least in (
             ("max_images", 1),

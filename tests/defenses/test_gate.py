@@ -1,5 +1,6 @@
 """The gate: what it touches, whom it flags, and what it promises honest users."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -118,6 +119,28 @@ def test_the_decoys_begin_with_the_query_after_the_one_that_flagged(store):
     parts = torch.cat([single(each) for each in images.split(1)])
     assert torch.allclose(parts, answers, atol=1e-5)
     assert single.defense.session_columns() == whole.defense.session_columns()
+
+
+@pytest.mark.parametrize("inside", [lambda gate: gate, lambda gate: Chain(parts=[Rounding(), gate])])
+@pytest.mark.parametrize("asked", [3, 60])
+def test_a_session_goes_on_from_the_memory_of_another(store, inside, asked):
+    deployment = deployed(store, inside(Gate(alpha=0.1, client=1e-6)))
+    one, other = deployment.session(), deployment.session()
+    one(junk(asked))
+    other.defense.recall(json.loads(json.dumps(one.defense.remembered())))
+    assert one.defense.suspect == other.defense.suspect == (asked == 60)
+    more = torch.cat([junk(200)[-20:], honest()[:50]])
+    assert torch.equal(one(more), other(more))
+    assert one.defense.suspect
+    assert one.defense.remembered() == other.defense.remembered()
+    assert one.defense.session_columns() == other.defense.session_columns()
+
+
+@pytest.mark.parametrize("memory", [[], [1, 2, 3], "text", None, [1] * 4])
+def test_no_memory_of_a_client(store, memory):
+    for defense in (Gate(alpha=0.1, client=0.01), Chain(parts=[Gate(alpha=0.1, client=0.01)])):
+        with pytest.raises(MadError, match=r"cannot go on from .* it is no memory of"):
+            deployed(store, defense).session().defense.recall(memory if defense.name == "gate" else [memory, memory])
 
 
 def test_several_accounts_are_tested_one_by_one(store):

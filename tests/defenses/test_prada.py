@@ -1,5 +1,6 @@
 """PRADA: the fast batched detector beside algorithm 3 as it is written, one query at a time."""
 
+import json
 import math
 import threading
 
@@ -150,6 +151,22 @@ def test_what_a_flagged_client_gets(classes, size):
     assert torch.equal(
         mixed.topk(min(3, classes)).indices.sort().values, before.topk(min(3, classes)).indices.sort().values
     )
+
+
+def test_a_flagged_client_stays_flagged_in_another_session():
+    queries, clean = images(200), answers(200)
+    queries[60:] = queries[torch.arange(140) % 20] + 0.001
+    one, other = (session(action="label", least=50) for _ in range(2))
+    assert one.remembered() is None
+    one(queries, clean)
+    assert one.suspect
+    assert not other.suspect
+    other.recall(json.loads(json.dumps(one.remembered())))
+    assert other.suspect
+    assert torch.equal(other(images(5), clean[:5]), torch.eye(4)[clean[:5].argmax(dim=1)])
+    assert other.session_columns()["prada_flagged_at"] == one.session_columns()["prada_flagged_at"]
+    with pytest.raises(MadError, match=r"prada cannot go on from \[1\]: it is no memory of a client"):
+        other.recall([1])
 
 
 def test_a_budget_limits_the_action():

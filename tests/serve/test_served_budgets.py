@@ -7,20 +7,23 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 pytest.importorskip("kserve")
 pytestmark = pytest.mark.serve
 
 from serving_toys import MODEL, pictures, question, running, shared, toy  # noqa: E402
 
+from mad.defenses.gate import Gate  # noqa: E402
 from mad.defenses.modelguard_s import ModelGuardS  # noqa: E402
 from mad.errors import BudgetExceededError, MadError  # noqa: E402
 from mad.serve import clients as keys  # noqa: E402
 from mad.serve.clients import Bucket, Clients  # noqa: E402
-from mad.serve.ledger import Ledger, LedgerError  # noqa: E402
+from mad.serve.ledger import TABLE, Ledger, LedgerError, Memory  # noqa: E402
 from mad.serve.on_ray import replica  # noqa: E402
 from mad.serve.server import listener  # noqa: E402
 from mad.serve.service import Service  # noqa: E402
+from mad.testing import Blobs  # noqa: E402
 
 
 def test_sixteen_threads_get_exactly_the_budget(tmp_path, toy_deployment):
@@ -147,7 +150,7 @@ def test_keys(tmp_path, toy_deployment, capfd):
         assert it.infer(pictures(1), right)[0] == 200  # whoever is known already does not wait
     written = "".join(each.read_text(errors="replace") for each in tmp_path.iterdir()) + "".join(capfd.readouterr())
     for key in (right, other, wrong):
-        assert key.rpartition("-")[2] not in written
+        assert key.split("-", 2)[2] not in written  # a secret may hold a dash
 
 
 def test_a_client_that_is_removed_is_refused_at_once(tmp_path, toy_deployment):
@@ -206,6 +209,89 @@ def test_a_stateful_defense_is_served_once(tmp_path):
             Service(deployment, it.service.settings)
         Service(shared(), it.service.settings).close()  # a stateless one may share it
     Service(deployment, it.service.settings).close()
+
+
+def guarded():
+    return toy(Gate(alpha=0.1, client=1e-6), dataset=Blobs(size=700), validation=0.4)
+
+
+def test_a_restart_does_not_clear_a_flagged_client(tmp_path):
+    deployment, clients = guarded(), [("thief", {}), ("user", {"operator": True})]
+    honest = deployment.victim.dataset.test().images[:50] / 255
+    with running(deployment, tmp_path, clients) as it:
+        keys_of = it.keys
+        it.answers(pictures(100), keys_of["thief"])
+        it.answers(honest, keys_of["user"])
+        metrics = it.metrics(keys_of["user"])
+        assert metrics["mad_flagged_clients"] == 1
+        assert metrics["mad_unflagged_answered_total"] == 150  # the thief was not flagged before its request
+        touched = metrics["mad_unflagged_touched_total"]
+    with running(deployment, tmp_path, clients) as it:
+        assert it.metrics(keys_of["user"])["mad_flagged_clients"] == 0  # nobody has asked yet
+        answers = it.answers(honest, keys_of["thief"])
+        assert (answers != deployment.clean(honest)).any(dim=1).all()
+        assert (it.answers(honest, keys_of["user"]) == deployment.clean(honest)).all(dim=1).double().mean() > 0.8
+        metrics = it.metrics(keys_of["user"])
+        assert metrics["mad_flagged_clients"] == 1
+        assert (metrics["mad_answered_total"], metrics["mad_unflagged_answered_total"]) == (100, 50)
+        assert metrics["mad_unflagged_touched_total"] < touched
+    with running(deployment, tmp_path, clients, refuse_flagged=True) as it:
+        thief, _ = it.service.clients.all()
+        used = it.service.ledger.used(thief.id)
+        status, said = it.infer(honest, keys_of["thief"])
+        assert (status, said["error"].split(":")[0]) == (429, "this key is closed")
+        assert it.service.ledger.used(thief.id) == used
+        assert it.infer(honest, keys_of["user"])[0] == 200
+    with running(deployment, tmp_path, clients, refuse_flagged=True, shadow=True) as it:
+        assert torch.equal(it.answers(honest, keys_of["thief"]), deployment.clean(honest))
+
+
+def test_what_a_client_asked_before_a_restart_counts(tmp_path):
+    deployment, queries, key = guarded(), pictures(4), None
+    inside = deployment.session()
+    for each in queries.split(1):
+        inside(each)
+    assert not inside.defense.suspect
+    for some in queries.split(2):
+        with running(deployment, tmp_path, [("a", {})]) as it:
+            key = it.keys.get("a", key)
+            with ThreadPoolExecutor(2) as threads:
+                found = list(threads.map(lambda each, it=it, key=key: it.infer(each, key)[0], some.split(1)))
+            assert found == [200] * 2
+            (client,) = it.service.clients.all()
+            memory = it.service._session(client).defense.remembered()
+    assert memory[:4] == inside.defense.remembered()[:4]  # the queries of one restart may have come in another order
+    ledger = Ledger(tmp_path / "clients.ledger")
+    assert ledger.memory(client.id, "gate 1") == memory
+    assert ledger.memory(client.id, "prada 1") is None
+    ledger.close()
+
+
+def test_a_memory_that_cannot_be_written_answers_nobody(tmp_path, monkeypatch):
+    with running(guarded(), tmp_path, [("a", {})]) as it:
+        committed = it.service.ledger._committed
+
+        def full(items):
+            if any(isinstance(each, Memory) for each in items):
+                raise sqlite3.OperationalError("database or disk is full")
+            return committed(items)
+
+        monkeypatch.setattr(it.service.ledger, "_committed", full)
+        assert it.infer(pictures(1), it.keys["a"])[0] == 503
+        monkeypatch.setattr(it.service.ledger, "_committed", committed)
+        assert it.infer(pictures(1), it.keys["a"])[0] == 200
+
+
+def test_a_ledger_of_before_has_no_memories(tmp_path):
+    old = sqlite3.connect(tmp_path / "ledger")
+    old.executescript(f"{TABLE} INSERT INTO used VALUES ('a', 7);")
+    old.close()
+    ledger = Ledger(tmp_path / "ledger")
+    assert ledger.used("a") == 7
+    assert ledger.memory("a", "gate 1") is None
+    ledger.remember("a", "gate 1", [1.5]).result()
+    assert ledger.memory("a", "gate 1") == [1.5]
+    ledger.close()
 
 
 def test_answers_are_sent_at_once():
