@@ -1,4 +1,4 @@
-"""How many queries each client has used, and what defenses remember of it: one SQLite file, kept across restarts.
+"""How many queries each client has used, and what defenses remember of it: exact, and kept across restarts.
 
 A charge is on the disk, synced, before the images are answered. Charges that wait are committed together, by one
 thread, so that many clients share the time of a sync.
@@ -7,82 +7,51 @@ thread, so that many clients share the time of a sync.
 from __future__ import annotations
 
 import json
-import os
 import queue
-import sqlite3
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mad.errors import BudgetExceededError, MadError
+from mad.errors import MadError
+from mad.serve.book import POSTGRES, Book, Charge, Found, Item, Memory
 
-VERSION = 1  # of the table; 0 is a file that SQLite has just made
-PATIENCE = 5.0  # seconds to wait for another process's commit
-AT_ONCE = 256  # charges a commit
-TABLE = f"""
-    CREATE TABLE used (client TEXT PRIMARY KEY, queries INTEGER NOT NULL CHECK (queries >= 0)) WITHOUT ROWID;
-    PRAGMA user_version = {VERSION};
-"""
-MEMORIES = """
-    CREATE TABLE IF NOT EXISTS memories (
-        client TEXT NOT NULL, defense TEXT NOT NULL, memory TEXT NOT NULL, PRIMARY KEY (client, defense)
-    ) WITHOUT ROWID;
-"""
+AT_ONCE = 256  # items a commit
 
 
 class LedgerError(MadError):
     """The ledger cannot be read or written now; nothing was charged, as far as this process knows."""
 
 
-@dataclass
-class Charge:
-    """Queries to be charged to a client, and where it goes how many it has used then."""
-
-    client: str
-    queries: int
-    budget: int | None
-    done: Future[int] = field(default_factory=Future)
-
-
-@dataclass
-class Memory:
-    """What a defense remembers of a client, as JSON, and a future of when that is on the disk."""
-
-    client: str
-    defense: str
-    text: str
-    done: Future[int] = field(default_factory=Future)
-
-
 class Ledger:
-    """The used queries of all clients. Thread-safe; the processes of one machine may share the file.
+    """The used queries of all clients. Thread-safe; several processes may share it.
 
     Args:
-        file: the SQLite file, in WAL mode, on a local disk; it is made if there is none. None counts in memory.
+        place: a SQLite file on a local disk, which is made if there is none, for the processes of one machine; or a
+            PostgreSQL database, ``postgresql://USER@HOST/NAME``, for those of several. None counts in memory.
 
     Raises:
-        MadError: if the file cannot be used, or is something else.
+        MadError: if it cannot be used, or is something else.
     """
 
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
-        self._queue: queue.SimpleQueue[Charge | Memory | None] = queue.SimpleQueue()
-        try:
-            self._db: sqlite3.Connection | None = self._opened()
-        except sqlite3.Error as error:
-            raise MadError(f"the ledger {file} cannot be used ({error}); set ledger= to another file") from error
+    def __init__(self, place: Path | str | None) -> None:
+        self._book = opened(place)
+        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
         self._thread.start()
 
+    @property
+    def new(self) -> bool:
+        """Whether it was made just now, so that every budget is whole."""
+        return self._book.new
+
     def charge(self, client: str, queries: int, budget: int | None) -> Future[int]:
         """Charge a client, and return a future of how many queries it has used then.
 
-        It raises ``BudgetExceededError`` if fewer are left than are asked for, and ``LedgerError`` if the file cannot
-        be written; nothing is charged then.
+        It raises ``BudgetExceededError`` if fewer are left than are asked for, and ``LedgerError`` if it cannot be
+        written; nothing is charged then.
         """
         charge = Charge(client, queries, budget)
         self._queue.put(charge)
@@ -92,18 +61,18 @@ class Ledger:
         """Return how many queries a client has used.
 
         Raises:
-            LedgerError: if the file cannot be read.
+            LedgerError: if the ledger cannot be read.
         """
         try:
             with self._lock:
-                return spent(self._connected(), client)
-        except sqlite3.Error as error:
-            raise self._lost(error) from error
+                return self._book.used(client)
+        except self._book.error as error:
+            raise lost(error) from error
 
     def remember(self, client: str, defense: str, memory: Any) -> Future[int]:
         """Write down what a defense remembers of a client; return a future of when that is on the disk.
 
-        It raises ``LedgerError`` if the file cannot be written. Later calls win.
+        It raises ``LedgerError`` if it cannot be written. Later calls win.
         """
         item = Memory(client, defense, json.dumps(memory))
         self._queue.put(item)
@@ -113,22 +82,29 @@ class Ledger:
         """Return what a defense last remembered of a client; None if it did not.
 
         Raises:
-            LedgerError: if the file cannot be read.
+            LedgerError: if the ledger cannot be read.
         """
-        asked = "SELECT memory FROM memories WHERE client = ? AND defense = ?"
         try:
             with self._lock:
-                found = self._connected().execute(asked, (client, defense)).fetchone()
-        except sqlite3.Error as error:
-            raise self._lost(error) from error
-        return None if found is None else json.loads(found[0])
+                found = self._book.memory(client, defense)
+        except self._book.error as error:
+            raise lost(error) from error
+        return None if found is None else json.loads(found)
+
+    def alone(self) -> None:
+        """Let no other process serve with this ledger: the state of a ``stateful`` defense is in this one's memory.
+
+        Raises:
+            MadError: if another one does.
+        """
+        with self._lock:
+            self._book.alone()
 
     def close(self) -> None:
-        """Commit what waits, and close the file."""
+        """Commit what waits, and close the database."""
         self._queue.put(None)
         self._thread.join()
-        if self._db is not None:
-            self._db.close()
+        self._book.close()
 
     def _work(self) -> None:
         going = True
@@ -137,91 +113,37 @@ class Ledger:
             while len(some) < AT_ONCE and not self._queue.empty():
                 some.append(self._queue.get())
             going = None not in some
-            charges = [each for each in some if each is not None and each.done.set_running_or_notify_cancel()]
+            items = [each for each in some if each is not None and each.done.set_running_or_notify_cancel()]
             try:
                 with self._lock:
-                    found = self._committed(charges)
+                    found = self._committed(items) if items else []
             except Exception as error:
-                lost = self._lost(error)
-                for charge in charges:
-                    charge.done.set_exception(lost)
+                for item in items:
+                    item.done.set_exception(lost(error))
                 continue
-            for charge, used in zip(charges, found, strict=True):
+            for item, used in zip(items, found, strict=True):
                 if isinstance(used, int):
-                    charge.done.set_result(used)
+                    item.done.set_result(used)
                 else:
-                    charge.done.set_exception(used)
+                    item.done.set_exception(used)
 
-    def _committed(self, charges: Sequence[Charge | Memory]) -> list[int | BudgetExceededError]:
-        """Charge several, in one transaction; return how much is used after each, or that it was over the budget."""
-        db, found = self._connected(), list[int | BudgetExceededError]()
+    def _committed(self, items: Sequence[Item]) -> Found:
+        return self._book.commit(items)
+
+
+def opened(place: Path | str | None) -> Book:
+    """Return the database at a place."""
+    if isinstance(place, str) and place.startswith(POSTGRES):
         try:
-            db.execute("BEGIN IMMEDIATE")
-            for charge in charges:
-                if isinstance(charge, Memory):
-                    known = (charge.client, charge.defense, charge.text)
-                    db.execute("INSERT OR REPLACE INTO memories VALUES (?, ?, ?)", known)
-                    found.append(0)
-                    continue
-                used = spent(db, charge.client)
-                if charge.budget is not None and used + charge.queries > charge.budget:
-                    left = max(0, charge.budget - used)
-                    text = f"{charge.queries} queries asked for, {left} of {charge.budget} left"
-                    found.append(BudgetExceededError(text))
-                    continue
-                used += charge.queries
-                db.execute("INSERT OR REPLACE INTO used VALUES (?, ?)", (charge.client, used))
-                found.append(used)
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
-        return found
+            from mad.serve.postgres import PostgresBook
+        except ImportError as error:
+            raise MadError("a ledger in PostgreSQL needs psycopg: pip install 'mad[postgres]'") from error
+        return PostgresBook(place)
+    from mad.serve.sqlite import SqliteBook
 
-    def _connected(self) -> sqlite3.Connection:
-        """Return the database; if its file went away, it is opened again once it is back, and never made anew."""
-        if self._db is not None and self.file is not None and self._place() != self._opened_at:
-            self._db.close()
-            self._db = None
-        if self._db is None:
-            self._db = self._opened(again=True)
-        return self._db
-
-    def _place(self) -> tuple[int, int] | None:
-        """Return which file lies at the path, None for no file: writing to one that was removed would seem to work."""
-        try:
-            found = os.stat(self.file or "")
-            return found.st_dev, found.st_ino
-        except OSError:
-            return None
-
-    def _opened(self, again: bool = False) -> sqlite3.Connection:
-        """Return the checked database. A new file is made only at the start: an empty one would restore all budgets."""
-        mode = "rw" if again else "rwc"
-        where = ":memory:" if self.file is None else f"{self.file.absolute().as_uri()}?mode={mode}"
-        db = sqlite3.connect(where, PATIENCE, isolation_level=None, check_same_thread=False, uri=self.file is not None)
-        try:
-            (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version != VERSION and (tables or again):
-                raise sqlite3.DatabaseError("it is no ledger")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, not only a killed process
-            if not tables:
-                db.executescript(f"BEGIN IMMEDIATE; {TABLE} COMMIT;")
-            db.executescript(MEMORIES)
-        except BaseException:
-            db.close()
-            raise
-        self._opened_at = self._place()
-        return db
-
-    def _lost(self, error: Exception) -> LedgerError:
-        return LedgerError(f"the ledger of queries cannot be written now ({error})")
+    return SqliteBook(None if place is None else Path(place))
 
 
-def spent(db: sqlite3.Connection, client: str) -> int:
-    """Return how many queries a client has used."""
-    found = db.execute("SELECT queries FROM used WHERE client = ?", (client,)).fetchone()
-    return int(found[0]) if found else 0
+def lost(error: Exception) -> LedgerError:
+    """Return the error of a ledger that cannot be used now."""
+    return LedgerError(f"the ledger of queries cannot be written now ({' '.join(str(error).split())})")

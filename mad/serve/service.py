@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import hashlib
 import time
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,18 +44,20 @@ class Service:
         channels, height, width = (int(side) for side in dataset.shape)
         self.shape = Shape((channels, height, width), int(dataset.classes), settings.max_images, settings.max_bytes)
         self.clients = Clients(settings.beside(settings.clients, ""))
-        file = settings.beside(settings.ledger, ".ledger")
-        self._only = alone(file) if deployment.defense.stateful and file is not None else None
-        if file is not None and settings.clients is not None and not file.exists():
-            say(f"a new ledger, {file}: every budget is whole")
-        self.ledger = Ledger(file)
+        place = settings.ledger_place()
+        self.ledger = Ledger(place)
+        if deployment.defense.stateful:
+            self.ledger.alone()
+        if place is not None and settings.clients is not None and self.ledger.new:
+            where = place if isinstance(place, Path) else "in PostgreSQL"
+            say(f"a new ledger, {where}: every budget is whole")
         self.audit = Audit(settings.beside(settings.audit, ".audit.jsonl"), settings.audit_bytes, settings.audit_files)
         self.metrics = Metrics(settings.shadow)
         self.engine = Engine(deployment, settings.linger, settings.shadow)
         self.closing = False
         self._sessions: dict[str, BlackBox] = {}
         self._kept: dict[str, Future[int]] = {}  # the last memory of each client that was written
-        parts = deployment.defense.components() if deployment.defense.stateful and file is not None else ()
+        parts = deployment.defense.components() if deployment.defense.stateful and place is not None else ()
         self._remembered = ", ".join(f"{part.name} {part.version}" for part in parts)
         self._rates: dict[str, Bucket] = {}
         self._waiting = 0
@@ -215,30 +215,6 @@ class Service:
         self.engine.close()
         self.ledger.close()
         self.audit.close()
-        if self._only is not None:
-            self._only.close()
-
-
-def alone(ledger: Path) -> IO[bytes]:
-    """Return a lock that one process at a time can have: the state of a ``stateful`` defense is in its memory.
-
-    Raises:
-        MadError: if another process has it.
-    """
-    file = ledger.with_name(f"{ledger.name}.alone")
-    try:
-        with contextlib.ExitStack() as stack:
-            held = stack.enter_context(file.open("wb"))
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            stack.pop_all()
-            return held
-    except BlockingIOError as error:
-        raise MadError(
-            f"another server with the ledger {ledger} is running, and this defense remembers queries in its own "
-            "process: serve it once"
-        ) from error
-    except OSError as error:
-        raise MadError(f"{file} cannot be written ({error.strerror}); set ledger= to another file") from error
 
 
 def uncounted(error: LedgerError) -> Refused:

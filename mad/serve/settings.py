@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mad.errors import MadError, check_flag, check_name, check_number
+from mad.serve.book import POSTGRES
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Settings:
         grpc_port: of gRPC; 0 for a free one, None for no gRPC.
         name: of the model in addresses, ``/v2/models/NAME``; None for the victim's.
         clients: the file of the clients' keys; None for one client without a key.
-        ledger: the SQLite file with the queries that each client has used; None for a file beside ``clients``.
+        ledger: the queries that each client has used: a SQLite file, or for the servers of several machines a
+            PostgreSQL database, ``postgresql://USER@HOST/NAME``; None for a file beside ``clients``.
         audit: the audit log; None for a file beside ``clients``.
         open: whether anybody may ask without a key from another machine.
         shadow: whether answers stay clean; what the defense would have answered is only measured.
@@ -73,6 +75,8 @@ class Settings:
             value = getattr(self, each)
             if value is not None and (not isinstance(value, str) or not value):
                 raise MadError(f"{each} must be the path of a file, got {value!r}")
+        if self.ledger is not None and "://" in self.ledger and not self.ledger.startswith(POSTGRES):
+            raise MadError("ledger must be a file, or a database such as postgresql://USER@HOST/NAME")
         for each in ("open", "shadow", "check", "refuse_flagged"):
             check_flag(each, getattr(self, each))
         for each, least in (
@@ -93,6 +97,10 @@ class Settings:
                 f"host={self.host} can be reached from other machines: set clients=FILE, which mad-serve add-client "
                 "makes, or open=true to let anybody ask"
             )
+
+    def ledger_place(self) -> Path | str | None:
+        """Return the ledger's file, or its address; None to count in memory."""
+        return self.ledger if self.ledger is not None and "://" in self.ledger else self.beside(self.ledger, ".ledger")
 
     def beside(self, given: str | None, ending: str) -> Path | None:
         """Return a file's path: as given, or beside the clients' file; None without either."""

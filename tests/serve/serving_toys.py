@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from toys import victim
 
+from mad.defenses.gate import Gate
 from mad.defenses.mad import Mad
 from mad.deployment import deploy
 from mad.serve.clients import add
 from mad.serve.server import serving
 from mad.serve.service import Service
 from mad.serve.settings import Settings
+from mad.testing import Blobs
 from mad.victim import Victim
 
 SHAPE, CLASSES, MODEL = (1, 8, 8), 4, "/v2/models/toy"
@@ -24,6 +26,11 @@ SHAPE, CLASSES, MODEL = (1, 8, 8), 4, "/v2/models/toy"
 
 def toy(defense=None, **changes):
     return deploy(victim(**changes), defense or Mad(0.5))
+
+
+def guarded():
+    """A deployment that tests its clients."""
+    return toy(Gate(alpha=0.1, client=1e-6), dataset=Blobs(size=700), validation=0.4)
 
 
 @functools.cache

@@ -12,18 +12,18 @@ import torch
 pytest.importorskip("kserve")
 pytestmark = pytest.mark.serve
 
-from serving_toys import MODEL, pictures, question, running, shared, toy  # noqa: E402
+from serving_toys import MODEL, guarded, pictures, question, running, shared, toy  # noqa: E402
 
-from mad.defenses.gate import Gate  # noqa: E402
 from mad.defenses.modelguard_s import ModelGuardS  # noqa: E402
 from mad.errors import BudgetExceededError, MadError  # noqa: E402
 from mad.serve import clients as keys  # noqa: E402
+from mad.serve.book import Memory  # noqa: E402
 from mad.serve.clients import Bucket, Clients  # noqa: E402
-from mad.serve.ledger import TABLE, Ledger, LedgerError, Memory  # noqa: E402
+from mad.serve.ledger import Ledger, LedgerError  # noqa: E402
 from mad.serve.on_ray import replica  # noqa: E402
 from mad.serve.server import listener  # noqa: E402
 from mad.serve.service import Service  # noqa: E402
-from mad.testing import Blobs  # noqa: E402
+from mad.serve.sqlite import TABLE  # noqa: E402
 
 
 def test_sixteen_threads_get_exactly_the_budget(tmp_path, toy_deployment):
@@ -209,10 +209,6 @@ def test_a_stateful_defense_is_served_once(tmp_path):
             Service(deployment, it.service.settings)
         Service(shared(), it.service.settings).close()  # a stateless one may share it
     Service(deployment, it.service.settings).close()
-
-
-def guarded():
-    return toy(Gate(alpha=0.1, client=1e-6), dataset=Blobs(size=700), validation=0.4)
 
 
 def test_a_restart_does_not_clear_a_flagged_client(tmp_path):
