@@ -2,6 +2,7 @@ r"""``mad-serve``: a defended model behind the Open Inference Protocol v2, REST 
 
     mad-serve deployment=FOLDER [settings]                 what mad-run's or Deployment.export wrote
     mad-serve victim=... defense=... [settings]            mad-run's words: the kept victim, or a new one
+    mad-serve record=FINGERPRINT [outputs=outputs] [settings]      the API of a kept record, or its first digits
     mad-serve add-client NAME clients=FILE [budget=N] [rate=N] [operator=true]
 
 Settings: host=127.0.0.1 port=8080 grpc_port=8081 (null: no gRPC) name=NAME clients=FILE ledger=FILE audit=FILE
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,7 @@ from mad.cli.command import command
 from mad.errors import MadError, near
 from mad.progress import out
 from mad.serve.settings import Settings
+from mad.storage.record_file import read_record
 
 if TYPE_CHECKING:
     from mad.deployment import Deployment
@@ -55,7 +58,8 @@ def main() -> None:
     settings = Settings(**values(ours))
     rest = [word for word in given if word not in ours]
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
-    deployment = opened(rest) if any(word.startswith("deployment=") for word in rest) else composed(rest, place)
+    keys = {word.partition("=")[0] for word in rest}
+    deployment = opened(rest) if "deployment" in keys else (recorded if "record" in keys else composed)(rest, place)
     from mad.serve.server import serve
     from mad.serve.wire import say
 
@@ -97,8 +101,35 @@ def opened(words: list[str]) -> Deployment:
     return open_deployment(configs.home("deployment", found["deployment"]), choose(found.get("device", "auto")))
 
 
-def composed(words: list[str], place: Path | None) -> Deployment:
-    """Return the deployment of the cell that words describe; its victim is loaded, or trained and kept."""
+def recorded(words: list[str], place: Path | None) -> Deployment:
+    """Return the deployment of a kept record.
+
+    Raises:
+        MadError: if there is none, or if it cannot be made again: its overrides, or the package, are others now.
+    """
+    found = values(words)
+    for name in found:
+        if name not in ("record", "outputs", *MACHINE):
+            raise MadError(f"{name}= cannot be changed: a record says all of its API{near(name, OURS)}")
+    wanted, outputs = str(found["record"]), Path(configs.home("outputs", found.get("outputs") or "outputs"))
+    paths = sorted(outputs.glob(f"runs/*/*/*/{wanted}*/record.json")) if wanted.isalnum() else []
+    if len(paths) != 1:
+        which = "no record" if not paths else f"{len(paths)} records"
+        raise MadError(f"{which} in {outputs} with a fingerprint that begins with {wanted}: see its records.csv")
+    record = read_record(paths[0])
+    overrides = shlex.split(str(record["overrides"] or "")) if record else []
+    if not record or not overrides:
+        raise MadError(f"{paths[0]} does not say how it was made: give victim= and defense=")
+    machine = [word for word in words if not word.startswith("record=")]
+    return composed([*overrides, *machine], place, record["fingerprint"])
+
+
+def composed(words: list[str], place: Path | None, fingerprint: str | None = None) -> Deployment:
+    """Return the deployment of the cell that words describe; its victim is loaded, or trained and kept.
+
+    Raises:
+        MadError: if the cell has not the ``fingerprint``.
+    """
     config = configs.composed(words, place)
     from mad.cli.compose import cell_of
     from mad.deployment import deploy
@@ -107,6 +138,11 @@ def composed(words: list[str], place: Path | None) -> Deployment:
 
     use_threads(config.threads)
     cell, device = cell_of(config, words), choose(config.device)
+    if fingerprint not in (None, cell.fingerprint):
+        raise MadError(
+            f"record {fingerprint} cannot be made again: its overrides now make {cell.fingerprint}. Its plug-ins, data "
+            "or the package have changed; run mad-run again"
+        )
     return deploy(cell.victim, cell.defense, seed=cell.seed, store=Store(configs.outputs_of(config)), device=device)
 
 
@@ -123,7 +159,7 @@ def values(words: list[str]) -> dict[str, Any]:
             raise MadError(f"{word!r} is no setting: it must be key=value, like port=8080")
         if name in found:
             raise MadError(f"{name}= is given twice: say it once")
-        if name in ("host", "name", "clients", "ledger", "audit", "deployment", "device"):
+        if name in ("host", "name", "clients", "ledger", "audit", "deployment", "device", "record", "outputs"):
             found[name] = None if text == "null" else text
             continue
         try:

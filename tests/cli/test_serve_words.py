@@ -8,6 +8,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from toys import exit_code
 
+import mad
 from mad.cli import configs, serve
 from mad.errors import MadError
 from mad.serve.settings import Settings, loopback
@@ -51,6 +52,44 @@ def test_words_of_mad_run_and_an_exported_deployment(mad_serve, tmp_path, fits):
     assert fits == ["victim digits"]
 
 
+def test_a_records_api(mad_serve, tmp_path, fits):
+    words = [*QUICK[:-1], "pool.size=300", "attack.budget=50", "knockoff.epochs=1", "knockoff.min_steps=0"]
+    cells = [mad.load(*words, "defense=random_noise", f"defense.epsilon={epsilon}", "seed=3") for epsilon in (0.4, 0.5)]
+    for cell in cells:
+        mad.run(cell, tmp_path / "kept", reference=False)
+    fits.clear()
+    name = cells[1].fingerprint
+    code, served, said = mad_serve(f"record={name[:8]}", "outputs=kept", "port=0", "device=cpu")
+    assert code == 0, said.err
+    deployment, settings, _ = served.pop()
+    assert (deployment.defense.epsilon, deployment.seed, settings.port) == (0.5, 3, 0)
+    assert fits == []  # the kept victim
+    for given, line in (
+        ([f"record={name}"], f"no record in outputs with a fingerprint that begins with {name}: see its records.csv"),
+        (["record=", "outputs=kept"], "no record in kept with a fingerprint that begins with : see its records.csv"),
+        ([f"record={name}", "outputs=kept", "defense=mad"], "defense= cannot be changed: a record says all of its API"),
+    ):
+        code, served, said = mad_serve(*given)
+        assert (code, served, said.err) == (1, [], f"mad: {line}\n")
+    (path,) = tmp_path.glob(f"kept/runs/*/*/*/{name}/record.json")
+    path.write_text(path.read_text().replace("defense.epsilon=0.5", "defense.epsilon=0.6"))
+    code, served, said = mad_serve(f"record={name}", "outputs=kept")
+    assert (code, served) == (1, [])
+    assert "record.json" in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_record_that_cannot_be_made_again(mad_serve, tmp_path, monkeypatch):
+    words = [*QUICK[:-1], "pool.size=300", "attack.budget=50", "knockoff.epochs=1", "knockoff.min_steps=0"]
+    cell = mad.load(*words, "defense=random_noise")
+    mad.run(cell, tmp_path / "outputs", reference=False)
+    name = cell.fingerprint
+    monkeypatch.setattr("mad.cell.Cell.fingerprint", "0123456789abcdef")
+    code, served, said = mad_serve(f"record={name}")
+    assert (code, served) == (1, [])
+    assert "cannot be made again: its overrides now make 0123456789abcdef" in said.err
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -86,7 +125,7 @@ def test_a_key_is_printed_once(mad_serve, tmp_path):
     (client,) = json.loads((tmp_path / "keys.json").read_text())["clients"]
     assert said.out.startswith(f"mad-{client['id']}-")
     assert (client["name"], client["budget"], client["rate"], client["operator"]) == ("shop", 1000, 5, False)
-    assert said.out.strip().rpartition("-")[2] not in (tmp_path / "keys.json").read_text()
+    assert said.out.strip().split("-", 2)[2] not in (tmp_path / "keys.json").read_text()
     assert mad_serve("add-client", "shop", "clients=keys.json")[0] == 1
     assert mad_serve("add-client", "other", "clients=keys.json", "budget=-1")[0] == 1
 
