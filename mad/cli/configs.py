@@ -27,6 +27,7 @@ ALIASES = {
     "defense/outliers": "pool",
 }
 FURTHER: list[Path] = []  # the user's folder of configs, if the command line names one
+SCHEMA = r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema"  # how a warning of Hydra's begins
 OWN = re.compile(r"^victim\.architecture=([\w,]+)$")
 HOME = re.compile(r"([\w./@+]+)=(~[^'\"(){}\[\],]*)")  # a value with ~, which Hydra needs in quotes
 
@@ -92,7 +93,7 @@ def at_home(part: DictConfig, name: str) -> DictConfig:
 def quiet() -> Iterator[None]:
     """Suppress Hydra's warnings about the launchers' schemas: the files in conf/hydra/launcher are complete."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+        warnings.filterwarnings("ignore", message=SCHEMA)
         yield
 
 

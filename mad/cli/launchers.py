@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
+from mad.cli import configs
 from mad.cli.sweep_folder import tell
 from mad.environment import SLOT
 
@@ -53,6 +55,12 @@ def jobs(device: Any) -> int:
     return int(cpu_count()) if device in ("auto", "cpu") else 1
 
 
+def begin() -> None:
+    """Set up a worker: the parent handles Ctrl-C, and Hydra's warning was heard there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", message=configs.SCHEMA)
+
+
 class Pool:
     """Replaces joblib's pool: each process has a pool of its own, so that a killed process loses one job only."""
 
@@ -81,11 +89,12 @@ class Pool:
     def _serve(self, slot: int, queue: Iterator[Call]) -> None:
         from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
-        deaf = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # the parent handles Ctrl-C
         pool = None
         for function, positional, named in queue:
             if pool is None:
-                pool = self.pools[slot] = ProcessPoolExecutor(1, timeout=IDLE_SECONDS, env={SLOT: str(slot)}, **deaf)
+                environment = {SLOT: str(slot)}
+                pool = ProcessPoolExecutor(1, timeout=IDLE_SECONDS, env=environment, initializer=begin)
+                self.pools[slot] = pool
             try:
                 pool.submit(function, *positional, **named).result()
             except BrokenProcessPool:

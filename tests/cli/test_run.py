@@ -86,6 +86,7 @@ def test_a_sweep_outlives_its_failures(cell):
     assert "[0, 2]" in failed[0]
     assert "1 of 2 cells failed" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr  # Hydra's about its launchers
     assert "records.csv" in done.stdout
     assert 0.5 in set(pd.read_csv(folder / "outputs/records.csv").epsilon)
 
