@@ -89,3 +89,30 @@ def bar(task: str, total: int) -> Iterator[Callable[[int, str, Tensor | None], N
                 )
 
         yield advance
+
+
+class Pace:
+    """How long some work still takes, by what its steps have taken.
+
+    Args:
+        total: the number of steps.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._left, self._counted, self._took = total, 0, 0.0
+
+    def done(self, steps: int, seconds: float | None = None) -> None:
+        """Note steps that are done, and the seconds that they took; None for those that had been done before."""
+        self._left -= steps
+        if seconds is not None:
+            self._counted, self._took = self._counted + steps, self._took + seconds
+
+    @property
+    def left(self) -> str:
+        """A text of the time that is left, from the mean of the steps that were timed."""
+        return time_left(max(0, self._left) * self._took / max(1, self._counted))
+
+
+def time_left(seconds: float) -> str:
+    """Return a text of the time that is left."""
+    return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"

@@ -21,6 +21,7 @@ from mad.errors import MadError, check_number
 from mad.evaluation import accuracy, top
 from mad.operating_point import Costs, OperatingPoint
 from mad.pipeline import pool_images
+from mad.progress import Pace
 from mad.storage.store import Store
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def tune(
     store: Store,
     device: torch.device,
     study: Study,
+    say: Callable[[str], object] = str,
 ) -> Iterator[Ranked]:
     """Yield what becomes of each candidate, the best last; what the study holds is not measured again.
 
@@ -115,16 +117,18 @@ def tune(
         store: keeps networks.
         device: where to compute.
         study: an Optuna study, which minimizes, with a storage that lasts.
+        say: given a line for each step.
 
     Raises:
         MadError: if no candidate is within the limits.
     """
     trials = {each.name: trial_of(study, each.name) for each in candidates}
     alive = []
-    for each in candidates:
+    for number, each in enumerate(candidates, 1):
         trial = trials[each.name]
         if "why" not in trial.user_attrs:
             measure(trial, each, make, limits, store, device)
+            say(f"strengths, {number} of {len(candidates)}: {each.name}{at(trial.user_attrs['told'])}")
         if trial.user_attrs["why"]:
             finish(study, trial, None)
             yield Ranked(each.name, trial.user_attrs.get("told"), [], trial.user_attrs["why"])
@@ -134,17 +138,24 @@ def tune(
         raise MadError(
             f"no defense costs at most {limits.loss:.1%} of accuracy and a mean L1 of {limits.l1:g}: raise a limit"
         )
+    sizes = [-(-len(alive) // KEPT**rung) for rung in range(RUNGS)]
+    pace = Pace(sum(sizes[:-1]) + sizes[-1] * len(seeds))
     for rung in range(RUNGS):
         queries = max(1, budget // 4 ** (RUNGS - 1 - rung))
         scored = {}
-        for name in alive:
+        of = seeds if rung == RUNGS - 1 else seeds[:1]
+        for number, name in enumerate(alive, 1):
             told = trials[name].user_attrs
             if str(rung) not in told["stolen"]:
-                of = seeds if rung == RUNGS - 1 else seeds[:1]
-                words = [name, *strength_words(make, name, told["told"])]
+                words, begun = [name, *strength_words(make, name, told["told"])], time.perf_counter()
                 share = worst(words, members, make, queries, of, store, device)
+                pace.done(len(of), time.perf_counter() - begun)
                 trials[name].report(share, rung)
                 trials[name].set_user_attr("stolen", {**told["stolen"], str(rung): share})
+                step = f"round {rung + 1} of {RUNGS}, {queries:,} queries, {number} of {len(alive)}"
+                say(f"{step}: {name}{at(told['told'])}: stolen {share:.1%}; {pace.left}")
+            else:
+                pace.done(len(of))
             scored[name] = trials[name].user_attrs["stolen"][str(rung)]
         order = sorted(alive, key=lambda name: scored[name])
         keep = 1 if rung == RUNGS - 1 else max(1, -(-len(order) // KEPT))
@@ -154,6 +165,13 @@ def tune(
         alive = order[:keep]
     finish(study, trials[alive[0]], scored[alive[0]])
     yield ranked(trials[alive[0]], alive[0])
+
+
+def at(told: dict[str, Any] | None) -> str:
+    """Return a text of a candidate's strength."""
+    if told is None:
+        return ": left out"
+    return "" if told["strength"] is None else f" at {told['strength']:g}"
 
 
 def ranked(trial: Trial, name: str) -> Ranked:

@@ -121,3 +121,15 @@ def test_a_run_and_a_sweep_count_their_cells(mad_run):
     stands = [line for line in err.splitlines() if re.match(r"\d of 3", line) and "failed" not in line]
     assert [line[:6] for line in stands] == ["1 of 3", "2 of 3", "3 of 3"]
     assert "left" in stands[1]  # the first was kept, and tells nothing about the others
+
+
+def test_the_pace_of_timed_steps_says_what_is_left():
+    pace = progress.Pace(10)
+    pace.done(4)  # done before, so nothing is known of their time
+    assert pace.left == "about 0 s left"
+    pace.done(1, 30.0)
+    assert pace.left == "about 2 min left"
+    pace.done(3, 30.0)
+    assert pace.left == "about 30 s left"
+    pace.done(2, 1.0)
+    assert pace.left == "about 0 s left"

@@ -46,8 +46,9 @@ def scored(monkeypatch):
     return asked
 
 
-def tuned(study, names=NAMES):
-    return list(tuning.tune([Candidate(name) for name in names], (), None, Limits(), 1600, (0, 1), None, CPU, study))
+def tuned(study, names=NAMES, say=str):
+    every = [Candidate(name) for name in names]
+    return list(tuning.tune(every, (), None, Limits(), 1600, (0, 1), None, CPU, study, say))
 
 
 def test_the_better_half_gets_four_times_the_queries(study, scored):
@@ -61,6 +62,15 @@ def test_the_better_half_gets_four_times_the_queries(study, scored):
         *((name, 400, (0,)) for name in ("b", "c", "d")),
         *((name, 1600, (0, 1)) for name in ("c", "b")),
     ]
+
+
+def test_each_step_is_a_line(study, scored):
+    said = []
+    tuned(study(), ["slow", *NAMES], said.append)
+    assert said[0] == "strengths, 1 of 6: slow"
+    assert said[6] == "round 1 of 3, 100 queries, 1 of 5: a: stolen 50.0%; about 0 s left"
+    assert said[-1].startswith("round 3 of 3, 1,600 queries, 2 of 2: ")
+    assert len(said) == 6 + 5 + 3 + 2
 
 
 def test_what_was_measured_is_not_measured_again(study, scored, monkeypatch):

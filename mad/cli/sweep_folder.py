@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mad.errors import MadError
-from mad.progress import err
+from mad.progress import err, time_left
 from mad.schema import Record
 from mad.storage.files import below, folders, holder, locked, unwritable, write
 
@@ -165,7 +165,7 @@ def left(finished: list[float], running: list[float], missing: int) -> str:
         return "time left unknown until a cell is done"
     mean = sum(finished) / len(finished)
     seconds = (missing * mean + sum(max(0.0, mean - gone) for gone in running)) / max(1, len(running))
-    return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+    return time_left(seconds)
 
 
 def read(folder: Path) -> list[Record]:

@@ -131,10 +131,14 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     asked = [sorted(words), [vars(each) for each in candidates], vars(limits), seeds, MEMBERS, known]
     study = tuning.open_study(outputs, digest(asked))
     budget = int(config.attack.budget)
+
+    def say(text: str) -> None:
+        err.print(text, soft_wrap=True, markup=False)
+
     with computing(config.threads):
         found = None
-        for found in tuning.tune(candidates, MEMBERS, make, limits, budget, seeds, store, device, study):
-            err.print(line(found), soft_wrap=True, markup=False)
+        for found in tuning.tune(candidates, MEMBERS, make, limits, budget, seeds, store, device, study, say):
+            say(line(found))
         assert found is not None
         best = [found.name, *tuning.strength_words(make, found.name, found.told or {})]
         out.print(f"best within the limits: {shlex.join(best)}", soft_wrap=True, markup=False)
