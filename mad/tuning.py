@@ -17,6 +17,7 @@ import torch
 from mad.cell import SHARED, Cell
 from mad.datasets import batches, to_unit_range
 from mad.deployment import Deployment, deploy
+from mad.device import use_threads
 from mad.errors import MadError, check_number
 from mad.evaluation import accuracy, top
 from mad.operating_point import Costs, OperatingPoint
@@ -102,6 +103,7 @@ def tune(
     device: torch.device,
     study: Study,
     say: Callable[[str], object] = str,
+    jobs: int = 1,
 ) -> Iterator[Ranked]:
     """Yield what becomes of each candidate, the best last; what the study holds is not measured again.
 
@@ -118,6 +120,7 @@ def tune(
         device: where to compute.
         study: an Optuna study, which minimizes, with a storage that lasts.
         say: given a line for each step.
+        jobs: how many thefts to compute at once, in as many processes.
 
     Raises:
         MadError: if no candidate is within the limits.
@@ -148,7 +151,7 @@ def tune(
             told = trials[name].user_attrs
             if str(rung) not in told["stolen"]:
                 words, begun = [name, *strength_words(make, name, told["told"])], time.perf_counter()
-                share = worst(words, members, make, queries, of, store, device)
+                share = worst(words, members, make, queries, of, store, device, jobs)
                 pace.done(len(of), time.perf_counter() - begun)
                 trials[name].report(share, rung)
                 trials[name].set_user_attr("stolen", {**told["stolen"], str(rung): share})
@@ -238,20 +241,23 @@ def worst(
     seeds: Sequence[int],
     store: Store,
     device: torch.device,
+    jobs: int = 1,
 ) -> float:
     """Return the highest mean stolen accuracy, a share, of any member against a defense, on the validation split."""
-    means = []
-    for member in members:
-        cells = [make([*words, *member, f"attack.budget={budget}"], seed) for seed in seeds]
-        means.append(statistics.mean(stolen_accuracy(cell, store, device) for cell in cells))
-    return max(means)
+    from joblib import Parallel, delayed
+
+    asked = [[*words, *member, f"attack.budget={budget}"] for member in members]
+    cells, threads = [make(each, seed) for each in asked for seed in seeds], torch.get_num_threads()
+    shares = Parallel(n_jobs=jobs)(delayed(stolen_accuracy)(cell, store, device, threads) for cell in cells)
+    return max(statistics.mean(shares[first : first + len(seeds)]) for first in range(0, len(shares), len(seeds)))
 
 
-def stolen_accuracy(cell: Cell, store: Store, device: torch.device) -> float:
+def stolen_accuracy(cell: Cell, store: Store, device: torch.device, threads: int) -> float:
     """Steal a cell's victim through its defense; return the stolen model's accuracy on the validation split, a share.
 
     No record is written and no test image is used.
     """
+    use_threads(threads)  # in a process of its own
     images = None if cell.pool is None else pool_images(cell, cell.pool)
     budget = cell.attack.affordable(images, cell.pool_name)
     api = deploy(cell.victim, cell.defense, seed=cell.seed, store=store, device=device, cache=SHARED)

@@ -106,6 +106,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     from mad import tuning  # imports torch
     from mad.cli.compose import cell_of
     from mad.cli.figures import finish
+    from mad.cli.launchers import jobs
     from mad.device import choose, computing
     from mad.pipeline import run
     from mad.storage.fingerprint import digest
@@ -132,12 +133,14 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     study = tuning.open_study(outputs, digest(asked))
     budget = int(config.attack.budget)
 
+    at_once = jobs(config.device) if device.type == "cpu" else 1
+
     def say(text: str) -> None:
         err.print(text, soft_wrap=True, markup=False)
 
     with computing(config.threads):
         found = None
-        for found in tuning.tune(candidates, MEMBERS, make, limits, budget, seeds, store, device, study, say):
+        for found in tuning.tune(candidates, MEMBERS, make, limits, budget, seeds, store, device, study, say, at_once):
             say(line(found))
         assert found is not None
         best = [found.name, *tuning.strength_words(make, found.name, found.told or {})]
