@@ -132,7 +132,8 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
     scores, agreed = (means(cells[~given], name) for name in (STOLEN, AGREEMENT))
     told = worst(scores)
     bound = means(cells[given], STOLEN).mean()
-    first = cells.iloc[0]
+    first, counted = cells.iloc[0], cells[cells.seed.isin(scores.index)]
+    costs = [name for name in COSTS if name in cells]
     each, knows = scores.mean(), cells.groupby("member").recovery_knows.first().to_dict()
     return {
         "defense": f"{first.defense} ({first.defense_settings})" if first.defense_settings else str(first.defense),
@@ -148,7 +149,7 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
         "labels": each.get(LABELS),
         "informed": bound.max() if len(bound) else None,
         "informed_member": bound.idxmax() if len(bound) else "",
-        **{name: cells.groupby("seed")[name].first().mean() for name in COSTS if name in cells},
+        **{name: (counted if len(counted) else cells).groupby("seed")[name].first().mean() for name in costs},
         "chance": 100 * first.chance,
         "seconds": (cells.seconds_queries + cells.seconds_knockoff).groupby(cells.seed).sum().mean(),
         "by_member": {name: float(share) for name, share in [*each.items(), *bound.items()]},

@@ -70,6 +70,9 @@ def test_only_seeds_that_all_members_share_count():
     mad = board.boards(fewer)[next(iter(board.boards(fewer)))].set_index("defense").loc["mad"]
     assert mad.seeds == 2
     assert mad.naive == pytest.approx(30)
+    other = fewer.assign(nll=[1.7 if seed == 0 else 0.1 for seed in fewer.seed])
+    (table,) = board.boards(other).values()
+    assert table.set_index("defense").loc["mad"].nll == pytest.approx(0.1)  # costs, too
 
 
 def test_the_largest_agreement_is_a_number_of_its_own():
