@@ -68,7 +68,8 @@ def named(records: pd.DataFrame) -> pd.DataFrame:
     empty = {name: "" for name in (*THEFT, *DEFENSE, "recovery_knows") if name != "strength"}
     lacking = {name: "" for name in empty if name not in records}  # of older records
     rows = records.assign(member=members(records), **lacking)
-    return rows.astype(dict.fromkeys(empty, object)).fillna(empty)
+    texts = rows[[*empty]].astype(object)
+    return rows.assign(**texts.where(texts.notna(), ""))
 
 
 def members(records: pd.DataFrame) -> pd.Series:

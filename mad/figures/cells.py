@@ -12,7 +12,7 @@ from mad.figures.groups import counted, points
 
 VICTIM = ["architecture", "victim_epochs", "victim_validation"]  # in which victims of the same name may differ
 LENGTH = ["knockoff_epochs", "knockoff_min_steps", "knockoff_schedule"]  # how a stolen model is trained
-FILLED = {
+FILLED: dict[str, Any] = {
     **{"attack_settings": "", "defense_settings": "", "strength_parameter": "epsilon", "knockoff_optimizer": ""},
     **{"victim_epochs": 0, "victim_validation": 0.0},
     **{"knockoff_learning_rate": 0.0, "knockoff_min_steps": 0, "knockoff_schedule": ""},
@@ -68,8 +68,8 @@ class Theft:
 
 def thefts(table: pd.DataFrame) -> list[Theft]:
     """Return the thefts in a table of records, one per victim and pool, sorted by the victim's name."""
-    whole = table.assign(**{name: table.get(name, pd.Series(index=table.index, dtype=object)) for name in FILLED})
-    whole = whole.fillna(FILLED)
+    known = {name: table[name].where(table[name].notna(), value) for name, value in FILLED.items() if name in table}
+    whole = table.assign(**{**FILLED, **known})
     return [Theft(str(victim), str(pool), rows) for (victim, pool), rows in whole.groupby(["victim", "pool"])]
 
 
