@@ -22,7 +22,7 @@ ROUNDS = 14  # halvings of the range of strengths
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a defense costs at one strength, on the validation split.
+    """What a defense costs at one strength, on the validation split, or may cost by its guarantee if that is more.
 
     Args:
         strength: the value of the defense's strength parameter; None for the defense as it is.
@@ -73,8 +73,9 @@ class Costs:
         if strength not in self._known:
             made = self.defended(strength)
             found = utility(made, self.split, None if made.served is made.model else made.model, self.device)
-            loss = found["victim_accuracy"] - found["defended_accuracy"]
-            self._known[strength] = OperatingPoint(strength, loss, found["l1_mean"])
+            loss, moved = made.defense.most_costs()  # what images that it was calibrated on do not show
+            loss = max(loss, found["victim_accuracy"] - found["defended_accuracy"])
+            self._known[strength] = OperatingPoint(strength, loss, max(moved, found["l1_mean"]))
         return self._known[strength]
 
     def strongest(self, loss: float, weakest: float, strongest: float, l1: float = 2.0) -> OperatingPoint | None:

@@ -8,7 +8,8 @@ from torch import Tensor
 from toys import CPU, cell
 
 from mad.datasets import Split
-from mad.defenses import Defense
+from mad.defenses import Chain, Defense
+from mad.defenses.gate import Gate
 from mad.defenses.top_k import TopK
 from mad.errors import MadError
 from mad.operating_point import Costs, operating_points
@@ -81,3 +82,12 @@ def test_whole_numbers_stay_whole(tmp_path):
 def test_none_where_the_weakest_costs_too_much(tmp_path):
     whole = replace(cell(defense=Spoiled()), victim=toy_victim())
     assert dict(operating_points(whole, [0.01], 0.9, 1, Store(tmp_path), CPU)) == {0.01: None}
+
+
+def test_what_is_calibrated_on_the_split_counts_with_its_guarantee(tmp_path):
+    whole = cell(defense=Chain(parts=[Gate(alpha=0.05, client=0.01)]), victim=toy_victim())
+    point = Costs(whole, Store(tmp_path), CPU).at(None)
+    assert (point.loss, point.l1_mean) == (pytest.approx(0.06), pytest.approx(0.12))
+    whole = replace(whole, defense=Gate())
+    found = dict(operating_points(whole, [0.04], 0, 1, Store(tmp_path), CPU))[0.04]
+    assert found.strength == found.loss == pytest.approx(0.04, abs=1e-3)

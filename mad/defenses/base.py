@@ -108,6 +108,14 @@ class Defense(ABC):
         """Return what builds the network that ``serve`` returns, for an export; by default the victim's."""
         return victim.rebuilt_by(victim.architecture)
 
+    def most_costs(self) -> tuple[float, float]:
+        """Return how much accuracy (a share) and mean L1 honest users may lose by the defense's own guarantee.
+
+        It is for a defense that is calibrated on the validation split, which therefore cannot show its costs; by
+        default 0 and 0: the split shows all.
+        """
+        return 0.0, 0.0
+
     def trainings(self, victim: Victim) -> float:
         """Return about how many times as long as the victim's training the networks take that ``prepare`` trains.
 

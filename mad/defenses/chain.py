@@ -82,6 +82,11 @@ class Chain(Defense):
         """Return the parts that serve another model than the victim."""
         return [each for each in self.components() if type(each).serve is not Defense.serve]
 
+    def most_costs(self) -> tuple[float, float]:
+        """Return the sums of what the parts' guarantees allow."""
+        costs = [part.most_costs() for part in self.parts]
+        return min(1.0, sum(loss for loss, _ in costs)), min(2.0, sum(moved for _, moved in costs))
+
     def check(self, victim: Victim) -> None:
         """Raise MadError if a part cannot guard the victim, or if two parts serve a model of their own."""
         if len(serving := self.serving()) > 1:

@@ -89,6 +89,11 @@ class Gate(Defense):
         """Whether clients are tested."""
         return self.client is not None
 
+    def most_costs(self) -> tuple[float, float]:
+        """Return alpha plus the probability that a client is flagged, and how far that moves answers at most."""
+        touched = min(1.0, self.alpha + (self.client or 0.0))
+        return touched, touched * (2.0 if self.epsilon is None else self.epsilon)
+
     def check(self, victim: Victim) -> None:
         """Raise MadError if the victim holds no images out to calibrate on."""
         if not victim.validation:
