@@ -38,6 +38,7 @@ class Defense(ABC):
     strength_parameter: ClassVar[str] = "epsilon"  # the field whose values are the points of a trade-off curve
     stateful: ClassVar[bool] = False  # whether answers depend on a client's earlier queries, or on their batches
     needs_gradients: ClassVar[bool] = False  # whether perturb computes gradients; if not, it runs without autograd
+    needs_validation: ClassVar[bool] = False  # whether it is calibrated on images that the victim holds out
     max_batch: ClassVar[int | None] = None  # the most images that perturb takes at once; None for any number
     honest_queries: ClassVar[int] = 100  # of one honest client, on which a stateful defense is scored
     schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record

@@ -58,6 +58,11 @@ class Chain(Defense):
         return any(part.needs_gradients for part in self.parts)
 
     @property
+    def needs_validation(self) -> bool:  # type: ignore[override]
+        """Whether any part does."""
+        return any(part.needs_validation for part in self.parts)
+
+    @property
     def max_batch(self) -> int | None:  # type: ignore[override]
         """The smallest of the parts' numbers."""
         return min((part.max_batch for part in self.parts if part.max_batch is not None), default=None)

@@ -55,6 +55,7 @@ class Gate(Defense):
 
     name = "gate"
     strength_parameter = "alpha"
+    needs_validation = True
     honest_queries = 1000
     schema = (
         Column("gate_images", "whole number", "images", "that the gate was calibrated on"),

@@ -20,6 +20,7 @@ from mad.victim import Victim
 
 PART = 1000  # images that a shadow answers at once
 SECRETS = 4  # seeds of the defense for each shadow: where it pushes answers depends on its secret
+HELD_OUT = 0.1  # of a shadow's images, where the defense is calibrated on images that its victim has not learned from
 CHEAPER = 3  # a shadow takes this share of the knockoff's epochs and steps: it learns labels, not posteriors
 
 
@@ -67,8 +68,9 @@ def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[Bla
     """Return the APIs of some shadow victims; they are trained once, and kept for all recoveries that need them.
 
     A shadow has the knockoff's architecture and recipe, with a third of its epochs and steps. It learns half of the
-    transfer set's images, with the top classes of their answers. Each is guarded ``SECRETS`` times by the same code
-    and settings as the victim, with other secret seeds, so that there are that many APIs a shadow.
+    transfer set's images, with the top classes of their answers, but for those that the defense asks it to hold out.
+    Each is guarded ``SECRETS`` times by the same code and settings as the victim, with other secret seeds, so that
+    there are that many APIs a shadow.
 
     Args:
         adversary: one that knows the defense.
@@ -88,7 +90,9 @@ def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[Bla
     found = []
     for number in range(count):
         seed = derive(adversary.seed, f"shadow {number}") // 2
-        victim = Victim("shadow", dataset, adversary.knockoff.architecture, recipe, seed=seed)
+        held = HELD_OUT if adversary.defense.needs_validation else 0.0
+        make = adversary.knockoff.architecture
+        victim = Victim("shadow", dataset, make, recipe, seed=seed, validation=held)
         for secret in range(SECRETS):
             own = derive(seed, f"secret {secret}") // 2
             try:

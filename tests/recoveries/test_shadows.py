@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from toys import CPU, Blobs, Streamed, cell, trainer
+from toys import CPU, Blobs, Streamed, cell, trainer, victim
 
 from mad.datasets import to_unit_range
-from mad.defenses import Defense
+from mad.defenses import Chain, Defense
+from mad.defenses.gate import Gate
 from mad.defenses.mad import Mad
 from mad.deployment import deploy
 from mad.errors import MadError
@@ -37,8 +38,8 @@ class Squared(Defense):
         return clean.sqrt() / clean.sqrt().sum(dim=1, keepdim=True)
 
 
-def asked(defense, count=80, knockoff=LONG):
-    whole = cell(defense=defense, recovery=Restorer(), knockoff=knockoff)
+def asked(defense, count=80, knockoff=LONG, **changes):
+    whole = cell(defense=defense, recovery=Restorer(), knockoff=knockoff, **changes)
     answers = torch.eye(4)[torch.arange(200) % 4] * 0.7 + 0.075
     rows = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:count]
     return whole.adversary(CPU), TransferSet(POOL, rows, answers[rows])
@@ -196,3 +197,11 @@ def test_posteriors_as_images():
 def test_settings_that_are_none(make):
     with pytest.raises(MadError, match=r"recovery\."):
         make()
+
+
+@pytest.mark.parametrize("defense", [Gate(alpha=1.0), Chain(parts=[Gate(alpha=1.0)])])
+def test_shadows_hold_images_out_for_a_defense_that_is_calibrated_on_them(defense):
+    adversary, transfer = asked(defense, victim=victim(validation=0.2))
+    found = pairs(adversary, transfer, 1)
+    assert found.clean.shape == (40, 4)
+    assert (found.defended != found.clean).any()
