@@ -115,7 +115,8 @@ def board(theft: pd.DataFrame, undefended: pd.Series) -> pd.DataFrame:
     Columns: ``defense`` with its settings, ``parameter``, ``strength``, ``members``; ``seeds``; ``worst`` (percent),
     ``low`` and ``high`` of its 95 % interval, ``worst_member`` and what it ``knows``; ``agreement``, the highest mean
     agreement of any member, and the ``agreement_member``; ``naive``, ``labels`` and the best member that is given the
-    clean answers (``informed``, ``informed_member``), empty where they were not run; ``honest``, how many undefended
+    clean answers (``informed``, ``informed_member``), empty where they were not run; ``unaided``, that of the best
+    ``unaided_member`` of those that know nothing but the answers; ``honest``, how many undefended
     answers make the naive thief as good as the worst member is, by interpolation between the budgets of ``undefended``
     and empty with fewer than two; the API's costs, means over the seeds; ``chance``; ``seconds`` of a seed's thefts;
     and ``by_member``, the mean of each member, informed ones too.
@@ -136,6 +137,7 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
     first, counted = cells.iloc[0], cells[cells.seed.isin(scores.index)]
     costs = [name for name in COSTS if name in cells]
     each, knows = scores.mean(), cells.groupby("member").recovery_knows.first().to_dict()
+    unaided = each[[name for name in each.index if not knows[name]]]
     return {
         "defense": f"{first.defense} ({first.defense_settings})" if first.defense_settings else str(first.defense),
         "parameter": first.strength_parameter,
@@ -154,7 +156,8 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
         "chance": 100 * first.chance,
         "seconds": (cells.seconds_queries + cells.seconds_knockoff).groupby(cells.seed).sum().mean(),
         "by_member": {name: float(share) for name, share in [*each.items(), *bound.items()]},
-        "unaided": max((share for name, share in each.items() if not knows[name]), default=None),
+        "unaided": unaided.max() if len(unaided) else None,
+        "unaided_member": unaided.idxmax() if len(unaided) else "",
     }
 
 

@@ -24,6 +24,7 @@ ADVERSARIES = {  # the columns of the first table of a board, by their heads
     "worst %": "worst",
     "95 %": "interval",
     "worst member": "worst_member",
+    "knows nothing": "unaided",
     "naive": "naive",
     "labels": "labels",
     "given clean": "informed",
@@ -46,8 +47,9 @@ COSTS = {
 }
 MEANING = (
     "worst: the strongest adversary that a thief can be, the mean over the seeds of the member with the highest mean; "
-    "95 %: of a bootstrap over seeds that chooses it anew. given clean: the best of those that are given the victim's "
-    "clean answers, a bound. honest answers: how many undefended answers make the naive thief as good as the worst."
+    "95 %: of a bootstrap over seeds that chooses it anew. knows nothing: the strongest that has nothing but the "
+    "answers, neither labeled images nor the defense's code. given clean: the best of those that are given the clean "
+    "answers, a bound. honest answers: how many undefended answers make the naive thief as good as the worst."
 )
 
 
@@ -58,7 +60,7 @@ def texts(at: Any) -> dict[str, str]:
         return "" if found is None or pd.isna(found) else f"{factor * found:,.{digits}f}"
 
     interval = "" if at.low is None or pd.isna(at.low) else f"{at.low:.1f} to {at.high:.1f}"
-    percents = {name: number(at[name]) for name in ("worst", "naive", "labels", "informed", "agreement")}
+    percents = {name: number(at[name]) for name in ("worst", "unaided", "naive", "labels", "informed", "agreement")}
     rest = {name: number(at.get(name), 2) for name in ("l1_mean", "l1_max", "nll", "auroc_pool")}
     return {
         **percents,
@@ -84,7 +86,16 @@ def label(at: Any) -> str:
 def lines(title: str, table: pd.DataFrame, width: int) -> list[str]:
     """Return a board for a terminal of so many characters."""
     rows = [texts(at) for _, at in table.iterrows()]
-    ranks = {"agreement": 2, "honest": 3, "members": 4, "seeds": 5, "l1_mean": 1, "labels": 2, "informed": 1}
+    ranks = {
+        "agreement": 2,
+        "unaided": 1,
+        "honest": 3,
+        "members": 4,
+        "seeds": 5,
+        "l1_mean": 1,
+        "labels": 2,
+        "informed": 1,
+    }
     columns = [
         Column(head, [row[name] for row in rows], ranks.get(name, 0))
         for head, name in ADVERSARIES.items()
@@ -183,7 +194,7 @@ def write_all(records: pd.DataFrame, outputs: Path, least: int = LEAST) -> Itera
     yield written(each_member(records), outputs, "board-members")
     for title, table in found.items():
         name = f"board-{re.sub(r'[^a-z0-9_]+', '-', title.replace(',', '').lower())}"[:LONGEST]
-        yield written(table.drop(columns=["by_member", "unaided"]), outputs, name)
+        yield written(table.drop(columns=["by_member"]), outputs, name)
         yield save(draw(title, table), outputs, AREA / name, AREA)
         drawn = curves(title, table)
         if drawn is not None:

@@ -32,9 +32,7 @@ def csv(thefts: list[Theft]) -> dict[str, bytes]:
     if not thefts:
         raise MadError("no theft has an adversary without the clean answers: mad-run defense=mad,none first")
     parts = {
-        "boards": pd.concat(
-            [each.table.drop(columns=["by_member", "unaided"]).assign(theft=each.title) for each in thefts]
-        ),
+        "boards": pd.concat([each.table.drop(columns=["by_member"]).assign(theft=each.title) for each in thefts]),
         "points": pd.concat([each.points.assign(theft=each.title) for each in thefts]),
     }
     found = {}

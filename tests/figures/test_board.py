@@ -48,6 +48,9 @@ def test_the_worst_is_the_member_with_the_highest_mean_and_those_given_the_clean
     assert by.loc["mad"].worst == pytest.approx(52)  # not the luckiest run, which is naive's 60
     assert (by.loc["mad"].informed, by.loc["mad"].informed_member) == (pytest.approx(79), "oracle_filter")
     assert by.loc["none"].worst_member == "naive"
+    few = records.frame([*ROWS, *cells("mad", 0.5, "few", (0.7, 0.7, 0.7), "d", recovery_knows="the victim's data")])
+    mad = board.boards(few)[title].set_index("defense").loc["mad"]
+    assert (mad.worst_member, mad.unaided_member, mad.unaided) == ("few", "argmax", pytest.approx(52))
     assert (by.loc["none"].naive, by.loc["none"].labels) == (pytest.approx(82), pytest.approx(72))
     assert table.defense.tolist() == ["top_k", "mad", "none"]
     assert by.loc["mad"].members == 2
@@ -147,7 +150,7 @@ def test_files_are_written_and_one_adversary_makes_no_board(tmp_path):
     names = ["board.md", "board-members.csv", *(f"{name}{end}" for end in (".csv", ".png", "-curves.png"))]
     assert [path.name for path in written] == names
     text = (tmp_path / "figures" / "board.md").read_text()
-    assert "| mad epsilon 0.5 | 52.0 | 50.7 to 60.0 | argmax | 40.0 | 52.0 | 79.0 |" in text
+    assert "| mad epsilon 0.5 | 52.0 | 50.7 to 60.0 | argmax | 52.0 | 40.0 | 52.0 | 79.0 |" in text
     assert len(pd.read_csv(tmp_path / "figures" / f"{name}.csv")) == 4
     with pytest.raises(MadError, match="experiment=panel"):
         list(board_views.write_all(FRAME[FRAME.recovery == "none"], tmp_path))
