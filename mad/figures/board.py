@@ -208,7 +208,7 @@ def checks(table: pd.DataFrame) -> list[str]:
             f"{UNDONE}: {by.worst[UNDONE]:.1f} % comes back of {by.worst['none']:.1f} % undefended, "
             f"at least {BACK:.0%} of it must: {'passed' if share >= BACK else 'FAILED'}"
         )
-    if NOTHING in by.index:
+    if NOTHING in by.index and not pd.isna(by.unaided[NOTHING]):
         most, limit = by.unaided[NOTHING], by.chance[NOTHING] + CHANCE
         found.append(
             f"{NOTHING}: {most:.1f} % by members that know nothing else, "

@@ -143,6 +143,16 @@ def test_each_member_is_listed_with_its_records():
     assert mad.records.split() == FRAME[(FRAME.defense == "mad") & (FRAME.recovery == "argmax")].fingerprint.tolist()
 
 
+def test_a_panel_without_members_that_know_nothing_is_not_judged_by_them():
+    rows = [
+        *cells("random_answers", 0.0, "few", (0.7, 0.7, 0.7), "d", recovery_knows="the victim's data"),
+        *cells("mad", 0.5, "naive", (0.60, 0.20, 0.40), "a"),
+        *cells("mad", 0.5, "argmax", (0.50, 0.52, 0.54), "b"),
+    ]
+    (table,) = board.boards(records.frame(rows)).values()
+    assert board.checks(table) == []
+
+
 def test_files_are_written_and_one_adversary_makes_no_board(tmp_path):
     two = [*ROWS, *cells("mad", 0.9, "naive", (0.1,) * 3, "a"), *cells("mad", 0.9, "argmax", (0.2,) * 3, "b")]
     written = list(board_views.write_all(records.frame(two), tmp_path))
