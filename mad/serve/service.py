@@ -195,11 +195,11 @@ class Service:
             session = self.deployment.session()
             try:
                 memory = self.ledger.memory(client.id, self._remembered) if self._remembered else None
-            except LedgerError as error:
+                if memory is not None:
+                    session.defense.recall(memory)
+            except MadError as error:
                 raise uncounted(error) from error
-            if memory is not None:
-                session.defense.recall(memory)
-                self.metrics.flagged.inc(float(session.defense.suspect))
+            self.metrics.flagged.inc(float(session.defense.suspect))
             self._sessions[client.id] = session
         return self._sessions[client.id]
 
@@ -217,7 +217,7 @@ class Service:
         self.audit.close()
 
 
-def uncounted(error: LedgerError) -> Refused:
+def uncounted(error: MadError) -> Refused:
     """Return the refusal of a request that cannot be counted, and say why in the server's log."""
     say(str(error))
     return Refused(503, "queries cannot be counted now, so none is answered", wait=5)
