@@ -56,6 +56,7 @@ class Service:
         self.engine = Engine(deployment, settings.linger, settings.shadow)
         self.closing = False
         self._sessions: dict[str, BlackBox] = {}
+        self._flagged: set[str] = set()
         self._kept: dict[str, Future[int]] = {}  # the last memory of each client that was written
         parts = deployment.defense.components() if deployment.defense.stateful and place is not None else ()
         self._remembered = ", ".join(f"{part.name} {part.version}" for part in parts)
@@ -136,8 +137,7 @@ class Service:
         finally:
             self._waiting -= count
         self._note(client, question, clean, defended, suspect)
-        if session.defense.suspect and not suspect:
-            self.metrics.flagged.inc()
+        self._count_flagged(client, session)
         return clean if self.settings.shadow else defended
 
     async def _charged(self, client: Client, count: int) -> None:
@@ -199,9 +199,15 @@ class Service:
                     session.defense.recall(memory)
             except MadError as error:
                 raise uncounted(error) from error
-            self.metrics.flagged.inc(float(session.defense.suspect))
             self._sessions[client.id] = session
+            self._count_flagged(client, session)
         return self._sessions[client.id]
+
+    def _count_flagged(self, client: Client, session: BlackBox) -> None:
+        """Count a client once, however many of its requests are under way when it is flagged."""
+        if session.defense.suspect:
+            self._flagged.add(client.id)
+            self.metrics.flagged.set(len(self._flagged))
 
     def counted(self, protocol: str, status: str, began: float) -> None:
         """Count a request that is over, which began at a time of ``time.perf_counter``."""

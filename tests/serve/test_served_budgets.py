@@ -242,6 +242,14 @@ def test_a_restart_does_not_clear_a_flagged_client(tmp_path):
         assert torch.equal(it.answers(honest, keys_of["thief"]), deployment.clean(honest))
 
 
+def test_a_client_is_counted_once_whose_requests_are_under_way_when_it_is_flagged(tmp_path):
+    with running(guarded(), tmp_path, [("thief", {"operator": True})]) as it:
+        key = it.keys["thief"]
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(lambda some: it.infer(some, key)[0], pictures(160).split(20))) == [200] * 8
+        assert it.metrics(key)["mad_flagged_clients"] == 1
+
+
 def test_what_a_client_asked_before_a_restart_counts(tmp_path):
     deployment, queries, key = guarded(), pictures(4), None
     inside = deployment.session()
