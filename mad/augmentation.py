@@ -50,6 +50,36 @@ def resized_crop(images: Tensor, draw: Generator) -> Tensor:
     return F.grid_sample(to_unit_range(images), grid, padding_mode="border", align_corners=False)
 
 
+def warped(images: Tensor, draw: Generator, turn: float, scale: float, move: float, bend: float) -> Tensor:
+    """Return each image turned, scaled, moved and bent at random: floats in [0, 1], (B, C, H, W).
+
+    All draws are uniform, that of the size in its logarithm. What comes from outside repeats the nearest edge.
+
+    Args:
+        images: uint8 or float in [0, 1], (B, C, H, W).
+        draw: a CPU generator.
+        turn: most degrees, to either side.
+        scale: 0.1 for 1/1.1 to 1.1 times the size.
+        move: a share of the side, in each direction.
+        bend: how far each of 4 x 4 points is moved, a share of the side; a bicubic surface goes through them.
+    """
+    count, (height, width) = len(images), images.shape[2:]
+
+    def between(most: float, *shape: int) -> Tensor:
+        return most * (2 * torch.rand(*shape, generator=draw) - 1)
+
+    angle, size = math.pi / 180 * between(turn, count), between(math.log1p(scale), count).exp()
+    sine, cosine, place = angle.sin() / size, angle.cos() / size, between(2 * move, 2, count)
+    rows = [cosine, -sine * height / width, place[0], sine * width / height, cosine, place[1]]
+    grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    points = between(2 * bend, count, 2, 4, 4)
+    if bend:
+        bent = F.interpolate(points, (height, width), mode="bicubic", align_corners=True)
+        grid = grid + bent.permute(0, 2, 3, 1)
+    grid = grid.to(images.device)
+    return F.grid_sample(to_unit_range(images), grid, padding_mode="border", align_corners=False)
+
+
 def augmented(images: Tensor, kind: str, draw: Generator) -> Tensor:
     """Return augmented images (B, C, H, W); ``kind`` is one of ``AUGMENTATIONS``, ``draw`` a CPU generator."""
     if kind == "none":
