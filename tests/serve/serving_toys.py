@@ -5,8 +5,15 @@ import contextlib
 import functools
 import http.client
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from toys import victim
@@ -120,3 +127,42 @@ def running(deployment, folder=None, clients=(), **settings):
         service.closing = True
         thread.join()
         service.close()
+
+
+class Process:
+    """``mad-serve`` in a process of its own, at a free port."""
+
+    def __init__(self, words):
+        words = [*words, "port=0"]
+        code = "from mad.cli.serve import main; main()"
+        tests = str(Path(__file__).parents[1])  # where the toy network's class is
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]),
+        }
+        command = [sys.executable, "-c", code, *words]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+        line, said = "", []
+        while "http://" not in line:
+            line = self.process.stderr.readline()
+            said.append(line)
+            assert line, f"it did not start: {''.join(said)}"
+        self.url = line[line.index("http://") :].split()[0].rstrip(",") + "/infer"
+
+    def ask(self, key, count=1):
+        request = urllib.request.Request(self.url, json.dumps(question(pictures(count))).encode())
+        request.add_header("Authorization", f"Bearer {key}")
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                answer.read()
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except (OSError, http.client.HTTPException):  # it was killed
+            return None
+
+    def end(self, how=signal.SIGKILL):
+        self.process.send_signal(how)
+        self.process.communicate()
+        return self.process.returncode
