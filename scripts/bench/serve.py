@@ -35,6 +35,7 @@ import torch
 
 import mad
 from mad.serve import clients as keys
+from mad.serve.engine import Engine, images_like
 from mad.serve.ledger import Ledger
 
 SERVE = "from mad.cli.serve import main; main()"
@@ -137,6 +138,19 @@ def load(clients: list[Client], each: int, path: str, asked: list[tuple[bytes, i
     return time.perf_counter() - began
 
 
+def computing(deployment: mad.Deployment) -> tuple[int, float]:
+    """Return the least batch that the server computes, and the milliseconds of processor that it takes here."""
+    engine = Engine(deployment)
+    size = engine.sizes[0]
+    engine.close()
+    images, session, took = images_like(deployment, size), deployment.session(), []
+    for _ in range(WARM + ALONE):
+        began = time.process_time()
+        session.answer(images)
+        took.append(time.process_time() - began)
+    return size, 1000 * statistics.median(took[WARM:])
+
+
 def said(what: str, seconds: list[float], spent: float) -> str:
     """Return a line with the median and the 99th percentile, and the server's processor time an answer."""
     cuts = statistics.quantiles(seconds, n=100)
@@ -213,6 +227,12 @@ def main() -> None:
         for name, client in alone.items():
             spent[name] += processor(client)
             print(said(f"batch 1, {name}", client.seconds[WARM:], spent[name]))
+        size, plain = computing(deployments["undefended"])
+        other, whole = computing(deployments["defended"])
+        more = 1000 * (spent["defended"] - spent["undefended"]) / ALONE
+        print(f"    in this process: {plain:.2f} ms undefended (batch of {size}), {whole:.2f} ms defended (of {other})")
+        share = more / (2 * plain)
+        print(f"    the defense adds {more:.2f} ms of the server's processor: {share:.2f} of two forward passes")
         took, each = dict.fromkeys(servers, 0.0), given.requests // given.clients
         spent = {name: -processor(client) for name, client in alone.items()}
         for block in range(BLOCKS):
