@@ -62,8 +62,8 @@ class Cell:
     def __post_init__(self) -> None:
         check_number("seed", self.seed, 0, 2**62, whole=True)
         check_flag("probe", self.probe)
-        for known in self.recovery.knows:
-            check_choice(f"recovery {self.recovery.name}: what it knows", known, KNOWLEDGE)
+        for known in self.knows:
+            check_choice("what a recovery or an attack knows", known, KNOWLEDGE)
         if not self.attack.needs_pool:
             object.__setattr__(self, "pool", None)
         elif self.pool is None:
@@ -136,6 +136,11 @@ class Cell:
         return digest(description)
 
     @property
+    def knows(self) -> tuple[str, ...]:
+        """What the adversary is given beside the answers, of ``mad.knowledge.KNOWLEDGE``."""
+        return tuple(dict.fromkeys((*self.recovery.knows, *self.attack.knows)))
+
+    @property
     def pool_name(self) -> str:
         """The name of the pool; ``none`` if there is no pool."""
         return "none" if self.pool is None else self.pool.name
@@ -143,14 +148,14 @@ class Cell:
     def adversary(
         self, device: torch.device, store: Store | None = None, clean: Callable[[Tensor], Tensor] | None = None
     ) -> Adversary:
-        """Return the adversary, given the knowledge that its recovery declares.
+        """Return the adversary, given the knowledge that its recovery and its attack declare.
 
         Args:
             device: where it computes.
             store: stores the networks that it trains, and its checkpoints; None stores nothing.
             clean: answers images as the undefended victim does, for a recovery that knows its clean answers.
         """
-        dataset, knows = self.victim.dataset, self.recovery.knows
+        dataset, knows = self.victim.dataset, self.knows
         keeps = None if self.defense.stateful else store  # a stateful defense's state is not saved
         return Adversary(
             knockoff=self.knockoff,
@@ -232,7 +237,7 @@ def about(cell: Cell) -> Record:
         "attack_settings": settings(cell.attack),
         "recovery": cell.recovery.name,
         "recovery_settings": settings(cell.recovery),
-        "recovery_knows": " and ".join(cell.recovery.knows),
+        "recovery_knows": " and ".join(cell.knows),
         "victim_epochs": None if cell.victim.given is not None else cell.victim.trainer.epochs,
         "victim_validation": cell.victim.validation or None,
         "seed": cell.seed,

@@ -165,6 +165,9 @@ def check_attack(attack: Attack, classes: int = 4) -> None:
         MadError: if the check fails.
     """
     who, victim = named("attack", attack), toy_victim(classes)
+    for known in attack.knows:
+        check_choice(f"{who}: what it knows", known, KNOWLEDGE)
+    given = knowledge(attack, victim)
     pool = Blobs(classes).images((1, 8, 8)) if attack.needs_pool else None
     attack.check(victim)
     budget = min(attack.affordable(pool, "blobs"), 100)
@@ -172,7 +175,7 @@ def check_attack(attack: Attack, classes: int = 4) -> None:
     for repeat in range(2):
         api = deploy(victim, seed=0).session(budget)
         with untouched(f"{who}, of its pool,", *([] if pool is None else [pool])):
-            stolen = attack.spend(api, pool, toy_adversary(classes=classes))
+            stolen = attack.spend(api, pool, toy_adversary(classes=classes, **given))
         if stolen.network is not None:
             plugins.fits(f"{who}: its network", lambda stolen=stolen, **_: stolen.network, (1, 8, 8), classes)
         found.append(stolen)
@@ -206,12 +209,7 @@ def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> No
         victim, pool = toy_victim(count), Blobs(count).images((1, 8, 8))
         answers = torch.cat([posteriors(kind, count) for kind in KINDS])
         transfer = TransferSet(pool, torch.arange(len(answers)), answers)
-        given: dict[str, Any] = {
-            "defense": Undefended() if "the defense" in recovery.knows else None,
-            "victim": victim if "the victim's data" in recovery.knows else None,
-            "clean": deploy(victim).clean if "the victim's clean answers" in recovery.knows else None,
-        }
-        adversary = toy_adversary(recovery, count, **given)
+        adversary = toy_adversary(recovery, count, **knowledge(recovery, victim))
         with untouched(who, recovery, pool, answers):
             first, second = (adversary.learned_from(transfer).targets(transfer) for _ in range(2))
         same(f"{who}, prepared twice,", second, first)
@@ -234,6 +232,15 @@ def check_victim(victim: Victim) -> None:
     images = torch.rand(4, *victim.dataset.shape, generator=generator(0, "images"))
     whole = logits_of(model, images, CPU)
     same(f"{who}, one image at a time,", torch.cat([logits_of(model, each, CPU) for each in images.split(1)]), whole)
+
+
+def knowledge(plugin: Attack | Recovery, victim: Victim) -> dict[str, Any]:
+    """Return what an attack or a recovery is given of a victim, as a cell does."""
+    return {
+        "defense": Undefended() if "the defense" in plugin.knows else None,
+        "victim": victim if "the victim's data" in plugin.knows else None,
+        "clean": deploy(victim).clean if "the victim's clean answers" in plugin.knows else None,
+    }
 
 
 def tensors_of(stolen: Stolen) -> list[Tensor]:

@@ -158,6 +158,12 @@ def test_attacks_that_break_their_contract_are_named():
     with pytest.raises(MadError, match=r"attack changing.* changed what it was given"):
         check_attack(Changing(30))
 
+    class Oracle(KnockoffNets):
+        knows = ("everything",)
+
+    with pytest.raises(MadError, match="attack knockoff: what it knows must be one of"):
+        check_attack(Oracle(30))
+
 
 @dataclass
 class Bad(Recovery):

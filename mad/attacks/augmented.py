@@ -1,4 +1,4 @@
-"""A few images, and random changes of them: the thief who has some images of the victim's kind."""
+"""A few images and random changes of them: the thief who has some images of the victim's kind."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from mad.api import BlackBox
 from mad.attacks.base import REQUEST, Attack, Stolen, TransferSet, drawn, queried
 from mad.augmentation import warped
 from mad.datasets import Images, allocate, batch_limit, batches, to_unit_range
-from mad.errors import check_number
+from mad.errors import check_choice, check_number
 from mad.seeds import generator
 
 
 @dataclass(frozen=True)
 class Augmented(Attack):
-    """Query some images of the pool, then random changes of them in turn; train on the images that were asked about.
+    """Query some images, then random changes of them in turn; train on the images that were asked about.
 
-    With the victim's own kind as the pool (``pool=mnist`` for ``victim=mnist``), this is a thief who has ``seeds``
-    images like those of honest users. A defense that looks at the query can hardly tell its queries from theirs.
+    With ``source="victim"`` this is a thief who has ``seeds`` images like those of honest users; it uses no labels of
+    them. A defense that looks at the query can hardly tell its queries from theirs.
 
     Each copy is turned, scaled, moved and bent at random, and then mixed with another changed copy if ``mix`` is above
     0. Images are in [0, 1]; pixels from outside are those of the nearest edge.
 
     Args:
-        seeds: images of the pool to begin with; at most the budget.
+        seeds: images to begin with; at most the budget.
+        source: ``pool``, or ``victim`` for images of the victim's kind, about as many of each class; see
+            ``Knowledge.labeled``.
         turn: most degrees of a turn, to either side, in [0, 180].
         scale: largest change of the size, a share in [0, 1): 0.1 for 1/1.1 to 1.1 times.
         move: largest move, a share of the side, in [0, 1], in each direction.
@@ -38,6 +40,7 @@ class Augmented(Attack):
 
     name = "augmented"
     seeds: int = 100
+    source: str = "pool"
     turn: float = 15.0
     scale: float = 0.1
     move: float = 0.05
@@ -47,34 +50,43 @@ class Augmented(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("attack.seeds", self.seeds, 1, whole=True)
+        check_choice("attack.source", self.source, ("pool", "victim"))
         check_number("attack.turn", self.turn, 0, 180)
         check_number("attack.scale", self.scale, 0, 0.999)
         for name in ("move", "bend", "mix"):
             check_number(f"attack.{name}", getattr(self, name), 0, 1)
 
+    @property
+    def knows(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What it is given beside the answers."""
+        return ("the victim's data",) if self.source == "victim" else ()
+
     def images_for(self, budget: int) -> int:
-        """Return how many images of the pool a budget needs: the seeds."""
-        return min(self.seeds, budget)
+        """Return how many images of the pool a budget needs: the seeds, or none."""
+        return min(self.seeds, budget) if self.source == "pool" else 0
 
     def run(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
         """Spend the API's whole budget."""
         assert pool is not None
         budget = api.budget or 0
-        rows = drawn(pool, adversary, self.images_for(budget))
+        seeds, rows = pool, drawn(pool, adversary, self.images_for(budget))
+        if self.source == "victim":
+            seeds, _ = adversary.labeled("attack.seeds", min(self.seeds, budget))
+            rows = torch.arange(len(seeds))
         images, answers = allocate(budget, *api.shape), torch.empty(budget, adversary.classes)
         at = 0
-        for some, told in queried(api, self.asked(pool, rows, budget, adversary.seed, api.shape), budget):
+        for some, told in queried(api, self.asked(seeds, rows, budget, adversary.seed, api.shape), budget):
             images[at : at + len(some)], answers[at : at + len(some)] = some, told
             at += len(some)
         return Stolen(transfer=TransferSet(images, torch.arange(budget), answers))
 
-    def asked(self, pool: Images, rows: Tensor, budget: int, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """Yield the batches to query: the rows (N,) of the pool as they are, then changes of them in turn."""
+    def asked(self, seeds: Images, rows: Tensor, budget: int, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """Yield the batches to query: the rows (N,) of some images as they are, then changes of them in turn."""
         draw = generator(seed, "augmented copies")
         turns = rows.repeat(-(-budget // len(rows)))[:budget]
         for start, some in zip(
             range(0, budget, size := batch_limit(REQUEST, shape)),
-            batches(pool, turns, size, torch.device("cpu")),
+            batches(seeds, turns, size, torch.device("cpu")),
             strict=True,
         ):
             images = to_unit_range(some)

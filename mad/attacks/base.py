@@ -45,6 +45,7 @@ class Attack(ABC):
     online: ClassVar[bool] = False  # whether it trains adversary.live, in place, while it queries
     recovers_early: ClassVar[bool] = False  # whether it calls adversary.recovered before it has a whole transfer set
     labelled: ClassVar[bool] = False  # whether it uses the labels of the pool: adversary.labels
+    knows: ClassVar[tuple[str, ...]] = ()  # what it is given of mad.knowledge.KNOWLEDGE, as a recovery is
     schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record
     budget: int | None = None
     accounts: int = field(default=1, metadata=ADDED, kw_only=True)

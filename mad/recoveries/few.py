@@ -9,16 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mad.datasets import batches
-from mad.errors import MadError, check_number
+from mad.errors import check_number
 from mad.knowledge import Knowledge
 from mad.recoveries.base import Extra, Recovery
 from mad.recoveries.first_model import first_model
 from mad.schema import Column
-from mad.seeds import generator
 from mad.training import logits_of
 from mad.transfer import TransferSet
-from mad.victim import Victim
 
 IDENTITY = 1e-3  # preferred where no labeled image tells
 
@@ -32,8 +29,7 @@ class Few(Recovery):
     answers are exchanged accordingly. The images are then trained on, too, each as often as it takes for them to be
     ``share`` of the training set.
 
-    They are images of the victim's validation split, or of its training split where it has none; never of the test
-    split. The classes are drawn equally often, as far as that goes.
+    Where they come from: see ``Knowledge.labeled``.
 
     Args:
         count: number of labeled images.
@@ -53,8 +49,7 @@ class Few(Recovery):
 
     def prepare(self, adversary: Knowledge, transfer: TransferSet) -> None:
         """Draw the images, train the first model, and find which class stands for which."""
-        assert adversary.victim is not None  # given to whoever knows the victim's data
-        images, labels = labeled(adversary.victim, self.count, adversary.seed)
+        images, labels = adversary.labeled("recovery.count", self.count)
         model = first_model(adversary, transfer)
         told = torch.softmax(logits_of(model, images, adversary.device), dim=1)
         self._source = assigned(told, labels)
@@ -75,28 +70,6 @@ class Few(Recovery):
     def __call__(self, answers: Tensor, images: Tensor | None = None) -> Tensor:
         """Return the answers (B, K), with each class's probability taken from the class that stands for it."""
         return answers[:, self._source.to(answers.device)]
-
-
-def labeled(victim: Victim, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return images, uint8 (count, C, H, W), that are no test images, and labels: each class about equally often.
-
-    Raises:
-        MadError: if there are fewer.
-    """
-    split = victim.validation_split() if victim.validation else victim.training_split()
-    if len(split.labels) < count:
-        raise MadError(f"recovery.count={count} is above the {len(split.labels)} images of {victim.who}: lower it")
-    order = torch.randperm(len(split.labels), generator=generator(seed, "labeled images"))
-    drawn = order[turns(split.labels[order]).argsort(stable=True)[:count]]
-    images = next(batches(split.images, drawn, count, torch.device("cpu")))
-    return images, split.labels[drawn]
-
-
-def turns(labels: Tensor) -> Tensor:
-    """Return, for each of some labels (N,), how many before it are the same, int64 (N,)."""
-    by_class = labels.argsort(stable=True)
-    first = torch.searchsorted(labels[by_class].contiguous(), labels[by_class].contiguous())
-    return torch.empty_like(labels).scatter_(0, by_class, torch.arange(len(labels)) - first)
 
 
 def assigned(told: Tensor, labels: Tensor) -> Tensor:

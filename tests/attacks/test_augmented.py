@@ -71,7 +71,16 @@ def test_no_change_asks_the_seeds_again_and_a_mixture_lies_between_two():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("seeds", 0), ("turn", 181), ("scale", 1), ("scale", -0.1), ("move", 2), ("bend", "far"), ("mix", 1.1)],
+    [
+        ("seeds", 0),
+        ("turn", 181),
+        ("scale", 1),
+        ("scale", -0.1),
+        ("move", 2),
+        ("bend", "far"),
+        ("mix", 1.1),
+        ("source", "own"),
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(key, value):
     with pytest.raises(MadError, match=rf"attack\.{key}"):
@@ -85,11 +94,34 @@ def test_the_pool_must_hold_the_seeds_only():
         attack.affordable(POOL[:9], "mine")
 
 
-def test_it_steals_and_meets_the_contract(tmp_path):
-    check_attack(Augmented(60, seeds=20))
-    record = run(cell(attack=Augmented(60, seeds=20)), Store(tmp_path), CPU)[0]
+@pytest.mark.parametrize(("source", "knows"), [("pool", ""), ("victim", "the victim's data")])
+def test_it_steals_and_meets_the_contract(tmp_path, source, knows):
+    attack = Augmented(60, seeds=20, source=source)
+    check_attack(attack)
+    record = run(cell(attack=attack), Store(tmp_path), CPU)[0]
     assert record["attack"] == "augmented"
     assert record["queries"] == 60
+    assert (record["recovery_knows"] or "") == knows
+
+
+@pytest.mark.parametrize(("budget", "seeds"), [(10, 20), (30, 20)])
+def test_a_thief_with_images_of_the_victims_kind_asks_about_them_and_about_no_image_of_the_pool(budget, seeds):
+    whole = cell(attack=Augmented(budget, seeds=seeds, source="victim", turn=0, scale=0, move=0, bend=0))
+    adversary = whole.adversary(CPU, None)
+    api = BlackBox(whole.victim.untrained(seed=0, purpose="victim"), Undefended(), (1, 8, 8), budget, CPU)
+    images = whole.attack.spend(api, POOL[:1], adversary).transfer.images
+    first = min(budget, seeds)
+    own = to_unit_range(adversary.labeled("attack.seeds", first)[0])
+    assert torch.equal(images, own.repeat(2, 1, 1, 1)[:budget])
+    assert whole.attack.affordable(POOL[:1], "mine") == budget
+    assert cell(attack=Augmented(budget)).adversary(CPU, None).victim is None
+
+
+def test_more_seeds_than_the_victim_has_images():
+    whole = cell(attack=Augmented(1000, seeds=500, source="victim"))
+    api = BlackBox(whole.victim.untrained(seed=0, purpose="victim"), Undefended(), (1, 8, 8), 1000, CPU)
+    with pytest.raises(MadError, match=r"attack\.seeds=500 is above the 200 images of victim toy"):
+        whole.attack.spend(api, POOL, whole.adversary(CPU, None))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14)])

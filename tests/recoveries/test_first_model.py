@@ -9,14 +9,15 @@ from toys import CPU, Blobs, Streamed, cell, victim
 from mad.datasets import to_unit_range
 from mad.defenses import Defense
 from mad.errors import MadError
+from mad.knowledge import turns
 from mad.pipeline import run
 from mad.recoveries import AsAnswered
-from mad.recoveries.few import Few, assigned, labeled, turns
+from mad.recoveries.few import Few, assigned
 from mad.recoveries.first_model import first_model
 from mad.recoveries.self_training import SelfTraining
 from mad.simplex import are_posteriors
 from mad.storage.store import Store
-from mad.testing import posteriors
+from mad.testing import posteriors, toy_adversary
 from mad.transfer import TransferSet
 
 POOL = Blobs().images((1, 8, 8))
@@ -89,6 +90,10 @@ def test_the_permutation():
     assert torch.equal(assigned(wide, torch.arange(30).roll(1)).sort().values, torch.arange(100))
 
 
+def labeled(recipe, count, seed):
+    return toy_adversary(victim=recipe, seed=seed).labeled("recovery.count", count)
+
+
 def test_labeled_images_are_no_test_images_and_balanced():
     for share, held in ((0.0, False), (0.2, True)):
         recipe = replace(victim(), validation=share)
@@ -107,6 +112,7 @@ def test_labeled_images_are_no_test_images_and_balanced():
             assert split.labels[row] == label
         assert torch.equal(labeled(recipe, 10, 0)[0], images)
         assert not torch.equal(labeled(recipe, 10, 1)[0], images)
+        assert torch.equal(labeled(recipe, 17, 0)[0][:10], images)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 0, 0, 2, 1], [5], [3, 3, 3]])
