@@ -109,8 +109,8 @@ def trained(cell: Cell, arm: str, found: Any, device: torch.device) -> dict[str,
 
 def initial(cell: Cell, model: nn.Module, images: Tensor, device: torch.device) -> None:
     """Give a model, but for its last layer, the weights of one that learned the pool's own classes."""
-    labels = cell.pool.labels()  # type: ignore[attr-defined]
-    own = cell.knockoff.architecture(shape=cell.victim.dataset.shape, classes=int(labels.max()) + 1)  # type: ignore[misc]
+    labels = cell.labels()
+    own = cell.knockoff.architecture(shape=cell.victim.dataset.shape, classes=int(labels.max()) + 1)
     recipe: Trainer = replace(cell.victim.trainer, epochs=1, min_steps=400)
     recipe.fit(own, images, labels, seed=cell.seed, device=device, task="pool")
     state, mine = own.state_dict(), model.state_dict()

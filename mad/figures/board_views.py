@@ -48,8 +48,9 @@ COSTS = {
 MEANING = (
     "worst: the strongest adversary that a thief can be, the mean over the seeds of the member with the highest mean; "
     "95 %: of a bootstrap over seeds that chooses it anew. knows nothing: the strongest that has nothing but the "
-    "answers, neither labeled images nor the defense's code. given clean: the best of those that are given the clean "
-    "answers, a bound. honest answers: how many undefended answers make the naive thief as good as the worst."
+    "answers, neither images of the victim's kind nor the defense's code. given clean: the best of those that are "
+    "given the clean answers, a bound. honest answers: how many undefended answers make the naive thief as good as the "
+    "worst."
 )
 
 
@@ -119,7 +120,10 @@ def markdown(title: str, table: pd.DataFrame) -> str:
 
 
 def draw(title: str, table: pd.DataFrame) -> Figure:
-    """Draw a board: a line for each defense, its worst member bold; those given the clean answers are hollow."""
+    """Draw a board: a line for each defense, its worst member bold; those given the clean answers are hollow.
+
+    A diamond is the worst member that knows nothing but the answers.
+    """
     figure = Shown(figsize=(9.0, 1.0 + 0.28 * len(table)), layout="constrained")
     axes = figure.subplots()
     for place, (_, at) in enumerate(table[::-1].iterrows()):
@@ -132,6 +136,8 @@ def draw(title: str, table: pd.DataFrame) -> Figure:
         if at.low is not None and at.low == at.low:
             axes.plot([at.low, at.high], [place, place], color=HUES[0], linewidth=1.6)
         axes.plot([at.worst], [place], "o", color=HUES[0], markersize=6, label="worst member")
+        if at.unaided is not None and at.unaided == at.unaided:
+            axes.plot([at.unaided], [place], "d", color=HUES[2], markersize=5, label="worst that knows nothing else")
         axes.annotate(at.worst_member, (1.01, place), xycoords=("axes fraction", "data"), fontsize=SMALL, va="center")
     names = [f"{label(at)}  ({100 * at.defended_accuracy:.1f} %)" for _, at in table[::-1].iterrows()]
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)

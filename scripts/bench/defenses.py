@@ -27,8 +27,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 import common
 
-from mad.cli import configs
-from mad.cli.compose import PARTS
+import mad
 from mad.datasets import batches, checked, to_unit_range
 from mad.deployment import Deployment, deploy
 from mad.export_deployment import bare
@@ -38,16 +37,9 @@ BARS = {"adaptive_misinformation": ("networks", 1.10)}
 
 def parts(name: str, given: Any) -> dict[str, Any]:
     """Return the victim, the pool and the defense of a command line."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    configs.register_aliases()
-    line = [f"trainer.min_steps={given.steps}", "trainer.epochs=1", *given.overrides.split()]
-    with configs.quiet(), hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
-        config = hydra.compose("config", overrides=[f"defense={name}", *line])
-    wanted = [part for part in PARTS if part in ("victim", "pool", "defense")]
-    return {part: hydra.utils.instantiate(config[part], _convert_="all") for part in wanted}
+    words = [f"trainer.min_steps={given.steps}", "trainer.epochs=1", *given.overrides.split()]
+    cell = mad.load(f"defense={name}", *words)
+    return {"victim": cell.victim, "pool": cell.pool, "defense": cell.defense}
 
 
 def queries(victim: Any, pool: Any, device: torch.device, count: int) -> dict[str, Tensor]:

@@ -24,41 +24,30 @@ from typing import Any
 import torch
 from common import arguments, paired, ratio, report
 
-from mad.adversary import Adversary
-from mad.cli import configs
-from mad.cli.compose import PARTS
-from mad.recoveries import AsAnswered
+import mad
+from mad.attacks import TransferSet
+from mad.seeds import generator
 
 STATE: dict[str, Any] = {}
 
 
 def prepare(victim: str, pool: str, budget: int, epochs: int, data_root: str) -> None:
     """Keep in this process what a knockoff is trained on; its answers stand for any defense's."""
-    import hydra
-
-    from mad.attacks import TransferSet
-    from mad.seeds import generator
-
-    configs.register_aliases()
     wanted: dict[str, Any] = {"victim": victim, "pool": pool, "knockoff.epochs": epochs, "data_root": data_root}
     wanted["knockoff.min_steps"] = "0" if epochs else ""
-    with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
-        config = hydra.compose("config", overrides=[f"{key}={value}" for key, value in wanted.items() if value])
-    made = {name: hydra.utils.instantiate(config[name], _convert_="all") for name in PARTS}
-    images = made["pool"].images(made["victim"].dataset.shape)
+    cell = mad.load(*(f"{key}={value}" for key, value in wanted.items() if value))
+    assert cell.pool is not None
+    images = cell.pool.images(cell.victim.dataset.shape)
     rows = torch.arange(budget or len(images))
-    answers = torch.rand(len(rows), made["victim"].dataset.classes, generator=generator(0, "answers")).softmax(1)
-    STATE.update(made, transfer=TransferSet(images, rows, answers))
+    answers = torch.rand(len(rows), cell.victim.dataset.classes, generator=generator(0, "answers")).softmax(1)
+    STATE.update(cell=cell, transfer=TransferSet(images, rows, answers))
 
 
 def knockoff(threads: int, seed: int) -> tuple[float, str]:
     """Train one; return the processor seconds it took, and the digest of its weights."""
     torch.set_num_threads(threads)
     start = time.process_time()
-    transfer = STATE["transfer"]
-    dataset, knockoff = STATE["victim"].dataset, replace(STATE["knockoff"], architecture=STATE["victim"].architecture)
-    adversary = Adversary(knockoff, AsAnswered(), dataset.shape, dataset.classes, seed, torch.device("cpu"))
-    model = adversary.train(transfer)
+    model = replace(STATE["cell"], seed=seed).adversary(torch.device("cpu")).train(STATE["transfer"])
     spent = time.process_time() - start
     weights = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
     return spent, hashlib.sha256(weights).hexdigest()

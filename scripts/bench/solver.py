@@ -17,13 +17,11 @@ from typing import Any
 
 import common
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
+import mad
 from mad import solvers
 from mad.architectures.lenet import LeNet
-from mad.cli.configs import config_dir, register_aliases
 from mad.datasets import to_unit_range
 from mad.solvers.exact import mirror
 from mad.solvers.metric import cosine
@@ -35,10 +33,9 @@ BATCH, EPSILONS = 256, (0.5, 0.95, 1.5)
 
 def real(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return a digits victim's and a random surrogate's posteriors on letters, (256, 10) each."""
-    register_aliases()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose("config")
-    victim, pool = (instantiate(config[part], _convert_="all") for part in ("victim", "pool"))
+    cell = mad.load("defense=mad")
+    victim, pool = cell.victim, cell.pool
+    assert pool is not None
     images = to_unit_range(pool.images(victim.dataset.shape)[:BATCH].to(device))
     networks = victim.train(device), place(victim.untrained(seed=0, purpose="surrogate"), device)
     with torch.no_grad():

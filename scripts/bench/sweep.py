@@ -20,13 +20,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from common import arguments, report, seconds
 
-from mad.cell import Cell
-from mad.cli import configs
-from mad.cli.compose import cell_of
+import mad
 from mad.deployment import deploy
 from mad.pipeline import inputs
 from mad.storage.store import Store
@@ -37,20 +34,10 @@ BAR = 1.10
 MAD_RUN = [sys.executable, "-c", "from mad.cli.run import main; main()"]
 
 
-def overrides(given: Namespace, outputs: str) -> list[str]:
-    """Return mad-run's arguments but for epsilon."""
+def overrides(given: Namespace) -> list[str]:
+    """Return the words of a cell but for epsilon."""
     wanted = {"pool": given.pool, "attack.budget": given.budget, "data_root": given.data_root}
-    words = [f"victim={given.victim}", f"outputs={outputs}", f"device={given.device}", "defense=mad"]
-    words += ["hydra/launcher=basic", f"threads={given.threads}"]  # one cell after the other
-    return words + [f"{key}={value}" for key, value in wanted.items() if value]
-
-
-def composed(words: list[str]) -> Cell:
-    """Return the cell that mad-run would run."""
-    configs.register_aliases()
-    with hydra.initialize_config_dir(str(configs.config_dir()), version_base="1.3"):
-        config = hydra.compose("config", overrides=words)
-    return cell_of(config)
+    return [f"victim={given.victim}", "defense=mad", *(f"{key}={value}" for key, value in wanted.items() if value)]
 
 
 def sweep(words: list[str], threads: int) -> float:
@@ -77,8 +64,8 @@ def main() -> None:
     """Print what the sweep cost, over eight times one knockoff's training."""
     given = arguments(__doc__, victim="digits", pool="", budget=0, data_root="")
     with tempfile.TemporaryDirectory() as outputs:
-        words = overrides(given, outputs)
-        cell, device = composed(words), torch.device(given.device)
+        words = overrides(given)
+        cell, device = mad.load(*words), torch.device(given.device)
         images, budget, _ = inputs(cell)
         api = deploy(cell.victim, seed=cell.seed, store=Store(outputs), device=device)
         victim_seconds, adversary = api.seconds, cell.adversary(device)
@@ -89,7 +76,9 @@ def main() -> None:
 
         half = max(1, given.repeats // 2)
         alone = [seconds(knockoff, given.device) for _ in range(half)]
-        wall = sweep(words, given.threads)
+        # one cell after the other
+        where = [f"outputs={outputs}", f"device={given.device}", f"threads={given.threads}", "hydra/launcher=basic"]
+        wall = sweep([*words, *where], given.threads)
         alone += [seconds(knockoff, given.device) for _ in range(half)]
         found = records(outputs)
     report(f"{CELLS} epsilons of one attack", [row(given, budget, victim_seconds, wall, alone, found)], given)

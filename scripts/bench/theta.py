@@ -160,7 +160,8 @@ def main() -> None:
     """Measure every network, or one peak."""
     given = arguments(__doc__, peak="", networks=",".join(NETWORKS))
     if given.peak:
-        print_peak(*given.peak.split("/"), given.device)
+        network, method = given.peak.split("/")
+        print_peak(network, method, given.device)
         return
     rate = matrix_rate(given.device)
     rows = [row for network in given.networks.split(",") for row in measure(network, rate, given)]

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import arguments, ratio, report, seconds
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 from torch.optim import SGD
@@ -37,7 +36,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from mad.architectures.lenet import LeNet
-from mad.cli.configs import config_dir, register_aliases
+from mad.cli.configs import composed
 from mad.datasets import Split
 from mad.datasets.vision import Vision
 from mad.evaluation import accuracy
@@ -95,9 +94,7 @@ class Ours:
 
     def __init__(self, trainer: str, split: Split, device: str, size: int | None = None) -> None:
         self.split, self.device = Split(*(part[:size] for part in split)), device
-        register_aliases()
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            self.trainer: Trainer = instantiate(compose("config", [f"trainer={trainer}"]).trainer, _convert_="all")
+        self.trainer: Trainer = instantiate(composed([f"trainer={trainer}"]).trainer, _convert_="all")
 
     def epochs(self, seed: int, epochs: int | None = None) -> Epochs:
         """Train a fresh LeNet, a step of the generator an epoch."""
