@@ -24,6 +24,7 @@ from mad.environment import SLOT
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # without one of them there is no GPU, and no need of torch
+REPLACED = "A worker stopped while some jobs were given"  # loky of a process that grew; it starts another
 IDLE_SECONDS = 60.0  # after which a worker whose sweep was killed ends
 OVER = JobReturn(status=JobStatus.COMPLETED)  # enough for Hydra; the cell's note has the result
 
@@ -67,6 +68,7 @@ class Pool:
     def __init__(self, n_jobs: int, **_: Any) -> None:
         from joblib import effective_n_jobs
 
+        warnings.filterwarnings("ignore", message=REPLACED)
         self.slots = effective_n_jobs(n_jobs)
         self.pools: dict[int, Any] = {}
 

@@ -1,10 +1,13 @@
 """What makes a sweep outlive its dead, without an engine: pools, notes, turns, slots."""
 
+import inspect
 import json
 import os
 import pickle
+import re
 import sys
 import types
+import warnings
 
 import hydra
 import pytest
@@ -255,3 +258,17 @@ def test_jobs_stand_where_the_sweep_was_launched(tmp_path, monkeypatch):
     assert os.getcwd() == str(tmp_path)
     assert str(tmp_path) in sys.path
     assert progress.plain
+
+
+def test_a_worker_that_grew_and_was_replaced_is_no_news(recwarn):
+    """Loky says so in the parent; the text is taken from its source."""
+    from joblib.externals.loky import process_executor
+
+    source = inspect.getsource(process_executor)
+    (text,) = re.findall(r'"(A worker stopped while some jobs [^"]*)"', source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        launchers.Pool(n_jobs=1)
+        warnings.warn(text, UserWarning, stacklevel=1)
+        warnings.warn("another", UserWarning, stacklevel=1)
+    assert [str(each.message) for each in recwarn] == ["another"]
