@@ -15,7 +15,7 @@ from torch import Tensor
 
 LEVELS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # of p-values
 BETS = ((0.05, 1.0), (0.4, 1.0), (0.1, 0.5), (0.1, 0.2), (0.1, 0.07))  # see ``payoffs``
-RECENT = 16  # queries whose near copies are not counted again
+RECENT = 16  # queries whose near copies win nothing
 
 
 def upper_bounds(sizes: Tensor, slack: float) -> Tensor:
@@ -73,6 +73,9 @@ class Client:
     A bet that starts with query s has the weight 1 / (s (s + 1)), so that honest queries save up no credit: a client
     that turns after s queries is found as fast as a new one, but for a factor s (s + 1) of wealth.
 
+    A near copy of a recent query wins nothing, since a user who asks twice is no thief, but it loses what an honest
+    query would: left out, the easy images that many users ask about would leave the hard ones to speak for them.
+
     Args:
         payoffs: of each group, see ``payoffs``: nested lists [group][bet][level].
         delta: the largest probability that an honest client is ever flagged.
@@ -101,14 +104,16 @@ class Client:
         """
         for group, level, name in zip(groups, levels, names, strict=True):
             self.asked += 1
-            if self.flagged_at is not None or name in self.recent:
+            if self.flagged_at is not None:
                 continue
-            self.recent.append(name)
-            self.counted += 1
-            start = 1 / (self.counted * (self.counted + 1))
-            paid = self.payoffs[group]
-            for bet, wealth in enumerate(self.wealth):
-                self.wealth[bet] = min((wealth + start) * paid[bet][level], 1e300)
+            near, start = name in self.recent, 0.0
+            if not near:
+                self.recent.append(name)
+                self.counted += 1
+                start = 1 / (self.counted * (self.counted + 1))
+            for bet, (wealth, paid) in enumerate(zip(self.wealth, self.payoffs[group], strict=True)):
+                won = min(paid[level], 1.0) if near else paid[level]
+                self.wealth[bet] = min((wealth + start) * won, 1e300)
             if self.total >= 1 / self.delta:
                 self.flagged_at = self.asked
 

@@ -93,6 +93,24 @@ def test_honest_clients_are_hardly_ever_flagged():
     assert not (flagged(levels_of(uniform(300, 2000))) <= 2000).any()  # those of exact p-values have the slack
 
 
+def test_honest_clients_whose_easy_images_are_alike_are_hardly_ever_flagged():
+    """Near copies among honest queries are no independent draw of them: what they would have lost is lost."""
+    worst = torch.tensor([0.0, *BOUNDS[1].tolist(), 1.0])
+    levels = (torch.searchsorted(worst, uniform(100, 1000, seed=3), right=True) - 1).tolist()
+    each = [one(some, [-1 if level == 7 else number for number, level in enumerate(some)]) for some in levels]
+    assert sum(client.flagged_at is not None for client in each) <= 6  # 2.5 are promised
+
+
+def test_a_near_copy_wins_nothing_and_loses_what_it_would_lose():
+    before, levels = [7, 7, 3, 7, 5], range(8)
+    for level in levels:
+        found = one([*before, level], [0, 1, 2, 3, 4, 2])
+        lost = one(before)
+        kept = [wealth * min(1, paid[level].item()) for wealth, paid in zip(lost.wealth, PAID[1], strict=True)]
+        assert found.wealth == pytest.approx(kept, rel=1e-12)
+        assert found.counted == lost.counted
+
+
 def test_a_client_that_repeats_itself_is_not_flagged_for_it():
     levels = [0 if number % 40 == 0 else 7 for number in range(40) for _ in range(9)]
     names = [number for number in range(40) for _ in range(9)]
