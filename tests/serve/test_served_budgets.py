@@ -266,7 +266,7 @@ def test_what_a_client_asked_before_a_restart_counts(tmp_path):
             memory = it.service._session(client).defense.remembered()
     assert memory[:4] == inside.defense.remembered()[:4]  # the queries of one restart may have come in another order
     ledger = Ledger(tmp_path / "clients.ledger")
-    assert ledger.memory(client.id, "gate 1") == memory
+    assert ledger.memory(client.id, "gate 2") == memory
     assert ledger.memory(client.id, "prada 1") is None
     ledger.close()
 
@@ -274,7 +274,7 @@ def test_what_a_client_asked_before_a_restart_counts(tmp_path):
 def test_a_memory_that_is_none_answers_nobody(tmp_path, capfd):
     with running(guarded(), tmp_path, [("a", {})]) as it:
         (client,) = it.service.clients.all()
-        it.service.ledger.remember(client.id, "gate 1", [1, 2]).result()
+        it.service.ledger.remember(client.id, "gate 2", [1, 2]).result()
         assert it.infer(pictures(1), it.keys["a"])[0] == 503
     assert "defense=gate cannot go on from [1, 2]: it is no memory of a client" in capfd.readouterr().err
 
@@ -300,9 +300,9 @@ def test_a_ledger_of_before_has_no_memories(tmp_path):
     old.close()
     ledger = Ledger(tmp_path / "ledger")
     assert ledger.used("a") == 7
-    assert ledger.memory("a", "gate 1") is None
-    ledger.remember("a", "gate 1", [1.5]).result()
-    assert ledger.memory("a", "gate 1") == [1.5]
+    assert ledger.memory("a", "gate 2") is None
+    ledger.remember("a", "gate 2", [1.5]).result()
+    assert ledger.memory("a", "gate 2") == [1.5]
     ledger.close()
 
 

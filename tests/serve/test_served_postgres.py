@@ -113,12 +113,12 @@ def test_charges_are_whole_and_memories_outlive_a_restart(database):
     with pytest.raises(BudgetExceededError, match="4 queries asked for, 3 of 10 left"):
         ledger.charge("a", 4, 10).result()
     assert ledger.used("b") == 0
-    assert ledger.memory("a", "gate 1") is None
+    assert ledger.memory("a", "gate 2") is None
     for memory in ([1, 2.5], [3, 1e300]):
-        ledger.remember("a", "gate 1", memory).result()
+        ledger.remember("a", "gate 2", memory).result()
     ledger.close()
     ledger = Ledger(database.url)
-    assert (ledger.used("a"), ledger.memory("a", "gate 1"), ledger.memory("b", "gate 1")) == (7, [3, 1e300], None)
+    assert (ledger.used("a"), ledger.memory("a", "gate 2"), ledger.memory("b", "gate 1")) == (7, [3, 1e300], None)
     ledger.close()
 
 
