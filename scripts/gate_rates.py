@@ -1,9 +1,10 @@
 """Print which share of honest and of other images a gate answers honestly, by rule and alpha, as in docs/gate.md.
 
-    python scripts/gate_rates.py fashion_mnist,kmnist_part,letters victim=mnist data_root=/data
+    python scripts/gate_rates.py fashion_mnist,kmnist_part,letters victim=mnist data_root=/data figure=gate.png
 
-The first word names pools, the others are overrides of mad-run. The column ``shifts`` is the mean over synthetic shifts
-of training images, by which the default rule was chosen.
+The first word names pools, the others are overrides of mad-run. ``changed`` are test images as ``attack=augmented``
+changes them. The column ``shifts`` is the mean over synthetic shifts of training images, by which the default rule was
+chosen. ``figure=FILE`` draws the default rule's scores and the shares that pass; ``outputs=FOLDER`` keeps the networks.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import mad
+from mad.attacks.augmented import Augmented
 from mad.datasets import Images, batches, to_unit_range
 from mad.defenses.gate import Gate
 from mad.deployment import deploy
+from mad.figures.drawing import DASHES, HUES, INK, SMALL, sheet
 from mad.gate.conformal import RULES
 from mad.gate.shifts import shifts
 from mad.seeds import generator
@@ -30,12 +34,17 @@ CPU = torch.device("cpu")
 
 def main() -> None:
     """Deploy one gate, score all images once, and print a line for each rule and alpha."""
-    names, words = sys.argv[1].split(","), ["defense=gate", "victim.validation=0.1", *sys.argv[2:]]
+    own = dict(word.split("=", 1) for word in sys.argv[2:] if word.startswith(("figure=", "outputs=")))
+    rest = [word for word in sys.argv[2:] if word.partition("=")[0] not in own]
+    names, words = sys.argv[1].split(","), ["defense=gate", "victim.validation=0.1", *rest]
     cell = mad.load(*words)
     shape = tuple(cell.victim.dataset.shape)
-    gate = deploy(cell.victim, cell.defense, seed=cell.seed, store=Store(Path("outputs"))).defense
+    gate = deploy(cell.victim, cell.defense, seed=cell.seed, store=Store(Path(own.get("outputs", "outputs")))).defense
     assert isinstance(gate, Gate)
     kinds = {"honest": cell.victim.dataset.test().images}
+    rows = torch.arange(min(COUNT, len(kinds["honest"])))
+    honest = to_unit_range(next(iter(batches(kinds["honest"], rows, len(rows), CPU))))
+    kinds["changed"] = Augmented().changed(honest, generator(0, "gate_rates"))
     for name in names:
         pool = mad.load(*words, f"pool={name}").pool
         assert pool is not None
@@ -53,6 +62,39 @@ def main() -> None:
             shares = [passing(one, *each) for each in found.values()]
             shares.append(sum(passing(one, *each) for each in shifted) / len(shifted))
             print(rule, alpha, *(f"{share:.4f}" for share in shares), sep="\t")
+    if "figure" in own:
+        draw(gate, found).savefig(own["figure"], dpi=150)
+
+
+def draw(gate: Gate, found: dict[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Draw how the combined scores are distributed, and which share of each kind passes at each alpha."""
+    figure, ((left, right),) = sheet(1, 2)
+    scores = {name: gate._combined(each[0]) for name, each in found.items()}
+    edges = torch.linspace(0, max(float(each.max()) for each in scores.values()), 61).numpy()
+    alphas = torch.logspace(-2.5, -0.3, 23).tolist()
+    gates = [replace(gate, alpha=alpha) for alpha in alphas]
+    for each in gates:
+        each._detector = gate._detector
+        each._calibrate(gate._detector)
+    for place, (name, score) in enumerate(scores.items()):
+        look = {"color": HUES[place], "linestyle": DASHES[place % len(DASHES)], "linewidth": 1.4}
+        left.hist(score.numpy(), bins=edges, density=True, histtype="step", label=name, **look)
+        right.plot(alphas, [passing(each, *found[name]) for each in gates], label=name, **look)
+    left.axvline(float(gate._threshold.median()), color=INK, linewidth=0.8)
+    left.annotate(
+        f"alpha {gate.alpha:g}",
+        (float(gate._threshold.median()), 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="top",
+        fontsize=SMALL,
+    )
+    left.set(xlabel="combined score of a query", ylabel="density", yscale="log")
+    right.set(xlabel="alpha: most honest queries that are touched", ylabel="share answered honestly", xscale="log")
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=SMALL, frameon=False)
+    return figure
 
 
 @torch.no_grad()
