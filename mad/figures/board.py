@@ -112,20 +112,24 @@ def honest(rows: pd.DataFrame) -> pd.Series:
 def board(theft: pd.DataFrame, undefended: pd.Series) -> pd.DataFrame:
     """Return one row for each defense and strength of a theft, the one that leaves its worst member least first.
 
-    Columns: ``defense`` with its settings, ``parameter``, ``strength``, ``members``; ``seeds``; ``worst`` (percent),
-    ``low`` and ``high`` of its 95 % interval, ``worst_member`` and what it ``knows``; ``agreement``, the highest mean
-    agreement of any member, and the ``agreement_member``; ``naive``, ``labels`` and the best member that is given the
-    clean answers (``informed``, ``informed_member``), empty where they were not run; ``unaided``, that of the best
-    ``unaided_member`` of those that know nothing but the answers; ``honest``, how many undefended
-    answers make the naive thief as good as the worst member is, by interpolation between the budgets of ``undefended``
-    and empty with fewer than two; the API's costs, means over the seeds; ``chance``; ``seconds`` of a seed's thefts;
-    and ``by_member``, the mean of each member, informed ones too.
+    Defenses that met fewer members than another did come last, since who met few adversaries has a weak worst one.
+
+    Columns: ``defense`` with its settings, ``parameter``, ``strength``, ``members`` and the ``most`` that any defense
+    met; ``seeds``; ``worst`` (percent), ``low`` and ``high`` of its 95 % interval, ``worst_member`` and what it
+    ``knows``; ``agreement``, the highest mean agreement of any member, and the ``agreement_member``; ``naive``,
+    ``labels`` and the best member that is given the clean answers (``informed``, ``informed_member``), empty where they
+    were not run; ``unaided``, that of the best ``unaided_member`` of those that know nothing but the answers;
+    ``honest``, how many undefended answers make the naive thief as good as the worst member is, by interpolation
+    between the budgets of ``undefended`` and empty with fewer than two; the API's costs, means over the seeds;
+    ``chance``; ``seconds`` of a seed's thefts; and ``by_member``, the mean of each member, informed ones too.
     """
     every = [cells for _, cells in theft.groupby(DEFENSE, dropna=False)]
     found = [row(cells) for cells in every if not informed(cells).all()]  # others have no thief yet
     for each in found:
         each["honest"] = equivalent(undefended, each["worst"])
-    return pd.DataFrame(found).sort_values("worst", ignore_index=True)
+    table = pd.DataFrame(found).sort_values("worst")
+    table["most"] = table.members.max()
+    return table.sort_values("members", key=lambda met: met < met.max(), kind="stable", ignore_index=True)
 
 
 def row(cells: pd.DataFrame) -> dict[str, Any]:

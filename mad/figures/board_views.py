@@ -73,7 +73,7 @@ def texts(at: Any) -> dict[str, str]:
         "ece": number(at.get("ece"), 3),
         "selective": number(at.get("selective_accuracy"), 1, 100),
         "seconds": number(at.seconds, 0),
-        "members": str(at.members),
+        "members": str(at.members) if at.members == at.most else f"{at.members} of {at.most}",
         "seeds": str(at.seeds),
     }
 

@@ -57,6 +57,14 @@ def test_the_worst_is_the_member_with_the_highest_mean_and_those_given_the_clean
     assert by.loc["mad"].nll == pytest.approx(0.1)
 
 
+def test_a_defense_that_met_fewer_members_is_not_ranked_above_those_that_met_all():
+    few = records.frame([*ROWS, *cells("dcp", 0.5, "naive", (0.1, 0.1, 0.1), "a")])
+    ((title, table),) = board.boards(few).items()
+    assert table.defense.tolist() == ["top_k", "mad", "none", "dcp"]
+    assert [board_views.texts(at)["members"] for _, at in table.iterrows()] == ["2", "2", "2", "1 of 2"]
+    assert "| 1 of 2 |" in board_views.markdown(title, table)
+
+
 def test_the_interval_chooses_the_worst_anew_in_each_draw():
     scores = pd.DataFrame({"naive": [60.0, 20.0, 40.0], "argmax": [50.0, 52.0, 54.0]})
     found = board.worst(scores)
