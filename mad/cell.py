@@ -62,8 +62,6 @@ class Cell:
     def __post_init__(self) -> None:
         check_number("seed", self.seed, 0, 2**62, whole=True)
         check_flag("probe", self.probe)
-        for known in self.knows:
-            check_choice("what a recovery or an attack knows", known, KNOWLEDGE)
         if not self.attack.needs_pool:
             object.__setattr__(self, "pool", None)
         elif self.pool is None:
@@ -73,6 +71,9 @@ class Cell:
             if given is not None and not hasattr(given, "name"):
                 raise MadError(f"{part} {type(given).__name__} has no name: set the class attribute name")
             check_name(f"{part}.name", getattr(given, "name", "none"))
+        for kind, plugin in (("recovery", self.recovery), ("attack", self.attack)):
+            for known in plugin.knows:
+                check_choice(f"{kind} {plugin.name}: what it knows", known, KNOWLEDGE)
         if self.defense.epsilon == 0:  # with epsilon 0 every defense answers with the clean posteriors
             object.__setattr__(self, "defense", Undefended())
         self.defense.check(self.victim)

@@ -119,3 +119,11 @@ def test_recoveries():
     kept = Argmax()(answers)
     assert torch.equal(kept, torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
     assert kept.dtype == answers.dtype
+
+
+def test_an_attack_that_knows_what_nobody_can_is_refused_by_name():
+    class Oracle(KnockoffNets):
+        knows = ("everything",)
+
+    with pytest.raises(MadError, match="attack knockoff: what it knows must be one of"):
+        cell(attack=Oracle(10))
