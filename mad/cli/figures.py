@@ -69,7 +69,8 @@ def derive(table: DataFrame, groups: DataFrame, outputs: Path, *, what: str | No
     """
     from mad.storage import records
 
-    yield records.write_csv(table, outputs)
+    if not table.empty:
+        yield records.write_csv(table, outputs)
     named = {} if what else figures_of(groups)
     new = {path: each for path, each in named.items() if not is_drawn(outputs, path, each[1])}
     yield from (outputs / f"{path}.png" for path in named if path not in new)
@@ -83,7 +84,7 @@ def derive(table: DataFrame, groups: DataFrame, outputs: Path, *, what: str | No
         if what == "paper":
             from mad.figures import paper
 
-            yield from paper.write_all(table, outputs)
+            yield from paper.write_all(groups, outputs)
             return
         if what == "pareto":
             from mad.figures import pareto
@@ -156,6 +157,13 @@ def main() -> None:
     )
     parser.add_argument("what", nargs="?", metavar="|".join(WHAT), help=f"instead: {'; '.join(WHAT.values())}")
     parser.add_argument("--outputs", default="outputs", help="the outputs folder (default: outputs)")
+    parser.add_argument(
+        "--records",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="records of others to draw, too, as in a records.csv, such as docs/bench/panel.csv; may be said again",
+    )
     arguments = parser.parse_args()
     if arguments.what not in (None, *WHAT):
         raise MadError(
@@ -164,11 +172,14 @@ def main() -> None:
     from mad.storage import records
 
     outputs, written = Path(configs.home("--outputs", arguments.outputs)), list[Path]()
-    if records.read(outputs).empty:
-        raise MadError(f"no record below {outputs}/runs; run mad-run first, or say --outputs FOLDER")
+    others = [each for file in arguments.records for each in records.read_csv(Path(file))]
+    if not others and records.read(outputs).empty:
+        raise MadError(
+            f"no record below {outputs}/runs; run mad-run first, or say --outputs FOLDER or --records records.csv"
+        )
     try:
         with locked(outputs, DERIVED):
             table = records.read(outputs)
-            written.extend(derive(table, table, outputs, what=arguments.what))
+            written.extend(derive(table, records.read(outputs, others), outputs, what=arguments.what))
     finally:
         listed(written)

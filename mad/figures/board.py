@@ -1,13 +1,15 @@
 """The board: each defense by what its strongest adversary leaves.
 
 A member of the panel is an adversary: an attack, a recovery and a way to train the knockoff. The worst member of a
-defense is the one with the highest mean accuracy over the seeds that all members share. Its number is that mean, not
-the highest of all runs, which luck would raise; its interval is of a bootstrap over seeds that chooses the worst anew.
+defense is the one with the highest mean accuracy over the seeds that all members share (``means`` says which members).
+Its number is that mean, not the highest of all runs, which luck would raise; its interval is of a bootstrap over seeds
+that chooses the worst anew.
 Members that are given what no thief has are shown beside the worst, and are never it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -134,19 +136,19 @@ def board(theft: pd.DataFrame, undefended: pd.Series) -> pd.DataFrame:
 
 def row(cells: pd.DataFrame) -> dict[str, Any]:
     """Return the row of one defense at one strength."""
-    given = informed(cells)
+    given, aided = informed(cells), cells.recovery_knows != ""
     scores, agreed = (means(cells[~given], name) for name in (STOLEN, AGREEMENT))
     told = worst(scores)
-    bound = means(cells[given], STOLEN).mean()
+    bound, unaided = (means(cells[some], STOLEN).mean() for some in (given, ~aided))
     first, counted = cells.iloc[0], cells[cells.seed.isin(scores.index)]
     costs = [name for name in COSTS if name in cells]
-    each, knows = scores.mean(), cells.groupby("member").recovery_knows.first().to_dict()
-    unaided = each[[name for name in each.index if not knows[name]]]
+    knows = cells.groupby("member").recovery_knows.first().to_dict()
+    each = scores.mean().combine_first(100 * cells[~given].groupby("member")[STOLEN].mean())
     return {
         "defense": f"{first.defense} ({first.defense_settings})" if first.defense_settings else str(first.defense),
         "parameter": first.strength_parameter,
         "strength": first.strength,
-        "members": scores.shape[1],
+        "members": len(each),
         "seeds": len(scores),
         **told,
         "knows": knows[told["worst_member"]],
@@ -158,7 +160,7 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
         "informed_member": bound.idxmax() if len(bound) else "",
         **{name: (counted if len(counted) else cells).groupby("seed")[name].first().mean() for name in costs},
         "chance": 100 * first.chance,
-        "seconds": (cells.seconds_queries + cells.seconds_knockoff).groupby(cells.seed).sum().mean(),
+        "seconds": seconds(cells),
         "by_member": {name: float(share) for name, share in [*each.items(), *bound.items()]},
         "unaided": unaided.max() if len(unaided) else None,
         "unaided_member": unaided.idxmax() if len(unaided) else "",
@@ -166,10 +168,26 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
 
 
 def means(cells: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return a column's values in percent, seeds by members, for the seeds that all members share."""
+    """Return a column's values in percent, seeds by members, for the seeds that all members share.
+
+    A member that was run with fewer seeds, all of which are below the lowest of the strongest one, does not count: it
+    is not the strongest, and must not take the others' seeds away.
+    """
     table = 100 * cells.pivot_table(index="seed", columns="member", values=column, aggfunc="mean")
-    whole = table.dropna()
-    return whole if len(whole) else table.mean().to_frame().T
+    if table.empty:
+        return table
+    seeds = table.count()
+    strongest = table.loc[:, seeds == seeds.max()].mean().idxmax()
+    counted = table.loc[:, (seeds == seeds.max()) | (table.max() >= table[strongest].min())].dropna()
+    return counted if len(counted) else table.mean().to_frame().T
+
+
+def seconds(cells: pd.DataFrame) -> float:
+    """Return the seconds of a seed's thefts, the mean over the seeds; NaN unless all are known."""
+    if not {"seconds_queries", "seconds_knockoff"} <= {*cells}:
+        return math.nan
+    each = cells.seconds_queries + cells.seconds_knockoff
+    return float(each.groupby(cells.seed).sum().mean()) if each.notna().all() else math.nan
 
 
 def worst(scores: pd.DataFrame) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ import pandas as pd
 
 from mad.errors import MadError
 from mad.progress import err
-from mad.schema import Record
+from mad.schema import EVERY, SECTIONS, Record, fault
 from mad.storage.files import below, write_alone
 from mad.storage.record_file import read_record
 
 ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "strength", "seed"]
 
+UNTIMED = [column.name for column in SECTIONS["Where and how long"]]  # no board or figure needs these
 EXACT = 2**53  # above it floats cannot hold every whole number
 
 
-def read(outputs: Path) -> pd.DataFrame:
-    """Return the records below ``outputs/runs``, one row each, sorted by ``ORDER``.
+def read(outputs: Path, others: Iterable[Record] = ()) -> pd.DataFrame:
+    """Return the records below ``outputs/runs``, and ``others`` that are not there, one row each, sorted by ``ORDER``.
 
     Damaged records are left out, and a line on stderr names each.
     """
@@ -34,7 +36,47 @@ def read(outputs: Path) -> pd.DataFrame:
             continue
         if row is not None:
             rows.append(row)
-    return frame(rows)
+    known = {row["fingerprint"]: row for row in [*others, *rows]}
+    return frame(known.values())
+
+
+def read_csv(path: Path) -> list[Record]:
+    """Return the records in a file such as ``records.csv``, which another machine may have written.
+
+    Columns may be missing, but for those that every record must have; seconds and machine may be missing, too.
+
+    Raises:
+        MadError: if the file cannot be read, or if a line is no record.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise MadError(f"{path} cannot be read as records.csv: {error}") from error
+    needed = [column.name for column in EVERY.values() if column.needed and column.name not in UNTIMED]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        record = {name: parsed(name, text) for name, text in line.items() if text and name is not None}
+        lacking = next((name for name in needed if name not in record), None)
+        extra = "more cells than the head" if None in line else None
+        wrong = extra or (f"no {lacking}" if lacking else fault(record))
+        if wrong:
+            raise MadError(f"{path}, record {number}: {wrong}; expected lines as mad-figures writes to records.csv")
+        found.append(record)
+    return found
+
+
+def parsed(name: str, text: str) -> Any:
+    """Return the value that a cell of ``records.csv`` stands for; the text itself where it stands for none."""
+    kind = EVERY[name].kind if name in EVERY else None
+    if kind == "text":
+        return text
+    if text in ("True", "False") and kind in ("true or false", None):
+        return text == "True"
+    for number in (float,) if kind == "number" else (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return text
 
 
 def frame(rows: Iterable[Record]) -> pd.DataFrame:

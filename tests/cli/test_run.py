@@ -227,7 +227,7 @@ def test_figures_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, capf
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mad.storage.records.read", lambda _: pd.DataFrame({"comparison_group": ["a"]}))
+    monkeypatch.setattr("mad.storage.records.read", lambda *_: pd.DataFrame({"comparison_group": ["a"]}))
     monkeypatch.setattr(tradeoff, "write_all", full)
     monkeypatch.setattr(figures_command, "figures_of", lambda groups: {Path("figures", "a"): (groups, "stamp")})
     monkeypatch.setattr(sys, "argv", ["mad-figures", "--outputs", str(tmp_path)])

@@ -86,6 +86,27 @@ def test_only_seeds_that_all_members_share_count():
     assert table.set_index("defense").loc["mad"].nll == pytest.approx(0.1)  # costs, too
 
 
+@pytest.mark.parametrize(("stolen", "seeds"), [(0.10, 3), (0.45, 1)])
+def test_a_member_with_fewer_seeds_takes_seeds_away_only_if_it_could_be_the_worst(stolen, seeds):
+    more = cells("mad", 0.5, "constant", (stolen,), "k")  # the lowest seed of argmax, the worst, is 50 and naive's 20
+    plain = [each for each in ROWS if each["recovery"] != "none" or each["defense"] != "mad"]
+    naive = cells("mad", 0.5, "naive", (0.41, 0.40, 0.40), "a")
+    argmax = cells("mad", 0.5, "argmax", (0.40, 0.55, 0.60), "b")
+    rows = [*(each for each in plain if each["defense"] != "mad"), *naive, *argmax, *more]
+    (table,) = board.boards(records.frame(rows)).values()
+    mad = table.set_index("defense").loc["mad"]
+    assert (mad.members, mad.seeds) == (3, seeds)
+    assert mad.by_member["constant"] == pytest.approx(100 * stolen)
+    assert mad.worst_member == ("argmax" if seeds == 3 else "constant")
+
+
+def test_seconds_are_told_only_where_all_are_known():
+    assert board.seconds(pd.DataFrame({"seed": [0, 0, 1], "seconds_queries": 1.0, "seconds_knockoff": 2.0})) == 4.5
+    lacking = pd.DataFrame({"seed": [0, 1], "seconds_queries": [1.0, None], "seconds_knockoff": 2.0})
+    assert np.isnan(board.seconds(lacking))
+    assert np.isnan(board.seconds(pd.DataFrame({"seed": [0]})))
+
+
 def test_the_largest_agreement_is_a_number_of_its_own():
     rows = [{**each, "agreement": 0.9 if each["recovery"] == "none" else 0.1} for each in ROWS]
     ((_, table),) = board.boards(records.frame(rows)).items()

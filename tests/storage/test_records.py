@@ -15,6 +15,7 @@ from mad.attacks.adaptive import KnockoffAdaptive
 from mad.attacks.jbda import Jbda
 from mad.attacks.online import Online
 from mad.defenses.dp_sgd import DpSgd
+from mad.errors import MadError
 from mad.pipeline import run
 from mad.storage import records
 from mad.storage.store import Store
@@ -116,3 +117,32 @@ def test_the_committed_records_have_no_other_columns():
     with (DOCS / "reproduction" / "records.csv").open() as file:
         names = {schema.FORMER.get(name, name) for name in next(csv.reader(file))}
     assert names <= {row[0].strip("`") for row in ROWS}
+
+
+def test_records_are_read_back_from_their_table(real, tmp_path):
+    path = records.write_csv(real, tmp_path)
+    back = records.frame(records.read_csv(path))
+    for name in real:
+        held = [[None if each != each or each == "" else each for each in some.get(name, [])] for some in (real, back)]
+        series = any(isinstance(each, list) for each in held[0])
+        assert held[0] == held[1] or series or not any(held[0]), name
+    (tmp_path / "outputs").mkdir()
+    assert len(records.read(tmp_path / "outputs", 2 * records.read_csv(path))) == real.fingerprint.nunique()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text + "a," * 200, "record 13: more cells"),
+        (lambda text: text.replace("stolen_accuracy,", "stolen,", 1), "record 1: no stolen_accuracy"),
+        (lambda text: text.replace("\ntoy,", "\n,", 1), "record 1: no victim"),
+        (lambda text: text + '"', "cannot be read"),
+        (lambda text: text.replace("victim,", "\xff,", 1), "cannot be read"),
+    ],
+)
+def test_a_table_that_holds_no_records_is_refused_with_its_line(real, tmp_path, change, said):
+    path = records.write_csv(real, tmp_path)
+    path.write_bytes(change(path.read_text()).encode("latin-1", "replace"))
+    with pytest.raises(MadError, match=said) as error:
+        records.read_csv(path)
+    assert str(path) in str(error.value)
