@@ -11,6 +11,9 @@ from mad import notebook
 from mad.cell import Cell
 from mad.config import load, members
 from mad.errors import MadError
+from mad.schema import Record
+
+ALWAYS = ["recovery=none"], ["recovery=argmax"]  # naive and labels, which have columns of their own on a board
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -21,6 +24,7 @@ def panel(
     outputs: str | Path = "outputs",
     *,
     seeds: Sequence[int] | None = None,
+    within: float | None = None,
     config_dir: str | Path | None = None,
     **how: Any,
 ) -> DataFrame:
@@ -33,6 +37,10 @@ def panel(
         cell: a cell from ``mad.load``.
         outputs: the outputs folder.
         seeds: the seeds to run; None for the cell's. One seed is an anecdote; take three or more for a claim.
+        within: points of stolen accuracy; after the first seed, only members that came so near to the strongest, or to
+            the strongest that knows nothing but the answers, are run with the other seeds, and naive and labels. None:
+            all, and the bounds. A member that is left out and could still be the worst takes the other seeds away from
+            the row, so that too small a number shows in the column ``seeds``.
         config_dir: the additional folder of configs that the cell was loaded with.
         **how: ``device`` and ``threads``, as for ``mad.run``.
 
@@ -47,16 +55,39 @@ def panel(
 
     if cell.overrides is None:
         raise MadError("a panel is made of overrides, and this cell was built from objects: take one from mad.load")
-    cells: dict[str, Cell] = {}
     words = [word for word in shlex.split(cell.overrides) if not gives_way(key(word))]
+    found: dict[str, Record] = {}
+    left = every = [(member, defended) for member in members() for defended in (False, True)]
     for seed in (cell.seed,) if seeds is None else seeds:
-        for member in members():
+        ran: list[tuple[list[str], bool, Cell, float]] = []
+        for member, defended in left:
             own = {key(word) for word in (*member, "seed")}
             kept = [word for word in words if key(word) not in own]
-            each = load(*kept, *member, f"seed={seed}", config_dir=config_dir)
-            cells |= {this.fingerprint: this for this in (each.reference, each)}
-    rows = named(frame([notebook.run(each, outputs, reference=False, **how) for each in cells.values()]))
+            asked = load(*kept, *member, f"seed={seed}", config_dir=config_dir)
+            this = asked if defended else asked.reference
+            if this.fingerprint not in found:
+                found[this.fingerprint] = notebook.run(this, outputs, reference=False, **how)
+            ran.append((member, defended, this, 100 * found[this.fingerprint]["stolen_accuracy"]))
+        if within is not None and left is every:
+            left = [
+                each for defended in (False, True) for each in near([at for at in ran if at[1] == defended], within)
+            ]
+    rows = named(frame(found.values()))
     return board(rows, honest(rows))
+
+
+def near(ran: Sequence[tuple[list[str], bool, Cell, float]], within: float) -> list[tuple[list[str], bool]]:
+    """Return the members of a defense that came within so many points of the strongest, and naive and labels."""
+    from mad.figures.board import CLEAN
+
+    thieves = [at for at in ran if CLEAN not in at[2].knows]
+    most = max((stolen for *_, stolen in thieves), default=0.0)
+    unaided = max((stolen for _, _, cell, stolen in thieves if not cell.knows), default=0.0)
+    return [
+        (member, defended)
+        for member, defended, cell, stolen in thieves
+        if member in ALWAYS or stolen >= (most if cell.knows else unaided) - within
+    ]
 
 
 def gives_way(name: str) -> bool:

@@ -79,6 +79,44 @@ def test_what_was_run_before_is_loaded(few, tmp_path, fits):
     assert fits == []
 
 
+def test_further_seeds_are_run_for_members_near_the_strongest_only(few, tmp_path):
+    asked = mad.load(*SMALL, "defense=mad_argmax", "defense.epsilon=2")
+    whole = mad.panel(asked, tmp_path / "whole", seeds=(0, 1)).set_index("defense")
+    board = mad.panel(asked, tmp_path / "near", seeds=(0, 1), within=0.0).set_index("defense")
+    ran = mad.records(tmp_path / "near")
+    for defense in ("none", "mad_argmax"):
+        first = ran[(ran.defense == defense) & (ran.seed == 0) & (ran.recovery != "oracle_filter")]
+        second = ran[(ran.defense == defense) & (ran.seed == 1)]
+        near = first[first.stolen_accuracy >= first.stolen_accuracy.max()]
+        usual = first[
+            first.attack.eq("knockoff") & first.knockoff_epochs.eq(1) & first.recovery.isin(["none", "argmax"])
+        ]
+        assert len(first) == len(FEW) - 1
+        assert {*second.comparison_group} == {*near.comparison_group, *usual.comparison_group}
+    assert board.members.tolist() == whole.members.tolist()
+    assert (
+        mad.panel(asked, tmp_path / "whole", seeds=(0, 1), within=100.0).set_index("defense").worst.equals(whole.worst)
+    )
+
+
+def test_members_that_know_more_are_near_by_their_own_kind():
+    class Known:
+        def __init__(self, *knows):
+            self.knows = knows
+
+    ran = [
+        (["recovery=none"], True, Known(), 10.0),
+        (["recovery=argmax"], True, Known(), 12.0),
+        (["attack=jbtr"], True, Known(), 30.0),
+        (["attack=jbtop3"], True, Known(), 19.0),
+        (["recovery=few"], True, Known("the victim's data"), 90.0),
+        (["recovery=bayes"], True, Known("the defense"), 79.0),
+        (["recovery=oracle_filter"], True, Known("the victim's clean answers"), 99.0),
+    ]
+    kept = [member for ((member,), _) in panels.near(ran, 10.0)]
+    assert kept == ["recovery=none", "recovery=argmax", "attack=jbtr", "recovery=few"]
+
+
 def test_a_cell_of_objects_is_refused(tmp_path):
     with pytest.raises(MadError, match=r"made of overrides.*mad\.load"):
         mad.panel(cell(), tmp_path)
