@@ -130,4 +130,9 @@ def test_a_sweep_over_a_panel_prints_its_board(mad_run, tmp_path, monkeypatch):
     assert "worst member" in out
     drawn = {path.name for path in (tmp_path / "outputs" / "figures").iterdir()}
     name = "board-digits-mlp-1-epochs-stolen-with-120-queries-from-letters"
-    assert {"board.md", "board-members.csv", *(f"{name}.{end}" for end in ("csv", "png", "pdf"))} == drawn
+    assert {
+        "board.md",
+        "board-members.csv",
+        "board-records.csv",
+        *(f"{name}.{end}" for end in ("csv", "png", "pdf")),
+    } == drawn

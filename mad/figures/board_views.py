@@ -12,8 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mad.errors import MadError
-from mad.figures.board import LEAST, boards, checks, each_member
+from mad.figures.board import AGREEMENT, DEFENSE, LEAST, STOLEN, boards, checks, each_member
+from mad.figures.board import COSTS as MEASURED
 from mad.figures.drawing import HUES, INK, SMALL, Shown, sheet, surround
+from mad.figures.groups import SAID
 from mad.figures.table import Column, fold, grid
 from mad.figures.tradeoff import save
 from mad.storage.files import LONGEST, write_alone
@@ -45,6 +47,13 @@ COSTS = {
     "AUROC of confidence": "auroc_pool",
     "seconds": "seconds",
 }
+RECORD = (  # the columns of a record that a board is made of, and what names it
+    *SAID,
+    *DEFENSE,
+    *("recovery_knows", "seed", "comparison_group", "fingerprint", "overrides", "chance", "victim_accuracy"),
+    *MEASURED,
+    *(STOLEN, AGREEMENT, "seconds_queries", "seconds_knockoff"),
+)
 MEANING = (
     "worst: the strongest adversary that a thief can be, the mean over the seeds of the member with the highest mean; "
     "95 %: of a bootstrap over seeds that chooses it anew. knows nothing: the strongest that has nothing but the "
@@ -189,6 +198,8 @@ def curves(title: str, table: pd.DataFrame) -> Figure | None:
 def write_all(records: pd.DataFrame, outputs: Path, least: int = LEAST) -> Iterator[Path]:
     """Write ``board.md``, and each theft's board as CSV and figures; yield their paths.
 
+    ``board-records.csv`` has what the boards were made of, for ``mad-figures board --records``.
+
     Raises:
         MadError: if no theft was run with two members.
     """
@@ -198,6 +209,7 @@ def write_all(records: pd.DataFrame, outputs: Path, least: int = LEAST) -> Itera
     text = f"{MEANING}\n\n" + "\n".join(markdown(title, table) for title, table in found.items())
     yield write_alone(outputs, AREA, AREA / "board.md", text.encode())
     yield written(each_member(records), outputs, "board-members")
+    yield written(records[[name for name in RECORD if name in records]], outputs, "board-records", "%.6g")
     for title, table in found.items():
         name = f"board-{re.sub(r'[^a-z0-9_]+', '-', title.replace(',', '').lower())}"[:LONGEST]
         yield written(table.drop(columns=["by_member"]), outputs, name)
@@ -207,9 +219,9 @@ def write_all(records: pd.DataFrame, outputs: Path, least: int = LEAST) -> Itera
             yield save(drawn, outputs, AREA / f"{name}-curves", AREA)
 
 
-def written(table: pd.DataFrame, outputs: Path, name: str) -> Path:
+def written(table: pd.DataFrame, outputs: Path, name: str, numbers: str = "%.4f") -> Path:
     """Write a table as CSV below the outputs folder, and return its path."""
-    content = table.to_csv(index=False, float_format="%.4f").encode()
+    content = table.to_csv(index=False, float_format=numbers).encode()
     return write_alone(outputs, AREA, AREA / f"{name}.csv", content)
 
 

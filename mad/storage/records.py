@@ -19,6 +19,7 @@ from mad.storage.record_file import read_record
 ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "strength", "seed"]
 
 UNTIMED = [column.name for column in SECTIONS["Where and how long"]]  # no board or figure needs these
+NAMES = ("victim", "pool", "defense", "attack", "recovery", "comparison_group", "fingerprint")  # none is empty
 EXACT = 2**53  # above it floats cannot hold every whole number
 
 
@@ -56,8 +57,10 @@ def read_csv(path: Path) -> list[Record]:
     needed = [column.name for column in EVERY.values() if column.needed and column.name not in UNTIMED]
     found = []
     for number, line in enumerate(lines, start=1):
-        record = {name: parsed(name, text) for name, text in line.items() if text and name is not None}
+        cells = {name: parsed(name, text) for name, text in line.items() if name is not None and text is not None}
+        record = {name: value for name, value in cells.items() if value is not None}
         lacking = next((name for name in needed if name not in record), None)
+        lacking = lacking or next((name for name in NAMES if not record[name]), None)
         extra = "more cells than the head" if None in line else None
         wrong = extra or (f"no {lacking}" if lacking else fault(record))
         if wrong:
@@ -67,10 +70,10 @@ def read_csv(path: Path) -> list[Record]:
 
 
 def parsed(name: str, text: str) -> Any:
-    """Return the value that a cell of ``records.csv`` stands for; the text itself where it stands for none."""
+    """Return the value that a cell of ``records.csv`` stands for; the text itself where it stands for no other kind."""
     kind = EVERY[name].kind if name in EVERY else None
-    if kind == "text":
-        return text
+    if not text or kind == "text":
+        return text if kind == "text" else None
     if text in ("True", "False") and kind in ("true or false", None):
         return text == "True"
     for number in (float,) if kind == "number" else (int, float):

@@ -186,13 +186,27 @@ def test_files_are_written_and_one_adversary_makes_no_board(tmp_path):
     two = [*ROWS, *cells("mad", 0.9, "naive", (0.1,) * 3, "a"), *cells("mad", 0.9, "argmax", (0.2,) * 3, "b")]
     written = list(board_views.write_all(records.frame(two), tmp_path))
     name = "board-toy-tiny-stolen-with-50-queries-from-blobs"
-    names = ["board.md", "board-members.csv", *(f"{name}{end}" for end in (".csv", ".png", "-curves.png"))]
+    names = [
+        "board.md",
+        "board-members.csv",
+        "board-records.csv",
+        *(f"{name}{end}" for end in (".csv", ".png", "-curves.png")),
+    ]
     assert [path.name for path in written] == names
     text = (tmp_path / "figures" / "board.md").read_text()
     assert "| mad epsilon 0.5 | 52.0 | 50.7 to 60.0 | argmax | 52.0 | 40.0 | 52.0 | 79.0 |" in text
     assert len(pd.read_csv(tmp_path / "figures" / f"{name}.csv")) == 4
     with pytest.raises(MadError, match="experiment=panel"):
         list(board_views.write_all(FRAME[FRAME.recovery == "none"], tmp_path))
+
+
+def test_the_records_behind_a_board_make_it_again(tmp_path):
+    unique = [{**each, "fingerprint": f"{number:016x}", "overrides": "seed=0"} for number, each in enumerate(ROWS)]
+    list(board_views.write_all(records.frame(unique), tmp_path))
+    again = records.read(tmp_path, records.read_csv(tmp_path / "figures" / "board-records.csv"))
+    list(board_views.write_all(again, tmp_path / "again"))
+    for name in ("board.md", "board-members.csv", "board-records.csv"):
+        assert (tmp_path / "figures" / name).read_text() == (tmp_path / "again" / "figures" / name).read_text()
 
 
 def test_the_worst_case_curve_is_the_upper_edge_of_the_members_that_a_thief_can_be():
