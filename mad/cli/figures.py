@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from mad.cli.command import Parser, command
 from mad.cli.known import FOLDER, package
 from mad.errors import MadError
 from mad.progress import out
+from mad.schema import Record
 from mad.storage.files import locked, write_alone
 
 if TYPE_CHECKING:
@@ -156,30 +158,46 @@ def main() -> None:
         description="Draw every trade-off curve from the records of earlier runs; trains nothing.",
     )
     parser.add_argument("what", nargs="?", metavar="|".join(WHAT), help=f"instead: {'; '.join(WHAT.values())}")
-    parser.add_argument("--outputs", default="outputs", help="the outputs folder (default: outputs)")
-    parser.add_argument(
-        "--records",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="records of others to draw, too, as in a records.csv, such as docs/bench/panel.csv; may be said again",
-    )
+    add_records(parser)
     arguments = parser.parse_args()
     if arguments.what not in (None, *WHAT):
         raise MadError(
             f"mad-figures draws the trade-off curves, or with a word ({', '.join(WHAT)}) others; got {arguments.what!r}"
         )
+    outputs, others = given_records(arguments)
     from mad.storage import records
 
-    outputs, written = Path(configs.home("--outputs", arguments.outputs)), list[Path]()
-    others = [each for file in arguments.records for each in records.read_csv(Path(file))]
-    if not others and records.read(outputs).empty:
-        raise MadError(
-            f"no record below {outputs}/runs; run mad-run first, or say --outputs FOLDER or --records records.csv"
-        )
+    written = list[Path]()
     try:
         with locked(outputs, DERIVED):
             table = records.read(outputs)
             written.extend(derive(table, records.read(outputs, others), outputs, what=arguments.what))
     finally:
         listed(written)
+
+
+def add_records(parser: Parser) -> None:
+    """Add the flags that say which records to show; see ``given_records``."""
+    parser.add_argument("--outputs", default="outputs", help="the outputs folder (default: outputs)")
+    parser.add_argument(
+        "--records",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="records of others to show, too, as in a records.csv, such as docs/bench/panel.csv; may be said again",
+    )
+
+
+def given_records(given: Namespace) -> tuple[Path, list[Record]]:
+    """Return the outputs folder that was given, and the records of others.
+
+    Raises:
+        MadError: if there is no record.
+    """
+    from mad.storage import records
+
+    outputs = Path(configs.home("--outputs", given.outputs))
+    others = [each for file in given.records for each in records.read_csv(Path(configs.home("--records", file)))]
+    if not others and records.read(outputs).empty:
+        raise MadError(f"no record below {outputs}/runs; run mad-run first, or say --outputs FOLDER or --records FILE")
+    return outputs, others

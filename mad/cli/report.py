@@ -6,8 +6,7 @@ from pathlib import Path
 
 from mad.cli import configs
 from mad.cli.command import Parser, command
-from mad.cli.figures import listed
-from mad.errors import MadError
+from mad.cli.figures import add_records, given_records, listed
 
 ENDINGS = {"html": ".html", "latex": ".tex", "csv": ".csv"}
 
@@ -16,19 +15,16 @@ ENDINGS = {"html": ".html", "latex": ".tex", "csv": ".csv"}
 def main() -> None:
     """Enter ``mad-report``: records to a page; nothing is trained."""
     parser = Parser(prog="mad-report", description="Write a report of the records of earlier runs; trains nothing.")
-    parser.add_argument("--outputs", default="outputs", help="the outputs folder (default: outputs)")
+    add_records(parser)
     parser.add_argument("--to", help="the file to write (default: report.html, .tex or .csv in the outputs folder)")
     parser.add_argument("--format", default="html", choices=list(ENDINGS), help="html (default), latex or csv")
     given = parser.parse_args()
-    from mad.storage import records
-
-    outputs = Path(configs.home("--outputs", given.outputs))
+    outputs, others = given_records(given)
     to = Path(configs.home("--to", given.to)) if given.to is not None else outputs / f"report{ENDINGS[given.format]}"
-    table = records.read(outputs)
-    if table.empty:
-        raise MadError(f"no record below {outputs}/runs; run mad-run first, or say --outputs FOLDER")
+    from mad.storage import records
     from mad.storage.files import write
 
+    table = records.read(outputs, others)
     files: dict[Path, bytes] = {}
     if given.format == "html":
         from mad.report import page

@@ -181,6 +181,13 @@ def test_the_command_writes_what_is_asked_for(tmp_path, monkeypatch, capfd):
     code, said = run("--outputs", tmp_path / "none")
     assert code == 1
     assert "run mad-run first" in said.err
+    others = records.write_csv(records.frame(ROWS[:80]), tmp_path / "others")
+    both = [("--outputs", tmp_path, "--records", others), ("--outputs", tmp_path / "none", "--records", others)]
+    made = []
+    for words in both:
+        assert run(*words, "--format", "latex", "--to", tmp_path / "both.tex")[0] == 0
+        made.append((tmp_path / "both.tex").read_text())
+    assert made[0] == made[1] != (tmp_path / "a" / "b.tex").read_text()
     page.library.cache_clear()
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
