@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from mad import notebook
 from mad.cell import Cell
 from mad.config import load, members
-from mad.errors import MadError
+from mad.errors import MadError, check_number
 from mad.schema import Record
 
+Ran = tuple[list[str], tuple[str, ...], float]  # a member, what it knows, what it stole in percent
 ALWAYS = ["recovery=none"], ["recovery=argmax"]  # naive and labels, which have columns of their own on a board
 
 if TYPE_CHECKING:
@@ -55,38 +56,45 @@ def panel(
 
     if cell.overrides is None:
         raise MadError("a panel is made of overrides, and this cell was built from objects: take one from mad.load")
+    if within is not None:
+        check_number("within", within, 0)
     words = [word for word in shlex.split(cell.overrides) if not gives_way(key(word))]
     found: dict[str, Record] = {}
-    left = every = [(member, defended) for member in members() for defended in (False, True)]
-    for seed in (cell.seed,) if seeds is None else seeds:
-        ran: list[tuple[list[str], bool, Cell, float]] = []
-        for member, defended in left:
+    seeds, left = (cell.seed,) if seeds is None else seeds, {defended: members() for defended in (False, True)}
+    for place, seed in enumerate(seeds):
+        ran: dict[bool, list[Ran]] = {False: [], True: []}
+        for member in members():
+            sides = [defended for defended, some in left.items() if member in some]
+            if not sides:
+                continue
             own = {key(word) for word in (*member, "seed")}
             kept = [word for word in words if key(word) not in own]
             asked = load(*kept, *member, f"seed={seed}", config_dir=config_dir)
-            this = asked if defended else asked.reference
-            if this.fingerprint not in found:
-                found[this.fingerprint] = notebook.run(this, outputs, reference=False, **how)
-            ran.append((member, defended, this, 100 * found[this.fingerprint]["stolen_accuracy"]))
-        if within is not None and left is every:
-            left = [
-                each for defended in (False, True) for each in near([at for at in ran if at[1] == defended], within)
-            ]
+            for defended in sides:
+                this = asked if defended else asked.reference
+                if this.fingerprint not in found:
+                    found[this.fingerprint] = notebook.run(this, outputs, reference=False, **how)
+                ran[defended].append((member, this.knows, 100 * found[this.fingerprint]["stolen_accuracy"]))
+        if within is not None and place == 0:
+            left = {defended: near(some, within) for defended, some in ran.items()}
     rows = named(frame(found.values()))
     return board(rows, honest(rows))
 
 
-def near(ran: Sequence[tuple[list[str], bool, Cell, float]], within: float) -> list[tuple[list[str], bool]]:
-    """Return the members of a defense that came within so many points of the strongest, and naive and labels."""
+def near(ran: Sequence[Ran], within: float) -> list[list[str]]:
+    """Return the members that came within so many points of the strongest of their kind, and naive and labels.
+
+    Members that know more than the answers are compared with all, the others with each other.
+    """
     from mad.figures.board import CLEAN
 
-    thieves = [at for at in ran if CLEAN not in at[2].knows]
-    most = max((stolen for *_, stolen in thieves), default=0.0)
-    unaided = max((stolen for _, _, cell, stolen in thieves if not cell.knows), default=0.0)
+    thieves = [at for at in ran if CLEAN not in at[1]]
+    most = max((stolen for _, _, stolen in thieves), default=0.0)
+    unaided = max((stolen for _, knows, stolen in thieves if not knows), default=0.0)
     return [
-        (member, defended)
-        for member, defended, cell, stolen in thieves
-        if member in ALWAYS or stolen >= (most if cell.knows else unaided) - within
+        member
+        for member, knows, stolen in thieves
+        if member in ALWAYS or stolen >= (most if knows else unaided) - within
     ]
 
 

@@ -100,26 +100,28 @@ def test_further_seeds_are_run_for_members_near_the_strongest_only(few, tmp_path
 
 
 def test_members_that_know_more_are_near_by_their_own_kind():
-    class Known:
-        def __init__(self, *knows):
-            self.knows = knows
-
     ran = [
-        (["recovery=none"], True, Known(), 10.0),
-        (["recovery=argmax"], True, Known(), 12.0),
-        (["attack=jbtr"], True, Known(), 30.0),
-        (["attack=jbtop3"], True, Known(), 19.0),
-        (["recovery=few"], True, Known("the victim's data"), 90.0),
-        (["recovery=bayes"], True, Known("the defense"), 79.0),
-        (["recovery=oracle_filter"], True, Known("the victim's clean answers"), 99.0),
+        (["recovery=none"], (), 10.0),
+        (["recovery=argmax"], (), 12.0),
+        (["attack=jbtr"], (), 30.0),
+        (["attack=jbtop3"], (), 19.0),
+        (["recovery=few"], ("the victim's data",), 90.0),
+        (["recovery=bayes"], ("the defense",), 79.0),
+        (["recovery=oracle_filter"], ("the victim's clean answers",), 99.0),
     ]
-    kept = [member for ((member,), _) in panels.near(ran, 10.0)]
-    assert kept == ["recovery=none", "recovery=argmax", "attack=jbtr", "recovery=few"]
+    assert [word for (word,) in panels.near(ran, 10.0)] == [
+        "recovery=none",
+        "recovery=argmax",
+        "attack=jbtr",
+        "recovery=few",
+    ]
 
 
 def test_a_cell_of_objects_is_refused(tmp_path):
     with pytest.raises(MadError, match=r"made of overrides.*mad\.load"):
         mad.panel(cell(), tmp_path)
+    with pytest.raises(MadError, match="within"):
+        mad.panel(mad.load(*SMALL), tmp_path, within=-1)
 
 
 def test_a_sweep_over_a_panel_prints_its_board(mad_run, tmp_path, monkeypatch):
