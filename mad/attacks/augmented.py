@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from mad.augmentation import warped
 from mad.datasets import Images, allocate, batch_limit, batches, to_unit_range
 from mad.errors import check_choice, check_number
 from mad.seeds import generator
+from mad.storage.fingerprint import ADDED
+
+KEEP = ("all", "near")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Augmented(Attack):
         move: largest move, a share of the side, in [0, 1], in each direction.
         bend: how far each of 4 x 4 points is moved, a share of the side, in [0, 1]; the points between follow smoothly.
         mix: the largest share of the other image, in [0, 1]; shares are uniform.
+        keep: which queries the stolen model is trained on: ``all``; or ``near``, the images and those changed copies
+            whose top class is that of their image, so that most decoys are left out.
     """
 
     name = "augmented"
@@ -46,11 +51,13 @@ class Augmented(Attack):
     move: float = 0.05
     bend: float = 0.05
     mix: float = 0.0
+    keep: str = field(default="all", metadata=ADDED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("attack.seeds", self.seeds, 1, whole=True)
         check_choice("attack.source", self.source, ("pool", "victim"))
+        check_choice("attack.keep", self.keep, KEEP)
         check_number("attack.turn", self.turn, 0, 180)
         check_number("attack.scale", self.scale, 0, 0.999)
         for name in ("move", "bend", "mix"):
@@ -78,7 +85,11 @@ class Augmented(Attack):
         for some, told in queried(api, self.asked(seeds, rows, budget, adversary.seed, api.shape), budget):
             images[at : at + len(some)], answers[at : at + len(some)] = some, told
             at += len(some)
-        return Stolen(transfer=TransferSet(images, torch.arange(budget), answers))
+        kept = torch.arange(budget)
+        if self.keep == "near":
+            top = answers.argmax(dim=1)
+            kept = kept[top == top[kept % len(rows)]]
+        return Stolen(transfer=TransferSet(images, kept, answers[kept]))
 
     def asked(self, seeds: Images, rows: Tensor, budget: int, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
         """Yield the batches to query: the rows (N,) of some images as they are, then changes of them in turn."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mad.adversary import Adversary
 from mad.api import BlackBox
+from mad.attacks.augmented import KEEP
 from mad.attacks.base import REQUEST, Attack, Stolen, TransferSet, ask, drawn
 from mad.datasets import Images, allocate, batch_limit, batches, to_unit_range
 from mad.errors import check_choice, check_number
@@ -43,7 +44,7 @@ class Boundary(Attack):
         super().__post_init__()
         check_number("attack.seeds", self.seeds, 1, whole=True)
         check_number("attack.steps", self.steps, 1, whole=True)
-        check_choice("attack.keep", self.keep, ("near", "all"))
+        check_choice("attack.keep", self.keep, KEEP)
 
     def images_for(self, budget: int) -> int:
         """Return how many images of the pool a budget needs: one for each pair."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from toys import CPU, Blobs, cell
 
 from mad.api import BlackBox
@@ -18,9 +19,12 @@ from mad.testing import check_attack
 POOL = Blobs().images((1, 8, 8))
 
 
-def steal(budget, seed=0, **how):
+QUADRANTS = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())  # its class is the brightest quadrant
+
+
+def steal(budget, seed=0, model=None, **how):
     whole = cell(attack=Augmented(budget, **how), seed=seed)
-    model = whole.victim.untrained(seed=0, purpose="victim")
+    model = model or whole.victim.untrained(seed=0, purpose="victim")
     api = BlackBox(model, Undefended(), (1, 8, 8), budget, CPU)
     return whole.attack.spend(api, POOL, whole.adversary(CPU, None)).transfer, api, model, whole
 
@@ -69,6 +73,18 @@ def test_no_change_asks_the_seeds_again_and_a_mixture_lies_between_two():
     assert ((shares > 0.02) & (shares < 0.98)).sum() > 5
 
 
+@pytest.mark.parametrize(("budget", "seeds"), [(4, 10), (60, 10)])
+def test_copies_that_were_answered_otherwise_are_left_out(budget, seeds):
+    every = steal(budget, model=QUADRANTS, seeds=seeds, turn=180)[0]
+    near, api, _, _ = steal(budget, model=QUADRANTS, seeds=seeds, turn=180, keep="near")
+    top = QUADRANTS(every.images).argmax(dim=1).tolist()
+    kept = [row for row in range(budget) if top[row] == top[row % seeds]]
+    assert near.rows.tolist() == kept
+    assert torch.equal(near.answers, every.answers[kept])
+    assert api.queries == budget
+    assert len(kept) < budget or budget <= seeds
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -80,6 +96,7 @@ def test_no_change_asks_the_seeds_again_and_a_mixture_lies_between_two():
         ("bend", "far"),
         ("mix", 1.1),
         ("source", "own"),
+        ("keep", "far"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(key, value):
