@@ -19,7 +19,7 @@ from mad.testing import check_attack
 POOL = Blobs().images((1, 8, 8))
 
 
-QUADRANTS = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())  # its class is the brightest quadrant
+QUADRANTS = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()).eval()  # its class is the brightest quadrant
 
 
 def steal(budget, seed=0, model=None, **how):
