@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from mad.datasets import to_unit_range
 
 PAD = 4
+WARP = (15.0, 0.1, 0.05, 0.05)  # turn, scale, move and bend of ``warped``: small enough that digits stay what they are
 AREA, RATIO, DRAWS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # ImageNet's usual
 
 
@@ -84,6 +85,8 @@ def augmented(images: Tensor, kind: str, draw: Generator) -> Tensor:
     """Return augmented images (B, C, H, W); ``kind`` is one of ``AUGMENTATIONS``, ``draw`` a CPU generator."""
     if kind == "none":
         return images
+    if kind == "warp":
+        return warped(images, draw, *WARP)
     moved = resized_crop(images, draw) if kind.startswith("resized") else crop(images, draw)
     return flip(moved, draw) if kind.endswith("flip") else moved
 

@@ -22,7 +22,7 @@ from mad.storage.fingerprint import ADDED
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adagrad")
 SCHEDULES = ("one_cycle", "step", "constant", "cooldown")
-AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip")
+AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip", "warp")
 PRECISIONS = ("auto", "float32", "bfloat16", "fast")
 USUAL_RATES = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001, "adagrad": 0.01}  # of each optimizer
 EVALUATION_BATCH = 1000
@@ -49,7 +49,8 @@ class Trainer:
         step_epochs: see ``schedule``; grows in proportion if ``min_steps`` leads to more epochs.
         min_steps: the least number of steps; small data sets get more epochs to reach it.
         augment: ``none``; ``crop`` (random crops of the padded image); ``crop_flip`` (also mirrored half of the time);
-            or ``resized_crop_flip`` (a random part, enlarged, and mirrored half of the time; usual for ImageNet).
+            ``resized_crop_flip`` (a random part, enlarged, and mirrored half of the time; usual for ImageNet); or
+            ``warp`` (turned, scaled, moved and bent a little: see ``mad.augmentation.WARP``).
         precision: precision of the forward pass. ``float32``; ``bfloat16`` (weights stay float32); ``fast``, the
             faster of the two on this machine (see ``fast_bfloat16``), which the fingerprint then names; or ``auto``,
             the faster of the two on GPUs and float32 on CPUs, so that results do not depend on the kind of CPU. A

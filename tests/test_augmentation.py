@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mad.augmentation import PAD, augmented, crop, flip, resized_crop
+from mad.augmentation import PAD, WARP, augmented, crop, flip, resized_crop, warped
 
 
 def images(count=300, dtype=torch.uint8):
@@ -79,7 +79,7 @@ def test_a_flip_mirrors_half_of_the_images_and_no_rows():
     assert 0.4 < mirrored.float().mean() < 0.6
 
 
-@pytest.mark.parametrize("kind", ["crop", "crop_flip", "resized_crop_flip"])
+@pytest.mark.parametrize("kind", ["crop", "crop_flip", "resized_crop_flip", "warp"])
 def test_the_seed_draws_it(kind):
     first, again, other = (augmented(images(), kind, draw(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again)
@@ -91,6 +91,7 @@ def test_kinds():
     assert augmented(given, "none", seed) is given
     moved = crop(given, draw())
     assert torch.equal(augmented(given, "crop", draw()), moved)
+    assert torch.equal(augmented(given, "warp", draw()), warped(given, draw(), *WARP))
     same = augmented(given, "crop_flip", draw())
     mirrored = (same == moved.flip(3)).flatten(1).all(dim=1)
     assert (mirrored ^ (same == moved).flatten(1).all(dim=1)).all()

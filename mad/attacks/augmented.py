@@ -11,7 +11,7 @@ from torch import Tensor
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks.base import REQUEST, Attack, Stolen, TransferSet, drawn, queried
-from mad.augmentation import warped
+from mad.augmentation import WARP, warped
 from mad.datasets import Images, allocate, batch_limit, batches, to_unit_range
 from mad.errors import check_choice, check_number
 from mad.seeds import generator
@@ -46,10 +46,10 @@ class Augmented(Attack):
     name = "augmented"
     seeds: int = 100
     source: str = "pool"
-    turn: float = 15.0
-    scale: float = 0.1
-    move: float = 0.05
-    bend: float = 0.05
+    turn: float = WARP[0]
+    scale: float = WARP[1]
+    move: float = WARP[2]
+    bend: float = WARP[3]
     mix: float = 0.0
     keep: str = field(default="all", metadata=ADDED)
 

@@ -26,8 +26,8 @@ class KnockoffNets(Attack):
     Args:
         queries_per_image: queries per image, whose answers are averaged (paper, fig. 9, "nquery"). The last image gets
             the rest of the budget.
-        augment: random change of an image before each query ("nquery+aug"): ``none``, ``crop``, ``crop_flip`` or
-            ``resized_crop_flip``. The knockoff is trained on the unchanged image.
+        augment: random change of an image before each query ("nquery+aug"): ``none``, ``crop``, ``crop_flip``,
+            ``resized_crop_flip`` or ``warp``. The knockoff is trained on the unchanged image.
     """
 
     name = "knockoff"
