@@ -141,6 +141,7 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
     told = worst(scores)
     bound, unaided = (means(cells[some], STOLEN).mean() for some in (given, ~aided))
     first, counted = cells.iloc[0], cells[cells.seed.isin(scores.index)]
+    counted = (counted if len(counted) else cells).sort_values("member", key=lambda each: each != NAIVE, kind="stable")
     costs = [name for name in COSTS if name in cells]
     knows = cells.groupby("member").recovery_knows.first().to_dict()
     each = scores.mean().combine_first(100 * cells[~given].groupby("member")[STOLEN].mean())
@@ -158,7 +159,7 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
         "labels": each.get(LABELS),
         "informed": bound.max() if len(bound) else None,
         "informed_member": bound.idxmax() if len(bound) else "",
-        **{name: (counted if len(counted) else cells).groupby("seed")[name].first().mean() for name in costs},
+        **{name: counted.groupby("seed")[name].first().mean() for name in costs},  # the naive thief's pool, if it ran
         "chance": 100 * first.chance,
         "seconds": seconds(cells),
         "by_member": {name: float(share) for name, share in [*each.items(), *bound.items()]},

@@ -107,6 +107,13 @@ def test_seconds_are_told_only_where_all_are_known():
     assert np.isnan(board.seconds(pd.DataFrame({"seed": [0]})))
 
 
+def test_the_pool_of_the_confidence_is_that_of_the_naive_thief():
+    rows = [{**each, "auroc_pool": 0.9 if each["recovery"] == "none" else 0.4} for each in ROWS]
+    for some in (rows, rows[::-1]):
+        (table,) = board.boards(records.frame(some)).values()
+        assert table.auroc_pool.tolist() == pytest.approx([0.9, 0.9, 0.9])
+
+
 def test_the_largest_agreement_is_a_number_of_its_own():
     rows = [{**each, "agreement": 0.9 if each["recovery"] == "none" else 0.1} for each in ROWS]
     ((_, table),) = board.boards(records.frame(rows)).items()
