@@ -1,0 +1,36 @@
+"""Every number of docs/board.md comes from a line of docs/bench/panel.csv, which can be run again."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+import mad
+from mad.figures import board, board_views
+from mad.storage import records
+
+DOCS = Path(__file__).parents[1] / "docs"
+EVERY = 12  # of so many records, one is composed again
+
+
+@pytest.fixture(scope="module")
+def published():
+    return records.frame(records.read_csv(DOCS / "bench" / "panel.csv"))
+
+
+def test_the_boards_are_those_of_the_published_records(published):
+    text = (DOCS / "board.md").read_text()
+    found = board.boards(published)
+    assert found
+    for title, table in found.items():
+        lines = board_views.markdown(title, table).splitlines()[1:]
+        assert len(lines) > 5
+        assert [line for line in lines if line not in text] == []
+    assert text.count("\n## ") == len(found)
+
+
+def test_the_words_of_a_record_make_its_fingerprint_again(published):
+    some = published[::EVERY]
+    made = [mad.load(*shlex.split(words)).fingerprint for words in some.overrides]
+    assert made == some.fingerprint.tolist()
+    assert published.fingerprint.is_unique
