@@ -184,11 +184,12 @@ def means(cells: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def seconds(cells: pd.DataFrame) -> float:
-    """Return the seconds of a seed's thefts, the mean over the seeds; NaN unless all are known."""
+    """Return the seconds of a seed's thefts, a mean over the seeds with the most members; NaN unless all are known."""
     if not {"seconds_queries", "seconds_knockoff"} <= {*cells}:
         return math.nan
     each = cells.seconds_queries + cells.seconds_knockoff
-    return float(each.groupby(cells.seed).sum().mean()) if each.notna().all() else math.nan
+    of = each.groupby(cells.seed)
+    return float(of.sum()[of.size() == of.size().max()].mean()) if each.notna().all() else math.nan
 
 
 def worst(scores: pd.DataFrame) -> dict[str, Any]:

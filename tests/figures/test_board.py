@@ -101,7 +101,7 @@ def test_a_member_with_fewer_seeds_takes_seeds_away_only_if_it_could_be_the_wors
 
 
 def test_seconds_are_told_only_where_all_are_known():
-    assert board.seconds(pd.DataFrame({"seed": [0, 0, 1], "seconds_queries": 1.0, "seconds_knockoff": 2.0})) == 4.5
+    assert board.seconds(pd.DataFrame({"seed": [0, 0, 1], "seconds_queries": 1.0, "seconds_knockoff": 2.0})) == 6.0
     lacking = pd.DataFrame({"seed": [0, 1], "seconds_queries": [1.0, None], "seconds_knockoff": 2.0})
     assert np.isnan(board.seconds(lacking))
     assert np.isnan(board.seconds(pd.DataFrame({"seed": [0]})))
