@@ -88,11 +88,10 @@ def test_only_seeds_that_all_members_share_count():
 
 @pytest.mark.parametrize(("stolen", "seeds"), [(0.10, 3), (0.45, 1)])
 def test_a_member_with_fewer_seeds_takes_seeds_away_only_if_it_could_be_the_worst(stolen, seeds):
-    more = cells("mad", 0.5, "constant", (stolen,), "k")  # the lowest seed of argmax, the worst, is 50 and naive's 20
-    plain = [each for each in ROWS if each["recovery"] != "none" or each["defense"] != "mad"]
-    naive = cells("mad", 0.5, "naive", (0.41, 0.40, 0.40), "a")
-    argmax = cells("mad", 0.5, "argmax", (0.40, 0.55, 0.60), "b")
-    rows = [*(each for each in plain if each["defense"] != "mad"), *naive, *argmax, *more]
+    rows = [each for each in ROWS if each["defense"] != "mad"]
+    rows += cells("mad", 0.5, "naive", (0.41, 0.40, 0.40), "a")
+    rows += cells("mad", 0.5, "argmax", (0.40, 0.55, 0.60), "b")  # the strongest, at least 40
+    rows += cells("mad", 0.5, "constant", (stolen,), "k")  # one seed
     (table,) = board.boards(records.frame(rows)).values()
     mad = table.set_index("defense").loc["mad"]
     assert (mad.members, mad.seeds) == (3, seeds)
