@@ -171,7 +171,10 @@ def main() -> None:
     try:
         with locked(outputs, DERIVED):
             table = records.read(outputs)
-            written.extend(derive(table, records.read(outputs, others), outputs, what=arguments.what))
+            every = records.read(outputs, others) if others else table
+            if every.empty:
+                raise no_record(outputs)
+            written.extend(derive(table, every, outputs, what=arguments.what))
     finally:
         listed(written)
 
@@ -198,6 +201,11 @@ def given_records(given: Namespace) -> tuple[Path, list[Record]]:
 
     outputs = Path(configs.home("--outputs", given.outputs))
     others = [each for file in given.records for each in records.read_csv(Path(configs.home("--records", file)))]
-    if not others and records.read(outputs).empty:
-        raise MadError(f"no record below {outputs}/runs; run mad-run first, or say --outputs FOLDER or --records FILE")
+    if not others and not records.paths(outputs):  # before the folder is made
+        raise no_record(outputs)
     return outputs, others
+
+
+def no_record(outputs: Path) -> MadError:
+    """Return the error that an outputs folder holds no record, or damaged ones only."""
+    return MadError(f"no record below {outputs}/runs; run mad-run first, or say --outputs FOLDER or --records FILE")

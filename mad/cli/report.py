@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mad.cli import configs
 from mad.cli.command import Parser, command
-from mad.cli.figures import add_records, given_records, listed
+from mad.cli.figures import add_records, given_records, listed, no_record
 
 ENDINGS = {"html": ".html", "latex": ".tex", "csv": ".csv"}
 
@@ -25,6 +25,8 @@ def main() -> None:
     from mad.storage.files import write
 
     table = records.read(outputs, others)
+    if table.empty:
+        raise no_record(outputs)
     files: dict[Path, bytes] = {}
     if given.format == "html":
         from mad.report import page

@@ -29,7 +29,7 @@ def read(outputs: Path, others: Iterable[Record] = ()) -> pd.DataFrame:
     Damaged records are left out, and a line on stderr names each.
     """
     rows = []
-    for path in sorted((outputs / "runs").glob("*/*/*/*/record.json")):
+    for path in paths(outputs):
         try:
             row = read_record(below(outputs, path.relative_to(outputs)))
         except MadError as error:
@@ -39,6 +39,11 @@ def read(outputs: Path, others: Iterable[Record] = ()) -> pd.DataFrame:
             rows.append(row)
     known = {row["fingerprint"]: row for row in [*others, *rows]}
     return frame(known.values())
+
+
+def paths(outputs: Path) -> list[Path]:
+    """Return where the records of an outputs folder lie, sorted; some may be damaged."""
+    return sorted((outputs / "runs").glob("*/*/*/*/record.json"))
 
 
 def read_csv(path: Path) -> list[Record]:

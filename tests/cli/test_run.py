@@ -209,6 +209,19 @@ def test_figures_without_records_is_one_line(tmp_path, monkeypatch, capfd):
     assert "no record below" in err
 
 
+def test_figures_of_damaged_records_only_are_told_once_each(tmp_path, monkeypatch, capfd):
+    damaged = tmp_path / "runs" / "toy" / "none" / "knockoff" / "0123456789abcdef" / "record.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    monkeypatch.setattr(sys, "argv", ["mad-figures", "--outputs", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        figures_command.main()
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "it was left out" in lines[0]
+    assert "no record below" in lines[1]
+
+
 @pytest.mark.slow
 def test_figures_are_drawn_again_from_records_alone(cell, monkeypatch, capfd):
     outputs = cell[0] / "outputs"
@@ -227,6 +240,7 @@ def test_figures_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, capf
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("mad.storage.records.paths", lambda _: [Path("record.json")])
     monkeypatch.setattr("mad.storage.records.read", lambda *_: pd.DataFrame({"comparison_group": ["a"]}))
     monkeypatch.setattr(tradeoff, "write_all", full)
     monkeypatch.setattr(figures_command, "figures_of", lambda groups: {Path("figures", "a"): (groups, "stamp")})
