@@ -4,9 +4,11 @@
 
 What stands before the -- is common to all and goes to mad-run's settings; each argument after it is a defense with its
 settings, then its weakest and its strongest strength. A tenth of the training images is held out
-(victim.validation=0.1, unless another share is given). Prints a table: the strength, what it costs there, mean L1.
+(victim.validation=0.1, unless another share is given). Prints a table (the strength, what it costs there, mean L1), and
+for each defense the command that steals from it at these strengths.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -27,15 +29,22 @@ def main() -> None:
     common = [word for word in common if not word.startswith("outputs=")]
     if not any(word.startswith("victim.validation=") for word in common):
         common.append("victim.validation=0.1")
+    commands = []
     out.print("| defense | lost at most | strength | lost | mean L1 |\n| --- | --- | --- | --- | --- |", markup=False)
     for each in wanted:
         *words, weakest, strongest = each.split()
         cell = mad.load(*common, *words)
+        found = []
         store = Store(Path(outputs[-1] if outputs else "outputs").expanduser())
         with computing(1):
             for limit, point in operating_points(cell, LOSSES, float(weakest), float(strongest), store, choose("auto")):
                 said = "none | | " if point is None else f"{point.strength:g} | {point.loss:.2%} | {point.l1_mean:.3f}"
                 out.print(f"| {' '.join(words)} | {limit:.1%} | {said} |", markup=False, soft_wrap=True)
+                found += [] if point is None else [f"{point.strength:g}"]
+        if found:
+            strengths = f"defense.{cell.defense.strength_parameter}={','.join(dict.fromkeys(found))}"
+            commands.append(shlex.join(["mad-run", "-m", *common, *words, strengths, "seed=0,1,2"]))
+    out.print("", *commands, sep="\n", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from mad.errors import check_choice, check_number
 from mad.seeds import generator
 from mad.storage.fingerprint import ADDED
 
-KEEP = ("all", "near")
+KEEP = ("all", "near", "seeds")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Augmented(Attack):
         move: largest move, a share of the side, in [0, 1], in each direction.
         bend: how far each of 4 x 4 points is moved, a share of the side, in [0, 1]; the points between follow smoothly.
         mix: the largest share of the other image, in [0, 1]; shares are uniform.
-        keep: which queries the stolen model is trained on: ``all``; or ``near``, the images and those changed copies
-            whose top class is that of their image, so that most decoys are left out.
+        keep: which queries the stolen model is trained on: ``all``; ``near``, the images and those changed copies whose
+            top class is that of their image, so that most decoys are left out; or ``seeds``, the images as they are,
+            which shows what they are worth without the other answers.
     """
 
     name = "augmented"
@@ -85,7 +86,7 @@ class Augmented(Attack):
         for some, told in queried(api, self.asked(seeds, rows, budget, adversary.seed, api.shape), budget):
             images[at : at + len(some)], answers[at : at + len(some)] = some, told
             at += len(some)
-        kept = torch.arange(budget)
+        kept = torch.arange(len(rows) if self.keep == "seeds" else budget)
         if self.keep == "near":
             top = answers.argmax(dim=1)
             kept = kept[top == top[kept % len(rows)]]

@@ -27,9 +27,10 @@ THEFT = [
 ]  # what the rows of one board share
 DEFENSE = ["defense", "defense_settings", "strength_parameter", "strength"]
 CLEAN = "the victim's clean answers"  # knowledge that no thief has
+OWN = "keep=seeds"  # in attack_settings: trains on its own images of the victim's kind only
 DRAWS, SURE = 1000, 0.95
 STOLEN, AGREEMENT = "stolen_accuracy", "agreement"
-COSTS = ("defended_accuracy", "l1_mean", "l1_max", "nll", "ece", "auroc_pool", "selective_accuracy")
+COSTS = ("victim_accuracy", "defended_accuracy", "l1_mean", "l1_max", "nll", "ece", "auroc_pool", "selective_accuracy")
 LEAST = 2  # members, for a board
 PANEL = 8  # members of a theft that make a panel, not two runs beside each other
 NAIVE, LABELS = "naive", "argmax"
@@ -67,7 +68,7 @@ def alike(rows: pd.DataFrame, theft: pd.DataFrame) -> pd.DataFrame:
 
 def named(records: pd.DataFrame) -> pd.DataFrame:
     """Return the records with the name of their ``member``, and without empty cells in the columns of thefts."""
-    empty = {name: "" for name in (*THEFT, *DEFENSE, "recovery_knows") if name != "strength"}
+    empty = {name: "" for name in (*THEFT, *DEFENSE, "recovery_knows", "attack_settings") if name != "strength"}
     lacking = {name: "" for name in empty if name not in records}  # of older records
     rows = records.assign(member=members(records), **lacking)
     texts = rows[[*empty]].astype(object)
@@ -120,7 +121,8 @@ def board(theft: pd.DataFrame, undefended: pd.Series) -> pd.DataFrame:
     met; ``seeds``; ``worst`` (percent), ``low`` and ``high`` of its 95 % interval, ``worst_member`` and what it
     ``knows``; ``agreement``, the highest mean agreement of any member, and the ``agreement_member``; ``naive``,
     ``labels`` and the best member that is given the clean answers (``informed``, ``informed_member``), empty where they
-    were not run; ``unaided``, that of the best ``unaided_member`` of those that know nothing but the answers;
+    were not run; ``unaided``, that of the best ``unaided_member`` of those that know nothing but the answers; ``own``,
+    that of the best of those that train on answers to their own images of the victim's kind and on nothing else;
     ``honest``, how many undefended answers make the naive thief as good as the worst member is, by interpolation
     between the budgets of ``undefended`` and empty with fewer than two; the API's costs, means over the seeds;
     ``chance``; ``seconds`` of a seed's thefts; and ``by_member``, the mean of each member, informed ones too.
@@ -139,7 +141,8 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
     given, aided = informed(cells), cells.recovery_knows != ""
     scores, agreed = (means(cells[~given], name) for name in (STOLEN, AGREEMENT))
     told = worst(scores)
-    bound, unaided = (means(cells[some], STOLEN).mean() for some in (given, ~aided))
+    own = cells.attack_settings.str.contains(OWN, regex=False)
+    bound, unaided, owned = (means(cells[some], STOLEN).mean() for some in (given, ~aided, own))
     first, counted = cells.iloc[0], cells[cells.seed.isin(scores.index)]
     counted = (counted if len(counted) else cells).sort_values("member", key=lambda each: each != NAIVE, kind="stable")
     costs = [name for name in COSTS if name in cells]
@@ -165,6 +168,7 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
         "by_member": {name: float(share) for name, share in [*each.items(), *bound.items()]},
         "unaided": unaided.max() if len(unaided) else None,
         "unaided_member": unaided.idxmax() if len(unaided) else "",
+        "own": owned.max() if len(owned) else None,
     }
 
 

@@ -27,6 +27,7 @@ ADVERSARIES = {  # the columns of the first table of a board, by their heads
     "95 %": "interval",
     "worst member": "worst_member",
     "knows nothing": "unaided",
+    "own images": "own",
     "naive": "naive",
     "labels": "labels",
     "given clean": "informed",
@@ -39,6 +40,7 @@ ADVERSARIES = {  # the columns of the first table of a board, by their heads
 }
 COSTS = {
     "API %": "api",
+    "points lost": "lost",
     "mean L1": "l1_mean",
     "largest L1": "l1_max",
     "NLL": "nll",
@@ -50,16 +52,17 @@ COSTS = {
 RECORD = (  # the columns of a record that a board is made of, and what names it
     *SAID,
     *DEFENSE,
-    *("recovery_knows", "seed", "comparison_group", "fingerprint", "overrides", "chance", "victim_accuracy"),
+    *("recovery_knows", "seed", "comparison_group", "fingerprint", "overrides", "chance"),
     *MEASURED,
     *(STOLEN, AGREEMENT, "seconds_queries", "seconds_knockoff"),
 )
 MEANING = (
     "worst: the strongest adversary that a thief can be, the mean over the seeds of the member with the highest mean; "
     "95 %: of a bootstrap over seeds that chooses it anew. knows nothing: the strongest that has nothing but the "
-    "answers, neither images of the victim's kind nor the defense's code. given clean: the best of those that are "
-    "given the clean answers, a bound. honest answers: how many undefended answers make the naive thief as good as the "
-    "worst."
+    "answers, neither images of the victim's kind nor the defense's code. own images: the best of those that train on "
+    "their own images of the victim's kind, as the API answers them, and on nothing else. given clean: the best of "
+    "those that are given the clean answers, a bound. honest answers: how many undefended answers make the naive thief "
+    "as good as the worst."
 )
 
 
@@ -70,7 +73,8 @@ def texts(at: Any) -> dict[str, str]:
         return "" if found is None or pd.isna(found) else f"{factor * found:,.{digits}f}"
 
     interval = "" if at.low is None or pd.isna(at.low) else f"{at.low:.1f} to {at.high:.1f}"
-    percents = {name: number(at[name]) for name in ("worst", "unaided", "naive", "labels", "informed", "agreement")}
+    shares = ("worst", "unaided", "own", "naive", "labels", "informed", "agreement")
+    percents = {name: number(at[name]) for name in shares}
     rest = {name: number(at.get(name), 2) for name in ("l1_mean", "l1_max", "nll", "auroc_pool")}
     return {
         **percents,
@@ -79,6 +83,7 @@ def texts(at: Any) -> dict[str, str]:
         "worst_member": at.worst_member,
         "honest": number(at.honest, 0),
         "api": number(at.defended_accuracy, 1, 100),
+        "lost": number(at.get("victim_accuracy", math.nan) - at.defended_accuracy, 1, 100),
         "ece": number(at.get("ece"), 3),
         "selective": number(at.get("selective_accuracy"), 1, 100),
         "seconds": number(at.seconds, 0),
@@ -99,6 +104,7 @@ def lines(title: str, table: pd.DataFrame, width: int) -> list[str]:
     ranks = {
         "agreement": 2,
         "unaided": 1,
+        "own": 1,
         "honest": 3,
         "members": 4,
         "seeds": 5,

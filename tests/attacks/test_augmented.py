@@ -85,6 +85,16 @@ def test_copies_that_were_answered_otherwise_are_left_out(budget, seeds):
     assert len(kept) < budget or budget <= seeds
 
 
+@pytest.mark.parametrize(("budget", "seeds"), [(4, 10), (60, 10)])
+def test_the_images_by_themselves_are_what_is_trained_on_and_all_queries_are_spent(budget, seeds):
+    every = steal(budget, seeds=seeds)[0]
+    only, api, _, _ = steal(budget, seeds=seeds, keep="seeds")
+    first = min(budget, seeds)
+    assert only.rows.tolist() == list(range(first))
+    assert torch.equal(only.answers, every.answers[:first])
+    assert api.queries == budget
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

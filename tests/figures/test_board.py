@@ -51,6 +51,11 @@ def test_the_worst_is_the_member_with_the_highest_mean_and_those_given_the_clean
     few = records.frame([*ROWS, *cells("mad", 0.5, "few", (0.7, 0.7, 0.7), "d", recovery_knows="the victim's data")])
     mad = board.boards(few)[title].set_index("defense").loc["mad"]
     assert (mad.worst_member, mad.unaided_member, mad.unaided) == ("few", "argmax", pytest.approx(52))
+    more = {"recovery_knows": "the victim's data", "attack_settings": "keep=seeds"}
+    own = records.frame([*ROWS, *cells("mad", 0.5, "few", (0.3, 0.3, 0.6), "e", **more)])
+    images = board.boards(own)[title].set_index("defense").own
+    assert images["mad"] == pytest.approx(40)
+    assert images.drop("mad").isna().all()
     assert (by.loc["none"].naive, by.loc["none"].labels) == (pytest.approx(82), pytest.approx(72))
     assert table.defense.tolist() == ["top_k", "mad", "none"]
     assert by.loc["mad"].members == 2
@@ -200,7 +205,10 @@ def test_files_are_written_and_one_adversary_makes_no_board(tmp_path):
     ]
     assert [path.name for path in written] == names
     text = (tmp_path / "figures" / "board.md").read_text()
-    assert "| mad epsilon 0.5 | 52.0 | 50.7 to 60.0 | argmax | 52.0 | 40.0 | 52.0 | 79.0 |" in text
+    assert "| mad epsilon 0.5 | 52.0 | 50.7 to 60.0 | argmax | 52.0 |  | 40.0 | 52.0 | 79.0 |" in text
+    lost = 100 * (ROWS[0]["victim_accuracy"] - 0.88)
+    assert lost > 0.5
+    assert f"| mad epsilon 0.5 | 88.0 | {lost:.1f} | 0.40 |" in text
     assert len(pd.read_csv(tmp_path / "figures" / f"{name}.csv")) == 4
     with pytest.raises(MadError, match="experiment=panel"):
         list(board_views.write_all(FRAME[FRAME.recovery == "none"], tmp_path))
