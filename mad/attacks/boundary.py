@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mad.adversary import Adversary
 from mad.api import BlackBox
-from mad.attacks.augmented import KEEP
 from mad.attacks.base import REQUEST, Attack, Stolen, TransferSet, ask, drawn
 from mad.datasets import Images, allocate, batch_limit, batches, to_unit_range
 from mad.errors import check_choice, check_number
@@ -44,7 +43,7 @@ class Boundary(Attack):
         super().__post_init__()
         check_number("attack.seeds", self.seeds, 1, whole=True)
         check_number("attack.steps", self.steps, 1, whole=True)
-        check_choice("attack.keep", self.keep, KEEP)
+        check_choice("attack.keep", self.keep, ("all", "near"))
 
     def images_for(self, budget: int) -> int:
         """Return how many images of the pool a budget needs: one for each pair."""
