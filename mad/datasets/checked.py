@@ -47,7 +47,10 @@ def split(dataset: Dataset, part: str) -> Split:
 
 
 def checked_split(dataset: Dataset, part: str) -> Split:
-    """Return a split, loaded and checked; see ``split``, which also caches it."""
+    """Return a split, loaded and checked; see ``split``, which also caches it.
+
+    A line on stderr names classes without an image, unless the data set says ``every_class = False``.
+    """
     what = f"dataset {dataset.name}, {part}()"
     made = loaded(what, getattr(dataset, part))
     if not isinstance(made, tuple) or len(made) != 2:
@@ -55,6 +58,10 @@ def checked_split(dataset: Dataset, part: str) -> Split:
     found = Split(*made)
     check_images(what, found.images, tuple(dataset.shape))
     check_labels(what, found.labels, len(found.images), dataset.classes)
+    missing = sorted(set(range(dataset.classes)) - set(found.labels.unique().tolist()))
+    if missing and getattr(dataset, "every_class", True):
+        some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        say(f"{what}: no image of {len(missing)} of its {dataset.classes} classes ({some})")
     return found
 
 
@@ -172,7 +179,7 @@ def hint_of_layout(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
 
 
 def check_labels(what: str, labels: Any, count: int, classes: int | None) -> None:
-    """Check labels; a line on stderr names classes without an image.
+    """Check labels.
 
     Args:
         what: names the labels, for errors.
@@ -200,10 +207,6 @@ def check_labels(what: str, labels: Any, count: int, classes: int | None) -> Non
     if low < 0 or high >= classes:
         hint = "; take labels - 1" if (low, high) == (1, classes) else f"; or is it of more than {classes} classes?"
         raise MadError(f"{what}: expected labels from 0 to {classes - 1}, got {low} to {high}{hint}")
-    missing = sorted(set(range(classes)) - set(labels.unique().tolist()))
-    if missing:
-        some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        say(f"{what}: no image of {len(missing)} of its {classes} classes ({some})")
 
 
 def kind(thing: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Answered:
         name: the name of the data set.
     """
 
+    every_class: ClassVar[bool] = False  # a class that the API never answered with is no fault of the data
     pool: Images = field(compare=False)  # the contents of a data set are hashed
     answers: Tensor
     classes: int

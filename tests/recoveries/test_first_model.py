@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import CPU, Blobs, Streamed, cell, victim
 
-from mad.datasets import to_unit_range
+from mad.datasets import checked, to_unit_range
 from mad.defenses import Defense
 from mad.errors import MadError
 from mad.knowledge import turns
@@ -53,6 +53,15 @@ def test_the_first_model_is_trained_once_for_all(tmp_path, fits):
     run(cell(recovery=SelfTraining(), seed=1), store, CPU)
     run(cell(0.6, recovery=SelfTraining()), store, CPU)
     assert fits.count("first model") == 3
+
+
+def test_a_class_that_the_api_never_answered_with_is_no_news(tmp_path, capsys):
+    checked.say.cache_clear()
+    adversary = replace(toy_adversary(), store=Store(tmp_path))
+    images = Blobs().images((1, 8, 8))[:4]
+    answers = torch.tensor([[1.0, *[0.0] * (adversary.classes - 1)]]).repeat(4, 1)
+    first_model(adversary, TransferSet(images, torch.arange(4), answers))
+    assert "classes" not in capsys.readouterr().err
 
 
 def test_the_first_model_of_a_stream():
