@@ -3,8 +3,9 @@
     python scripts/gate_rates.py fashion_mnist,kmnist_part,letters victim=mnist data_root=/data figure=gate.png
 
 The first word names pools, the others are overrides of mad-run. ``changed`` are test images as ``attack=augmented``
-changes them. The column ``shifts`` is the mean over synthetic shifts of training images, by which the default rule was
-chosen. ``figure=FILE`` draws the default rule's scores and the shares that pass; ``outputs=FOLDER`` keeps the networks.
+changes them; ``like 10`` and ``like 100`` are the first pool's as ``attack=mimicry`` restyles them. The column
+``shifts`` is the mean over synthetic shifts of training images, by which the default rule was chosen. ``figure=FILE``
+draws the default rule's scores and the shares that pass; ``outputs=FOLDER`` keeps the networks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 import mad
 from mad.attacks.augmented import Augmented
+from mad.attacks.mimicry import Mimicry
 from mad.datasets import Images, batches, to_unit_range
 from mad.defenses.gate import Gate
 from mad.deployment import deploy
@@ -49,6 +51,12 @@ def main() -> None:
         pool = mad.load(*words, f"pool={name}").pool
         assert pool is not None
         kinds[name] = pool.images(shape)
+    for count in (10, 100):
+        thief, attack = mad.load(*words, "attack=mimicry"), Mimicry(seeds=count)
+        seeds = to_unit_range(thief.adversary(CPU).labeled("attack.seeds", count)[0])
+        rows = torch.randperm(len(kinds[names[0]]), generator=generator(0, "gate_rates"))[:COUNT]
+        kinds[f"like {count}"] = made = torch.empty(len(rows), *shape)
+        attack.restyle(kinds[names[0]], rows, seeds, 0, made)
     found = {name: surprises(gate, images) for name, images in kinds.items()}
     rows = torch.randperm(len(cell.victim.training_split().labels), generator=generator(1, "shifted"))[:500]
     some = to_unit_range(next(iter(batches(cell.victim.training_split().images, rows, 500, CPU))))
@@ -77,7 +85,7 @@ def draw(gate: Gate, found: dict[str, tuple[Tensor, Tensor]]) -> Figure:
         each._detector = gate._detector
         each._calibrate(gate._detector)
     for place, (name, score) in enumerate(scores.items()):
-        look = {"color": HUES[place], "linestyle": DASHES[place % len(DASHES)], "linewidth": 1.4}
+        look = {"color": HUES[place % len(HUES)], "linestyle": DASHES[place % len(DASHES)], "linewidth": 1.4}
         left.hist(score.numpy(), bins=edges, density=True, histtype="step", label=name, **look)
         right.plot(alphas, [passing(each, *found[name]) for each in gates], label=name, **look)
     left.axvline(float(gate._threshold.median()), color=INK, linewidth=0.8)
@@ -93,7 +101,7 @@ def draw(gate: Gate, found: dict[str, tuple[Tensor, Tensor]]) -> Figure:
     left.set(xlabel="combined score of a query", ylabel="density", yscale="log")
     right.set(xlabel="alpha: most honest queries that are touched", ylabel="share answered honestly", xscale="log")
     handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=SMALL, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=SMALL, frameon=False)
     return figure
 
 
