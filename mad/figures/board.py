@@ -122,7 +122,7 @@ def board(theft: pd.DataFrame, undefended: pd.Series) -> pd.DataFrame:
     ``knows``; ``agreement``, the highest mean agreement of any member, and the ``agreement_member``; ``naive``,
     ``labels`` and the best member that is given the clean answers (``informed``, ``informed_member``), empty where they
     were not run; ``unaided``, that of the best ``unaided_member`` of those that know nothing but the answers; ``own``,
-    that of the best of those that train on answers to their own images of the victim's kind and on nothing else;
+    that of the best of those that train on their own images of the victim's kind and on nothing else;
     ``honest``, how many undefended answers make the naive thief as good as the worst member is, by interpolation
     between the budgets of ``undefended`` and empty with fewer than two; the API's costs, means over the seeds;
     ``chance``; ``seconds`` of a seed's thefts; and ``by_member``, the mean of each member, informed ones too.

@@ -60,7 +60,7 @@ MEANING = (
     "worst: the strongest adversary that a thief can be, the mean over the seeds of the member with the highest mean; "
     "95 %: of a bootstrap over seeds that chooses it anew. knows nothing: the strongest that has nothing but the "
     "answers, neither images of the victim's kind nor the defense's code. own images: the best of those that train on "
-    "their own images of the victim's kind, as the API answers them, and on nothing else. given clean: the best of "
+    "their own images of the victim's kind, labeled by the API, and on nothing else. given clean: the best of "
     "those that are given the clean answers, a bound. honest answers: how many undefended answers make the naive thief "
     "as good as the worst."
 )
