@@ -111,7 +111,7 @@ class Estimator:
             self._network(recipe, found, everything)
         self._prepared(cell, found, everything)
         asked = self._asking(cell)
-        images = budget if cell.attack.depends_on_answers else cell.attack.images_for(budget)
+        images = cell.attack.trained_on(budget)
         stored = not cell.attack.depends_on_answers and pool is not None
         parts = (cell.victim, cell.pool, cell.contents(), cell.defense, cell.attack, cell.seed)
         name = Path("transfers", cell.victim.name, digest(describe(parts))) if stored else Path("none")
@@ -199,7 +199,7 @@ class Estimator:
             found = []
             for each in self._like(wanted):
                 recipe = trainer.but(epochs=each["knockoff_epochs"], min_steps=each["knockoff_min_steps"])
-                images = cell.attack.images_for(each["budget"])
+                images = cell.attack.trained_on(each["budget"])
                 if each["seconds_knockoff"] > 0:
                     found.append(each["seconds_knockoff"] / (images * epochs(recipe, images)))
             return found

@@ -5,7 +5,8 @@
 What stands before the -- is common to all and goes to mad-run's settings; each argument after it is a defense with its
 settings, then its weakest and its strongest strength. A tenth of the training images is held out
 (victim.validation=0.1, unless another share is given). Prints a table (the strength, what it costs there, mean L1), and
-for each defense the command that steals from it at these strengths.
+for each defense that has such a strength the command that steals from it. Strengths are those of one victim, of seed 0
+unless ``seed`` is given; without it the commands steal from those of seeds 0, 1 and 2.
 """
 
 import shlex
@@ -43,7 +44,9 @@ def main() -> None:
                 found += [] if point is None else [f"{point.strength:g}"]
         if found:
             strengths = f"defense.{cell.defense.strength_parameter}={','.join(dict.fromkeys(found))}"
-            commands.append(shlex.join(["mad-run", "-m", *common, *words, strengths, "seed=0,1,2"]))
+            seeds = [] if any(word.startswith("seed=") for word in [*common, *words]) else ["seed=0,1,2"]
+            folder = [f"outputs={outputs[-1]}"] if outputs else []
+            commands.append(shlex.join(["mad-run", "-m", *common, *words, strengths, *seeds, *folder]))
     out.print("", *commands, sep="\n", markup=False, soft_wrap=True)
 
 

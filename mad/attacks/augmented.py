@@ -73,6 +73,10 @@ class Augmented(Attack):
         """Return how many images of the pool a budget needs: the seeds, or none."""
         return min(self.seeds, budget) if self.source == "pool" else 0
 
+    def trained_on(self, budget: int) -> int:
+        """Return how many answers the stolen model is trained on at most."""
+        return min(self.seeds, budget) if self.keep == "seeds" else budget
+
     def run(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
         """Spend the API's whole budget."""
         assert pool is not None

@@ -87,6 +87,10 @@ class Attack(ABC):
         """Return how many images of the pool a budget needs; by default one image per query."""
         return budget
 
+    def trained_on(self, budget: int) -> int:
+        """Return how many answers the stolen model is trained on at most; for the estimates of ``plan=true`` only."""
+        return budget if self.depends_on_answers else self.images_for(budget)
+
     @final
     def spend(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
         """Call ``run`` and return its result, once it is checked.

@@ -17,22 +17,24 @@ from mad.seeds import generator
 from mad.training import logits_of
 
 SAMPLE = 1000  # images of the pool whose mean and deviations count
-APART = 1e-4  # equal values of an image are put in order by random numbers below this
+APART = 1e-4  # values of an image that differ by less are put in a random order
+FLAT = 1e-6  # a direction in which the pool deviates less is left out
 
 
 @dataclass(frozen=True)
 class Mimicry(Attack):
     """Query ``seeds`` images of the victim's kind, then images of the pool that are made to resemble them.
 
-    An image of the pool is projected onto the first ``components`` principal directions of the seeds, each of which is
-    scaled to the deviation that the seeds have in it, around their mean. Then its values are exchanged, channel by
-    channel and in their order, for those of one of the seeds, so that the two have the same histogram. What comes out
-    has the victim's kind of background, strokes and contrast, and its content from the pool: a defense that looks at
-    the query sees little that is strange, and each image of the pool makes a new one. No labels are used.
+    An image of the pool is projected onto the first ``components`` principal directions of the seeds; in each of these
+    the pool, by its first 1,000 images, gets the deviation that the seeds have, around their mean. Then its values are
+    exchanged, channel by channel and in their order, for those of one of the seeds, so that the two have the same
+    histogram. What comes out has the victim's kind of background, strokes and contrast, and its content from the pool:
+    a defense that looks at the query sees little that is strange, and each image of the pool makes a new one. No labels
+    are used.
 
     Args:
         seeds: images of the victim's kind, about as many of each class; see ``Knowledge.labeled``.
-        components: principal directions of the seeds, at most one less than seeds are used; 0 for the histogram only.
+        components: principal directions of the seeds, at most one fewer than there are seeds; 0 for the histogram only.
         keep: which answers to restyled images the stolen model is trained on beside those to the seeds: ``agree``,
             those with the top class that a first model, trained on the answers to the seeds, gives the image, so that
             most decoys are left out; or ``all``.
@@ -86,12 +88,13 @@ class Mimicry(Attack):
             return
         size, cpu, draw = batch_limit(REQUEST, own.shape[1:]), torch.device("cpu"), generator(seed, "mimicry")
         count, flat = min(self.components, len(own) - 1), own.flatten(1)
-        middle, sample = flat.mean(dim=0), rows[:SAMPLE]
-        turn = torch.linalg.svd(flat - middle, full_matrices=False)[2][:count]  # (count, C H W)
         if count:
+            middle, sample = flat.mean(dim=0), rows[:SAMPLE]
+            turn = torch.linalg.svd(flat - middle, full_matrices=False)[2][:count]  # (count, C H W)
             points = torch.cat([to_unit_range(some).flatten(1) @ turn.T for some in batches(pool, sample, size, cpu)])
             mean, deviation = points.mean(dim=0), points.std(dim=0, correction=0)
-            factor = ((flat - middle) @ turn.T).std(dim=0, correction=0) / deviation.clamp(min=1e-6)
+            wanted = ((flat - middle) @ turn.T).std(dim=0, correction=0)
+            factor = torch.where(deviation > FLAT, wanted / deviation, 0.0)
         for part, some in zip(into.split(size), batches(pool, rows, size, cpu), strict=True):
             plain = to_unit_range(some)
             if count:
@@ -104,5 +107,5 @@ def with_histograms(images: Tensor, own: Tensor, draw: torch.Generator) -> Tenso
     """Return images (B, C, H, W) whose values, in their order, are those of images (n, C, H, W) drawn at random."""
     flat = images.flatten(2)
     order = (flat + APART * torch.rand(flat.shape, generator=draw)).argsort(dim=2)
-    values = own.flatten(2).sort(dim=2).values[torch.randint(len(own), (len(images),), generator=draw)]
+    values = own[torch.randint(len(own), (len(images),), generator=draw)].flatten(2).sort(dim=2).values
     return torch.empty_like(values).scatter_(2, order, values).view_as(images)

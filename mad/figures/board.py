@@ -27,7 +27,7 @@ THEFT = [
 ]  # what the rows of one board share
 DEFENSE = ["defense", "defense_settings", "strength_parameter", "strength"]
 CLEAN = "the victim's clean answers"  # knowledge that no thief has
-OWN = "keep=seeds"  # in attack_settings: trains on its own images of the victim's kind only
+OWN = "keep=seeds"  # the setting of attack=augmented with which a thief trains on its own images only
 DRAWS, SURE = 1000, 0.95
 STOLEN, AGREEMENT = "stolen_accuracy", "agreement"
 COSTS = ("victim_accuracy", "defended_accuracy", "l1_mean", "l1_max", "nll", "ece", "auroc_pool", "selective_accuracy")
@@ -141,7 +141,7 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
     given, aided = informed(cells), cells.recovery_knows != ""
     scores, agreed = (means(cells[~given], name) for name in (STOLEN, AGREEMENT))
     told = worst(scores)
-    own = cells.attack_settings.str.contains(OWN, regex=False)
+    own = ~given & aided & (cells.attack == "augmented") & cells.attack_settings.map(lambda each: OWN in each.split())
     bound, unaided, owned = (means(cells[some], STOLEN).mean() for some in (given, ~aided, own))
     first, counted = cells.iloc[0], cells[cells.seed.isin(scores.index)]
     counted = (counted if len(counted) else cells).sort_values("member", key=lambda each: each != NAIVE, kind="stable")

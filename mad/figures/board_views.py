@@ -83,7 +83,7 @@ def texts(at: Any) -> dict[str, str]:
         "worst_member": at.worst_member,
         "honest": number(at.honest, 0),
         "api": number(at.defended_accuracy, 1, 100),
-        "lost": number(at.get("victim_accuracy", math.nan) - at.defended_accuracy, 1, 100),
+        "lost": number(round(100 * (at.get("victim_accuracy", math.nan) - at.defended_accuracy), 1) + 0.0),
         "ece": number(at.get("ece"), 3),
         "selective": number(at.get("selective_accuracy"), 1, 100),
         "seconds": number(at.seconds, 0),

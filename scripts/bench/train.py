@@ -35,6 +35,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
+import mad
 from mad.architectures.lenet import LeNet
 from mad.cli.configs import composed
 from mad.datasets import Split
@@ -90,11 +91,15 @@ class Plain:
 
 
 class Ours:
-    """The loop of this project."""
+    """The loop of this project: a trainer by its name, or the ``knockoff``'s, which learns soft answers."""
 
     def __init__(self, trainer: str, split: Split, device: str, size: int | None = None) -> None:
         self.split, self.device = Split(*(part[:size] for part in split)), device
-        self.trainer: Trainer = instantiate(composed([f"trainer={trainer}"]).trainer, _convert_="all")
+        if trainer == "knockoff":
+            self.trainer = knockoff()
+            self.split = Split(self.split.images, F.one_hot(self.split.labels, 10).float().mul(0.9).add(0.01))
+        else:
+            self.trainer = instantiate(composed([f"trainer={trainer}"]).trainer, _convert_="all")
 
     def epochs(self, seed: int, epochs: int | None = None) -> Epochs:
         """Train a fresh LeNet, a step of the generator an epoch."""
@@ -106,6 +111,11 @@ class Ours:
     def accuracy(self, model: nn.Module, test: Split) -> float:
         """Return the share of test images that are classified rightly."""
         return accuracy(judged(model, test.images, self.device), test.labels)
+
+
+def knockoff() -> Trainer:
+    """Return the recipe of the stolen model."""
+    return mad.load("victim=mnist", "pool=fashion_mnist").knockoff.trainer
 
 
 def lenet(seed: int, **normalisation: float) -> nn.Module:

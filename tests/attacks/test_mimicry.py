@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_augmented import QUADRANTS
-from toys import CPU, Blobs, cell
+from toys import CPU, Blobs, Streamed, cell
 
 from mad.api import BlackBox
 from mad.attacks.mimicry import Mimicry, with_histograms
@@ -71,6 +71,20 @@ def test_projected_images_look_like_its_own_in_mean_and_deviation(monkeypatch):
     ours, theirs = ((some - middle) @ turn.T for some in (made, own))
     assert torch.allclose(ours.mean(dim=0), torch.zeros(4).double(), atol=1e-4)
     assert torch.allclose(ours.std(dim=0, correction=0), theirs.std(dim=0, correction=0), rtol=1e-3)
+
+
+def test_colour_streams_and_a_pool_whose_first_images_are_all_alike(monkeypatch):
+    monkeypatch.setattr("mad.attacks.mimicry.SAMPLE", 3)
+    monkeypatch.setattr("mad.attacks.mimicry.with_histograms", lambda images, own, draw: images)
+    draw = torch.Generator().manual_seed(0)
+    own = torch.rand(6, 3, 8, 8, generator=draw)
+    pool = torch.cat([torch.full((3, 3, 8, 8), 0.5), torch.rand(4, 3, 8, 8, generator=draw)])
+    made = torch.empty(len(pool), 3, 8, 8)
+    Mimicry(10, seeds=6, components=4).restyle(pool, torch.arange(len(pool)), own, 0, made)
+    assert torch.allclose(made, own.mean(dim=0).expand_as(made), atol=1e-5)  # nothing is known of its deviations
+    same = torch.empty_like(made)
+    Mimicry(10, seeds=6, components=4).restyle(Streamed(pool), torch.arange(len(pool)), own, 0, same)
+    assert torch.equal(made, same)
 
 
 def test_answers_that_a_first_model_of_its_own_images_contradicts_are_left_out():

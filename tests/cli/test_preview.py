@@ -8,8 +8,10 @@ import torch
 from toys import CPU, Blobs, cell, trainer, victim
 
 from mad import estimate, measure
+from mad.attacks.augmented import Augmented
 from mad.attacks.jbda import Jbda
 from mad.attacks.knockoff_nets import KnockoffNets
+from mad.attacks.mimicry import Mimicry
 from mad.attacks.online import Online
 from mad.cli import preview
 from mad.defenses import Undefended
@@ -177,6 +179,25 @@ def test_rates_are_those_of_records_of_the_same_kind(tmp_path, fixed):
     elsewhere = estimator(tmp_path, threads=64)
     elsewhere.of("it", other)
     assert elsewhere.measured == 3
+
+
+@pytest.mark.parametrize(
+    ("attack", "trained"),
+    [
+        (Augmented(60, seeds=20, source="victim", keep="seeds"), 20),
+        (Augmented(60, seeds=20, source="victim", keep="near"), 60),
+        (Mimicry(15, seeds=20), 15),
+        (Jbda(60, seeds=10), 60),
+        (KnockoffNets(60, queries_per_image=3), 20),
+    ],
+)
+def test_a_knockoffs_rate_is_by_the_answers_that_it_learns(attack, trained, tmp_path, fixed):
+    whole = cell(attack=attack)
+    assert attack.trained_on(attack.budget) == trained
+    record = run(whole, Store(tmp_path), CPU)[0]
+    recipe = whole.knockoff.trainer
+    found = estimator(tmp_path, record["threads"])._learning(replace(whole, seed=1))
+    assert found == pytest.approx(record["seconds_knockoff"] / (trained * epochs(recipe, trained)))
 
 
 def test_attacks_that_train_between_their_queries_cost_more(tmp_path, fixed):

@@ -51,9 +51,14 @@ def test_the_worst_is_the_member_with_the_highest_mean_and_those_given_the_clean
     few = records.frame([*ROWS, *cells("mad", 0.5, "few", (0.7, 0.7, 0.7), "d", recovery_knows="the victim's data")])
     mad = board.boards(few)[title].set_index("defense").loc["mad"]
     assert (mad.worst_member, mad.unaided_member, mad.unaided) == ("few", "argmax", pytest.approx(52))
-    more = {"recovery_knows": "the victim's data", "attack_settings": "keep=seeds"}
-    own = records.frame([*ROWS, *cells("mad", 0.5, "few", (0.3, 0.3, 0.6), "e", **more)])
-    images = board.boards(own)[title].set_index("defense").own
+    of_its_own = {"attack": "augmented", "attack_settings": "source=victim keep=seeds"}
+    of_the_pool = {"attack": "augmented", "attack_settings": "keep=seeds"}
+    others = [
+        *cells("mad", 0.5, "few", (0.3, 0.3, 0.6), "e", recovery_knows="the victim's data", **of_its_own),
+        *cells("none", 0.0, "few", (0.3, 0.3, 0.6), "f", **of_the_pool),
+        *cells("top_k", 1.0, "few", (0.3,) * 3, "g", strength_parameter="k", recovery_knows=board.CLEAN, **of_its_own),
+    ]
+    images = board.boards(records.frame([*ROWS, *others]))[title].set_index("defense").own
     assert images["mad"] == pytest.approx(40)
     assert images.drop("mad").isna().all()
     assert (by.loc["none"].naive, by.loc["none"].labels) == (pytest.approx(82), pytest.approx(72))
@@ -209,6 +214,7 @@ def test_files_are_written_and_one_adversary_makes_no_board(tmp_path):
     lost = 100 * (ROWS[0]["victim_accuracy"] - 0.88)
     assert lost > 0.5
     assert f"| mad epsilon 0.5 | 88.0 | {lost:.1f} | 0.40 |" in text
+    assert "-0.0" not in board_views.markdown("", board.boards(FRAME.assign(victim_accuracy=0.87996)).popitem()[1])
     assert len(pd.read_csv(tmp_path / "figures" / f"{name}.csv")) == 4
     with pytest.raises(MadError, match="experiment=panel"):
         list(board_views.write_all(FRAME[FRAME.recovery == "none"], tmp_path))
