@@ -30,7 +30,8 @@ def test_the_boards_are_those_of_the_published_records(published):
 
 
 def test_the_words_of_a_record_make_its_fingerprint_again(published):
-    some = published[::EVERY]
+    of_files = published.overrides.str.contains("kmnist_part")  # whose contents are a part of the fingerprint
+    some = published[~of_files][::EVERY]
     made = [mad.load(*shlex.split(words)).fingerprint for words in some.overrides]
     assert made == some.fingerprint.tolist()
     assert published.fingerprint.is_unique
