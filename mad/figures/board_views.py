@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,7 @@ from mad.storage.files import LONGEST, write_alone
 
 AREA = Path("figures")
 ACROSS = 4  # panels of a figure, side by side
+WIDE = 32  # characters of a line beside a figure
 ADVERSARIES = {  # the columns of the first table of a board, by their heads
     "worst %": "worst",
     "95 %": "interval",
@@ -139,7 +141,7 @@ def draw(title: str, table: pd.DataFrame) -> Figure:
 
     A diamond is the worst member that knows nothing but the answers.
     """
-    figure = Shown(figsize=(9.0, 1.0 + 0.28 * len(table)), layout="constrained")
+    figure = Shown(figsize=(9.0, 1.0 + 0.36 * len(table)), layout="constrained")
     axes = figure.subplots()
     for place, (_, at) in enumerate(table[::-1].iterrows()):
         others = [share for name, share in at.by_member.items() if name != at.worst_member]
@@ -153,8 +155,10 @@ def draw(title: str, table: pd.DataFrame) -> Figure:
         axes.plot([at.worst], [place], "o", color=HUES[0], markersize=6, label="worst member")
         if at.unaided is not None and at.unaided == at.unaided:
             axes.plot([at.unaided], [place], "d", color=HUES[2], markersize=5, label="worst that knows nothing else")
-        axes.annotate(at.worst_member, (1.01, place), xycoords=("axes fraction", "data"), fontsize=SMALL, va="center")
-    names = [f"{label(at)}  ({100 * at.defended_accuracy:.1f} %)" for _, at in table[::-1].iterrows()]
+        axes.annotate(
+            fill(at.worst_member, WIDE), (1.01, place), xycoords=("axes fraction", "data"), fontsize=SMALL, va="center"
+        )
+    names = [fill(f"{label(at)}  ({100 * at.defended_accuracy:.1f}\u00a0%)", WIDE) for _, at in table[::-1].iterrows()]
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
     axes.set(xlabel="accuracy of the stolen model, % (left is better)", xlim=(0, 100))
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
