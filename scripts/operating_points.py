@@ -22,6 +22,12 @@ from mad.storage.store import Store
 LOSSES = (0.005, 0.01, 0.02, 0.05)
 
 
+def command(words: list[str], outputs: list[str]) -> str:
+    """Return the sweep over the strengths in some words, with three seeds unless one is given, in the last folder."""
+    seeds = [] if any(word.startswith("seed=") for word in words) else ["seed=0,1,2"]
+    return shlex.join(["mad-run", "-m", *words, *seeds, *(f"outputs={each}" for each in outputs[-1:])])
+
+
 def main() -> None:
     """Print one line for each defense and limit."""
     cut = sys.argv.index("--")
@@ -44,9 +50,7 @@ def main() -> None:
                 found += [] if point is None else [f"{point.strength:g}"]
         if found:
             strengths = f"defense.{cell.defense.strength_parameter}={','.join(dict.fromkeys(found))}"
-            seeds = [] if any(word.startswith("seed=") for word in [*common, *words]) else ["seed=0,1,2"]
-            folder = [f"outputs={outputs[-1]}"] if outputs else []
-            commands.append(shlex.join(["mad-run", "-m", *common, *words, strengths, *seeds, *folder]))
+            commands.append(command([*common, *words, strengths], outputs))
     out.print("", *commands, sep="\n", markup=False, soft_wrap=True)
 
 

@@ -1,6 +1,8 @@
 """How strong a defense may be for what it costs on the validation split."""
 
+import importlib.util
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,3 +93,19 @@ def test_what_is_calibrated_on_the_split_counts_with_its_guarantee(tmp_path):
     whole = replace(whole, defense=Gate())
     found = dict(operating_points(whole, [0.04], 0, 1, Store(tmp_path), CPU))[0.04]
     assert found.strength == found.loss == pytest.approx(0.04, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "outputs", "expected"),
+    [
+        ([], [], "seed=0,1,2"),
+        (["seed=5"], ["one", "my folder"], "seed=5 'outputs=my folder'"),
+    ],
+)
+def test_the_command_of_the_script_keeps_the_seed_and_the_folder(words, outputs, expected):
+    path = Path(__file__).parents[1] / "scripts" / "operating_points.py"
+    spec = importlib.util.spec_from_file_location("operating_points", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    told = script.command(["defense=mad", "defense.epsilon=0.5,0.8", *words], outputs)
+    assert told == f"mad-run -m defense=mad defense.epsilon=0.5,0.8 {expected}"
