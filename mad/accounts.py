@@ -17,7 +17,7 @@ class Accounts(Defense):
     Args:
         defense: the prepared defense.
         budget: queries of all accounts together.
-        count: number of accounts; all have the same number of queries but the last, which may have fewer.
+        count: number of accounts. Each has budget / count queries, rounded down, and the first ones one more.
     """
 
     name = "accounts"
@@ -27,8 +27,9 @@ class Accounts(Defense):
         check_number("attack.budget", budget, count, whole=True)
         assert budget is not None
         self.epsilon = None  # each session keeps its own
-        self._defense, self._most, self._asked = defense, -(-budget // count), 0
+        self._defense, self._share = defense, divmod(budget, count)
         self._sessions: list[Defense] = []
+        self._left = 0  # queries of the last session
 
     @property
     def needs_gradients(self) -> bool:  # type: ignore[override]
@@ -44,14 +45,15 @@ class Accounts(Defense):
         """Return what the account that is due is answered, or those that are."""
         answers, done = [], 0
         while done < len(images):
-            used = self._asked % self._most
-            if not used:
+            if not self._left:
+                least, more = self._share
+                self._left = least + (len(self._sessions) < more)
                 self._sessions.append(self._defense.session())
-            size = min(self._most - used, len(images) - done)
+            size = min(self._left, len(images) - done)
             whole = size == len(images)  # a defense may know these very images
             some = (images, clean) if whole else (images[done : done + size], clean[done : done + size])
             answers.append(self._sessions[-1](*some))
-            done, self._asked = done + size, self._asked + size
+            done, self._left = done + size, self._left - size
         return torch.cat(answers) if answers else clean
 
     def session_columns(self) -> dict[str, Any]:

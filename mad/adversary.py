@@ -20,6 +20,7 @@ from mad.datasets.joined import joined
 from mad.errors import MadError
 from mad.knowledge import Knowledge
 from mad.recoveries import Recovery
+from mad.seeds import generator
 from mad.storage.checkpoint import Checkpoint
 from mad.training import EVALUATION_BATCH, Trainer, logits_of, place
 from mad.transfer import TransferSet
@@ -78,38 +79,38 @@ class Adversary(Knowledge):
             return self
         return replace(self, recovery=self.recovery.prepared(self, transfer))
 
-    def targets(self, transfer: TransferSet, count: int | None = None) -> Tensor:
-        """Return the training targets (M, K) of a transfer set, or of its first ``count`` answers, kept or not.
+    def targets(self, transfer: TransferSet) -> Tensor:
+        """Return the training targets (M, K) of a transfer set, of answers that are kept or not.
 
         The recovery must be prepared: see ``learned_from``.
         """
-        found = [self.recovered(some, images) for some, images in self._parts(transfer, count)]
+        found = [self.recovered(some, images) for some, images in self._parts(transfer)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def chosen(self, transfer: TransferSet, count: int | None = None) -> tuple[Tensor, Tensor]:
+    def chosen(self, transfer: TransferSet, said: bool = True) -> tuple[Tensor, Tensor]:
         """Return what is trained on: the rows (m,) and the targets (m, K) of the answers that the recovery keeps.
 
         Args:
             transfer: images and answers. The recovery must be prepared: see ``learned_from``.
-            count: only the first answers; None for all.
+            said: whether a line on stderr says so where it keeps none, and all are trained on.
         """
-        rows = transfer.rows[:count]
+        rows = transfer.rows
         if not self.recovery.filters:
-            return rows, self.targets(transfer, count)
+            return rows, self.targets(transfer)
         who, targets, kept = f"recovery {self.recovery.name}", [], []
-        for some, images in self._parts(transfer, count):
+        for some, images in self._parts(transfer):
             targets.append(self.recovered(some, images))
             kept.append(plugins.choice(f"{who}: keeps", self.recovery.keeps(some, images), len(some)))
         keep = torch.cat(kept).cpu()
         if keep.any():
             return rows[keep], torch.cat(targets)[keep]
-        if count is None:
+        if said:
             say(f"{who} keeps none of the {len(rows)} answers: all are trained on")
         return rows, torch.cat(targets)
 
-    def _parts(self, transfer: TransferSet, count: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield the first ``count`` answers and, if the recovery uses them, their images in [0, 1], batch by batch."""
-        answers, rows = transfer.answers[:count], transfer.rows[:count]
+    def _parts(self, transfer: TransferSet) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the answers and, if the recovery uses them, their images in [0, 1], batch by batch."""
+        answers, rows = transfer.answers, transfer.rows
         if not self.recovery.needs_images:  # images may be slow to decode
             whole = answers.numel() <= VALUES
             parts = [answers] if whole else answers.split(batch_limit(EVALUATION_BATCH, self.shape))
@@ -171,9 +172,17 @@ class Adversary(Knowledge):
         Training at too large a learning rate can end in a constant answer. The adversary can tell from its own loss,
         without the victim's test data.
         """
-        rows, targets = self.chosen(transfer, SAMPLE)
+        rows, targets = self.chosen(sample(transfer, self.seed), said=False)
         targets = targets.double()
         logits = logits_of(network, transfer.images, self.device, rows).double()
         loss = F.cross_entropy(logits, targets.cpu()).item()
         constant = torch.special.entr(targets.mean(dim=0)).sum().item()
         return loss < max(constant - LEAST, NOTHING)
+
+
+def sample(transfer: TransferSet, seed: int) -> TransferSet:
+    """Return ``SAMPLE`` random answers of a transfer set, which may be in the order of their classes; or all."""
+    if len(transfer) <= SAMPLE:
+        return transfer
+    some = torch.randperm(len(transfer), generator=generator(seed, "learned"))[:SAMPLE]
+    return TransferSet(transfer.images, transfer.rows[some], transfer.answers[some])

@@ -97,6 +97,11 @@ class Cell:
                 f"recovery {self.recovery.name} {needs}, attack {self.attack.name} trains "
                 "before it has one: take another of the two"
             )
+        if "the victim's clean answers" in self.recovery.knows and not self.attack.verbatim:
+            raise MadError(
+                f"recovery {self.recovery.name} compares answers with the clean ones to the same images, which attack "
+                f"{self.attack.name} does not keep: take another of the two"
+            )
         if self.attack.online:
             return
         for what, wanted in (
@@ -199,6 +204,12 @@ class Cell:
         shape, name = self.victim.dataset.shape, self.victim.name
         found = [checked.pool_contents(pool, shape, name, False) for pool in owned_pools(self.defense)]
         return [each for each in found if each is not None]
+
+    @property
+    def asked_by(self) -> tuple[Any, ...]:
+        """What determines the transfer set of an attack whose queries do not depend on the answers."""
+        owned = self.owned_contents()
+        return (self.victim, self.pool, self.contents(), self.defense, *owned, self.attack, self.seed)
 
     @property
     def path(self) -> Path:

@@ -113,12 +113,11 @@ class Estimator:
         asked = self._asking(cell)
         images = cell.attack.trained_on(budget)
         stored = not cell.attack.depends_on_answers and pool is not None
-        parts = (cell.victim, cell.pool, cell.contents(), cell.defense, cell.attack, cell.seed)
-        name = Path("transfers", cell.victim.name, digest(describe(parts))) if stored else Path("none")
+        name = Path("transfers", cell.victim.name, digest(describe(cell.asked_by))) if stored else Path("none")
         if not stored or again or everything or not self._made(name, "transfer.safetensors", "transfer.json"):
             found.seconds += budget * asked * (PROBED if cell.probe else 1) + self._between(cell, budget)
             found.bytes += images * (8 + 4 * cell.victim.dataset.classes) if stored else 0
-        if not cell.attack.online:
+        if images:
             times = 1 + cell.recovery.trainings
             found.seconds += times * images * epochs(cell.knockoff.trainer, images) * self._learning(cell)
         found.seconds += sizes(cell.victim.dataset)[1] * (asked + BOTH * self._passing(cell))

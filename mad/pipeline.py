@@ -253,8 +253,7 @@ def queried(
         columns = {name: schema.number_of(value) for name, value in stolen.columns.items()}
         return tensors, {"asked": asked, "columns": columns, "session": seen}
 
-    parts = (cell.victim, cell.pool, cell.contents(), cell.defense, *cell.owned_contents(), cell.attack, cell.seed)
-    found, told = store.transfer(cell.victim.name, parts, make, force=force)
+    found, told = store.transfer(cell.victim.name, cell.asked_by, make, force=force)
     transfer = TransferSet(images, found["rows"], found["answers"])
     plugins.transferred(f"the kept transfer set of {cell.pool_name}", transfer, adversary.shape, adversary.classes)
     return Stolen(transfer=transfer, columns=told["columns"]), told["asked"], told.get("session", {})

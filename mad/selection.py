@@ -49,8 +49,11 @@ def held_out_agreement(cell: Cell, store: Store, device: torch.device) -> Agreem
     adversary = cell.adversary(device)
     stolen = cell.attack.spend(victim.session(budget), images, adversary)
     order = torch.randperm(len(images), generator=generator(cell.seed, "pool order"))  # the order in which attacks draw
-    own = stolen.transfer is not None and stolen.transfer.images is images
-    asked = stolen.transfer.rows if own and stolen.transfer else order[: cell.attack.images_for(budget)]
+    asked = order[: cell.attack.images_for(budget)]
+    if stolen.transfer is not None and stolen.transfer.images is images:
+        # An attack that keeps fewer rows has dropped some, of those that it asked about in that order.
+        kept = stolen.transfer.rows.unique()
+        asked = torch.cat([kept, asked]) if len(kept) < len(asked) else kept
     held = order[~torch.isin(order, asked)][-HELD:]
     if not len(held):
         raise MadError("the attack asks about the whole pool, which leaves none to judge by: lower attack.budget")

@@ -179,16 +179,17 @@ class Trainer:
             ).float()
         place(model, device).train()
         order, draw = generator(seed, f"order of {task}"), generator(seed, f"augmentation of {task}")
-        steps = -(-len(rows) // self.batch_size)
+        parts = parted(model, len(rows), self.batch_size)
+        steps = len(parts)
         optimizer = self._optimizer(model, device)
         epochs = max(self.epochs, -(-self.min_steps // steps))
         scheduler = self._scheduler(optimizer, steps, epochs)
         with bar(task, epochs * len(rows)) as progress:
             for epoch in range(1, epochs + 1):
                 turn = torch.randperm(len(rows), generator=order)
-                wanted = turn.to(device).split(self.batch_size)
+                wanted = turn.to(device).split(parts)
                 with seeded(seed, f"dropout of {task}, epoch {epoch}"):
-                    for some, batch in zip(wanted, batches(images, rows[turn], self.batch_size, device), strict=True):
+                    for some, batch in zip(wanted, batches(images, rows[turn], parts, device), strict=True):
                         seen, wished = augmented(batch, self.augment, draw), targets[some]
                         if self.mixup:
                             seen, wished = mixed(seen, wished, self.mixup)
@@ -236,6 +237,22 @@ class Trainer:
         return lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / warm, max(0.0, (total - step) / max(1, total - held)))
         )
+
+
+def parted(model: nn.Module, count: int, most: int) -> list[int]:
+    """Return the sizes of an epoch's batches: ``most`` images each, and the rest.
+
+    A single image that is left joins the batch before it where the network has a batch norm, which may refuse one.
+    """
+    parts = [most] * (count // most) + [count % most] * (count % most > 0)
+    if len(parts) > 1 and parts[-1] == 1 and normed(model):
+        parts[-2:] = [most + 1]
+    return parts
+
+
+def normed(model: nn.Module) -> bool:
+    """Return whether a network has a batch norm."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
 
 
 def extras(trainer: Trainer) -> str:

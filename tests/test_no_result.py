@@ -108,3 +108,14 @@ def test_where_all_answers_are_one_there_is_nothing_to_learn():
     same = TransferSet(images, torch.arange(20), torch.eye(4)[[0]].expand(20, 4))
     assert toy.learned(toy.train(same), same)
     assert not toy.learned(toy.untrained(), same)
+
+
+def test_answers_in_the_order_of_their_classes_are_judged_as_a_whole():
+    toy, split = cell().adversary(CPU), Blobs(size=5000).train()
+    rows = split.labels.argsort()
+    ordered = TransferSet(split.images, rows, F.one_hot(split.labels[rows], 4).float())
+    assert toy.learned(toy.train(ordered), ordered)
+    first = Tiny((1, 8, 8), 4)
+    nn.init.zeros_(first.head.weight)
+    first.head.bias.data = torch.tensor([30.0, 0, 0, 0])
+    assert not toy.learned(first, ordered)  # it is right about the first thousand

@@ -7,7 +7,9 @@ import torch
 from toys import CPU, Blobs, cell, trainer
 
 from mad.attacks import Attack, Stolen
-from mad.attacks.base import ask, drawn
+from mad.attacks.base import TransferSet, ask, drawn
+from mad.attacks.consistent import Consistent
+from mad.attacks.copycat import Copycat
 from mad.attacks.jbda import Jbda
 from mad.defenses.mad import Mad
 from mad.errors import MadError
@@ -64,6 +66,22 @@ def test_a_network_of_the_attacks_own_is_judged(tmp_path):
 
 def test_an_attack_that_makes_images_of_its_own_is_judged_on_those_that_it_did_not_start_from(tmp_path):
     assert held_out_agreement(cell(attack=Jbda(40, seeds=20, epochs=1)), Store(tmp_path), CPU).images == 180
+
+
+@dataclass(frozen=True)
+class Dropping(Attack):
+    """Keep a tenth of the answers."""
+
+    name = "dropping"
+
+    def run(self, api, pool, adversary):
+        rows = drawn(pool, adversary, api.budget)
+        return Stolen(transfer=TransferSet(pool, rows[::10], ask(api, pool, rows)[::10]))
+
+
+def test_what_was_asked_about_and_dropped_is_not_held_out(tmp_path):
+    for attack in (Dropping(80), Copycat(80), Consistent(160, tolerance=0.0)):
+        assert held_out_agreement(cell(attack=attack), Store(tmp_path), CPU).images == 120
 
 
 def test_no_more_than_ten_thousand_are_held_out(tmp_path):

@@ -410,3 +410,40 @@ def test_dropout_is_drawn_from_the_seed():
 
     assert torch.equal(dropped(0, state=1), dropped(0, state=2))
     assert not torch.equal(dropped(0, state=1), dropped(1, state=1))
+
+
+class Normed(nn.Module):
+    """A network with a batch norm over one value a channel and image."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.norm = nn.Linear(64, 4), nn.BatchNorm1d(4)
+
+    def forward(self, images):
+        return self.norm(self.head(images.flatten(1)))
+
+
+def test_a_batch_norm_never_gets_a_single_image():
+    recipe = trainer(batch_size=20, epochs=2)
+    recipe.fit(Normed(), SPLIT.images[:41], SPLIT.labels[:41], seed=0, device=CPU, task="test")
+    for count in range(1, 130):
+        for most in (1, 2, 20):
+            parts, plain = training.parted(Normed(), count, most), training.parted(Tiny((1, 8, 8), 4), count, most)
+            assert sum(parts) == sum(plain) == count
+            assert plain == [len(part) for part in torch.arange(count).split(most)]
+            assert most == 1 or count == 1 or min(parts) > 1
+
+
+def test_batches_of_given_sizes_are_alike_for_a_tensor_and_a_stream():
+    for rows in (None, torch.arange(200).flip(0)):
+        for kind in (SPLIT.images, Streamed(SPLIT.images)):
+            found = list(batches(kind, rows, [90, 90, 20], CPU))
+            assert [len(each) for each in found] == [90, 90, 20]
+            assert torch.equal(torch.cat(found), SPLIT.images if rows is None else SPLIT.images[rows])
+
+
+def test_no_rows_are_one_empty_batch_of_a_tensor_and_of_a_stream():
+    none = torch.zeros(0, dtype=torch.int64)
+    for kind in (SPLIT.images, Streamed(SPLIT.images)):
+        (only,) = batches(kind, none, 20, CPU)
+        assert (only.shape, only.dtype) == ((0, 1, 8, 8), torch.uint8)

@@ -73,6 +73,12 @@ class ActiveThief(Attack):
             if getattr(self, name) is not None:
                 check_number(f"attack.{name}", getattr(self, name), 1, whole=True)
 
+    @property
+    def amended(self) -> str | None:
+        """As of every attack; and DeepFool once ranked images first that it could not move."""
+        ranked = "images that nothing moves are last" if self.strategy.startswith("dfal") else None
+        return "; ".join(filter(None, [super().amended, ranked])) or None
+
     def run(self, api: BlackBox, pool: Images | None, adversary: Adversary) -> Stolen:
         """Spend the budget round by round; a run that was killed goes on after its last round."""
         assert pool is not None

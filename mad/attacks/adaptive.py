@@ -20,7 +20,7 @@ from mad.errors import MadError, check_choice, check_number
 from mad.schema import Column
 from mad.seeds import generator
 from mad.simplex import entropy_in_bits
-from mad.training import DivergedError, place
+from mad.training import DivergedError, normed, place
 
 REWARDS = ("certainty", "diversity", "loss")
 WINDOW = 25  # number of last rewards whose mean is the baseline
@@ -92,7 +92,8 @@ class KnockoffAdaptive(Attack):
                     )
                 if api.queries < budget:
                     optimizer.zero_grad()
-                    F.cross_entropy(network.train()(there), targets.to(adversary.device)).backward()
+                    network.train(len(there) > 1 or not normed(network))
+                    F.cross_entropy(network(there), targets.to(adversary.device)).backward()
                     optimizer.step()
             taken = rewards if self.reward == "all" else {self.reward: rewards[self.reward]}
             bandit.learn(scale(torch.stack(list(taken.values()), dim=1).double()).sum(dim=1))

@@ -41,8 +41,10 @@ class Attack(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     needs_pool: ClassVar[bool] = True  # whether it takes its images from a pool; a data-free attack makes its own
+    verbatim: ClassVar[bool] = True  # whether each answer of its transfer set is the API's to the image stored with it
     depends_on_answers: ClassVar[bool] = True  # whether its queries do; if not, one transfer set serves all recoveries
     online: ClassVar[bool] = False  # whether it trains adversary.live, in place, while it queries
+    trains_itself: ClassVar[bool] = False  # whether it returns a network that it trained otherwise; see Stolen
     recovers_early: ClassVar[bool] = False  # whether it calls adversary.recovered before it has a whole transfer set
     labelled: ClassVar[bool] = False  # whether it uses the labels of the pool: adversary.labels
     knows: ClassVar[tuple[str, ...]] = ()  # what it is given of mad.knowledge.KNOWLEDGE, as a recovery is
@@ -54,6 +56,12 @@ class Attack(ABC):
         if self.budget is not None:
             check_number("attack.budget", self.budget, 1, whole=True)
         check_number("attack.accounts", self.accounts, 1, self.budget or PAPER_BUDGET, whole=True)
+
+    @property
+    def amended(self) -> str | None:
+        """See ``mad.storage.fingerprint``: accounts that do not divide the budget had their rest in the last one."""
+        even = self.budget is not None and self.budget % self.accounts == 0
+        return None if self.accounts == 1 or even else "accounts of about the same size"
 
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError if this attack cannot query the victim; called before anything is trained."""
@@ -69,10 +77,10 @@ class Attack(ABC):
             name: the name of the pool, for the error.
 
         Raises:
-            MadError: if the pool has too few images for the budget.
+            MadError: if the pool has too few images for the budget, or the budget too few queries for the accounts.
         """
         if pool is None:
-            return self.budget or PAPER_BUDGET
+            return self.shared(self.budget or PAPER_BUDGET)
         budget = self.budget or min(PAPER_BUDGET, len(pool))
         needed = self.images_for(budget)
         if needed > len(pool):
@@ -81,6 +89,15 @@ class Attack(ABC):
                 f"attack.budget={budget}{takes} is above the {len(pool)} images of pool {name}; "
                 "lower the budget or take a larger pool"
             )
+        return self.shared(budget)
+
+    def shared(self, budget: int) -> int:
+        """Return a budget of which every account has a query at least.
+
+        Raises:
+            MadError: if it has too few queries.
+        """
+        check_number("attack.accounts", self.accounts, 1, budget, whole=True)
         return budget
 
     def images_for(self, budget: int) -> int:
@@ -88,7 +105,12 @@ class Attack(ABC):
         return budget
 
     def trained_on(self, budget: int) -> int:
-        """Return how many answers the stolen model is trained on at most; for the estimates of ``plan=true`` only."""
+        """Return how many answers the knockoff is trained on at most, 0 if the attack trains the stolen model itself.
+
+        It is for the estimates of ``plan=true`` only.
+        """
+        if self.online or self.trains_itself:
+            return 0
         return budget if self.depends_on_answers else self.images_for(budget)
 
     @final

@@ -32,6 +32,7 @@ class Consistent(Attack):
     """
 
     name = "consistent"
+    verbatim = False
     schema = (
         Column("consistent", "number", "share", "the images whose answer, and that to a moved copy, are near enough"),
     )

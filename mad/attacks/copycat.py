@@ -30,6 +30,7 @@ class Copycat(Attack):
     """
 
     name = "copycat"
+    verbatim = False
     balance: bool = True
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class Copycat(Attack):
 
 
 def balanced(labels: Tensor, seed: int) -> Tensor:
-    """Return rows of labels (M,), as many of each of the C classes that occur: M / C, rounded down, in random order.
+    """Return rows of labels (M,), as many of each of the C classes that occur: M / C, rounded down, class by class.
 
     All rows of a class are taken before one is taken again.
     """

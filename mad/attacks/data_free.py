@@ -57,6 +57,7 @@ class DataFree(Attack):
 
     needs_pool = False
     recovers_early = True
+    trains_itself = True
     reuses: ClassVar[bool] = False  # whether the student also learns the answers about a generator step's images
     recorded_schedule: ClassVar[str] = "step"  # of Trainer's, the nearest to ``factor``
     schema = (

@@ -15,11 +15,18 @@ STEPS = 50
 
 
 def distances(network: nn.Module, pool: Images, rows: Tensor, device: torch.device) -> Tensor:
-    """Return the L2 norm of the perturbation that moves each of the rows (B,) of a pool to another class, (B,)."""
+    """Return the L2 norm of the perturbation that moves each of the rows (B,) of a pool to another class, (B,).
+
+    It is infinite for an image that no pixel moves, unless it lies on the border already.
+    """
     found, size = [], batch_limit(BATCH, pool.shape[1:])
     with bar("DeepFool", len(rows)) as progress:
         for images in batches(pool, rows, size, device):
-            found.append(deepfool(network, to_unit_range(images)).flatten(1).norm(dim=1).cpu())
+            images = to_unit_range(images)
+            moved = deepfool(network, images).flatten(1).norm(dim=1)
+            with torch.no_grad():
+                first, second = network(images).topk(2, dim=1).values.T
+            found.append(moved.masked_fill((moved == 0) & (first > second), torch.inf).cpu())
             progress(len(images), "", None)
     return torch.cat(found)
 

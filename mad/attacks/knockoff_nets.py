@@ -41,6 +41,11 @@ class KnockoffNets(Attack):
         check_number("attack.queries_per_image", self.queries_per_image, 1, whole=True)
         check_choice("attack.augment", self.augment, AUGMENTATIONS)
 
+    @property
+    def verbatim(self) -> bool:  # type: ignore[override]
+        """Whether each answer is the API's to the image stored with it: not where the image was changed."""
+        return self.augment == "none"
+
     def images_for(self, budget: int) -> int:
         """Return how many images of the pool a budget needs: budget / ``queries_per_image``, rounded up."""
         return -(-budget // self.queries_per_image)

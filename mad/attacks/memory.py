@@ -24,10 +24,11 @@ class Memory:
         self.added = 0
 
     def add(self, images: Tensor, targets: Tensor) -> None:
-        """Keep images (B, C, H, W) and targets (B, K)."""
-        rows = torch.arange(self.added, self.added + len(images)) % len(self.images)
-        self.images[rows], self.targets[rows] = images.half().cpu(), targets.cpu()
+        """Keep images (B, C, H, W) and targets (B, K); of more than there is room for, the last ones."""
         self.added += len(images)
+        images, targets = images[-len(self.images) :], targets[-len(self.images) :]
+        rows = torch.arange(self.added - len(images), self.added) % len(self.images)  # no row twice
+        self.images[rows], self.targets[rows] = images.half().cpu(), targets.cpu()
 
     def drawn(self, count: int, draw: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return random ones of those that are kept, with repetitions, as float32 on a device."""

@@ -37,6 +37,7 @@ class Replay(Attack):
 
     name = "replay"
     needs_pool = False
+    verbatim = False  # they are those of the log
     log: str | None = field(default=None, compare=False)
     image: str | None = None
     answer: str | None = None
@@ -75,7 +76,7 @@ class Replay(Attack):
         rows = len(self.opened)
         if self.budget is not None and self.budget > rows:
             raise MadError(f"attack.budget={self.budget} is above the {rows} rows of attack.log={self.log}: lower it")
-        return self.budget or rows
+        return self.shared(self.budget or rows)
 
     def load(self, victim: Victim) -> None:
         """Decode the images, and say on stderr what the log holds."""

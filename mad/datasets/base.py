@@ -160,14 +160,14 @@ def allocate(*shape: int) -> Tensor:
         ) from error
 
 
-def batches(images: Images, rows: Tensor | None, size: int, device: torch.device) -> Iterator[Tensor]:
+def batches(images: Images, rows: Tensor | None, size: int | list[int], device: torch.device) -> Iterator[Tensor]:
     """Yield batches (size, C, H, W) on a device, in the dtype of the images; ``to_unit_range`` makes them floats.
 
     Args:
         images: uint8 or float, (N, C, H, W). A tensor of no more than ``IN_MEMORY`` bytes is moved to the device as a
             whole; for several passes, move it there first with ``to_device``.
         rows: int64 (B,), which images and in which order; None for all of them in order.
-        size: images per batch; the last batch may be smaller.
+        size: images per batch, of which the last may be smaller; or of each batch.
         device: the device of the batches.
 
     Raises:
@@ -179,6 +179,9 @@ def batches(images: Images, rows: Tensor | None, size: int, device: torch.device
         yield from (part.to(device) for part in parts)
         return
     chosen = torch.arange(len(images)) if rows is None else rows.cpu()
+    if not len(chosen):  # one empty batch, as of a tensor
+        yield torch.zeros(0, *images.shape[1:], dtype=torch.uint8, device=device)
+        return
     loader = data.DataLoader(
         Decoded(images),
         batch_size=None,

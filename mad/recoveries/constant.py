@@ -38,7 +38,8 @@ class Constant(Recovery):
     and more for a defense that flattens all of them.
 
     Answers of a victim without a defense have no edge: their entries gather at 0, below the first window, and at 1,
-    above the last one. It needs no knowledge of the defense and has no parameter.
+    above the last one. It needs no knowledge of the defense and has no parameter. With two classes, and with three that
+    are not sure, it finds no mass: what is left of an answer then says too little.
     """
 
     name = "constant"

@@ -6,7 +6,8 @@ A part of an experiment is a dataclass, and its fields are its whole description
 - fields with the metadata ``ADDED``, while they have their default. They were added to the class later, and older
   fingerprints must stay valid.
 
-A class, or a factory function, bumps its ``version`` when a change of its algorithm changes its numbers. A class or
+A class, or a factory function, bumps its ``version`` when a change of its algorithm changes its numbers. Where that is
+so for some settings only, a property ``amended`` names the change for these, and is None for all others. A class or
 function of this package that was moved or renamed gives its first path in ``kind``. The description of code outside
 this package includes a hash of its source.
 """
@@ -88,6 +89,8 @@ def described(thing: Any) -> dict[str, Any]:
     if held is None and source(type(thing)) is not None:
         held = read_by({name: getattr(thing, name) for name in fields}) or None
     found |= {} if held is None else {"contents": describe(held)}
+    amended = getattr(thing, "amended", None)
+    found |= {} if amended is None else {"amended": amended}
     return {"class": describe(type(thing)), "version": getattr(thing, "version", 1), **found}
 
 

@@ -90,3 +90,21 @@ def test_the_last_step_is_kept_where_steps_run_out():
     for steps in (1, 2):
         for image, move in zip(images.split(1), deepfool(network, images, steps=steps, classes=3), strict=True):
             assert torch.allclose(move, plain(network, image, steps=steps, classes=3)[0], rtol=1e-8, atol=1e-10)
+
+
+def test_what_no_pixel_moves_is_far_from_every_border_unless_it_lies_on_one():
+    class Dead(nn.Module):
+        """Images whose first pixel is dark have logits that do not change."""
+
+        def forward(self, images):
+            bright = (images[:, 0, 0, 0] - 0.5).clamp(min=0)
+            return torch.stack([self.lead - bright, bright], dim=1)
+
+    network = Dead().eval()
+    pool = torch.tensor([0.0, 0.7, 0.4, 0.9]).view(4, 1, 1, 1)
+    network.lead = 0.3
+    found = distances(network, pool, torch.arange(4), CPU)
+    assert found[[0, 2]].isinf().all()
+    assert found[[1, 3]].isfinite().all()
+    network.lead = 0.0
+    assert distances(network, pool, torch.arange(4), CPU)[0] == 0  # both classes are as likely

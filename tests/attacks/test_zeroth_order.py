@@ -138,3 +138,8 @@ def test_the_memory_keeps_the_latest():
     other.load_state_dict(memory.state_dict())
     assert torch.equal(other.images, memory.images)
     assert other.added == 9
+    values = torch.arange(9, 20).float()  # more than there is room for: no row is written twice
+    memory.add(values.view(-1, 1, 1, 1), values.view(-1, 1).expand(-1, 2))
+    assert set(memory.targets[:, 0].tolist()) == {15, 16, 17, 18, 19}
+    assert torch.equal(memory.images.flatten().float(), memory.targets[:, 0])
+    assert memory.added == 20

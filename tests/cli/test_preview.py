@@ -1,7 +1,8 @@
 """plan=true says what would be run and how long it takes, and leaves everything as it is."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ from toys import CPU, Blobs, cell, trainer, victim
 
 from mad import estimate, measure
 from mad.attacks.augmented import Augmented
+from mad.attacks.dfme import Dfme
 from mad.attacks.jbda import Jbda
 from mad.attacks.knockoff_nets import KnockoffNets
+from mad.attacks.maze import Maze
 from mad.attacks.mimicry import Mimicry
 from mad.attacks.online import Online
 from mad.cli import preview
-from mad.defenses import Undefended
+from mad.defenses import Defense, Undefended
 from mad.defenses.mad import Mad
 from mad.defenses.nasty_teacher import NastyTeacher
 from mad.defenses.surrogates import AdversarySurrogate, TrainedSurrogate
@@ -242,3 +245,34 @@ def test_the_longest_cell_bounds_the_time_at_once(tmp_path):
     rows = [estimate.Estimate("a", seconds=600), estimate.Estimate("b", seconds=60)]
     _, times, _ = preview.summary(rows, estimator(tmp_path), 4)
     assert "about 11 min one after another, 10 min with 4 at once" in times
+
+
+def test_an_attack_that_trains_the_stolen_model_itself_trains_no_knockoff(tmp_path, fixed):
+    for attack in (Dfme(600, batch_size=4), Maze(600, batch_size=4), Online(60)):
+        whole = cell(attack=attack, defense=Undefended())
+        seconds = [
+            estimator(tmp_path).of("it", replace(whole, knockoff=Knockoff(trainer(epochs=each)))).seconds
+            for each in (1, 500)
+        ]
+        assert seconds[0] == seconds[1]
+
+
+@dataclass
+class Owner(Defense):
+    """A defense with a pool of its own."""
+
+    name = "owner"
+    epsilon: float | None = None
+    outliers: Any = field(default_factory=Blobs)
+
+    def perturb(self, images, clean):
+        return clean
+
+
+def test_a_kept_transfer_set_is_found_whatever_owns_a_pool(tmp_path, fixed, monkeypatch):
+    whole = cell(defense=Owner(), budget=40)
+    run(whole, Store(tmp_path), CPU)
+    for module in (estimate, record_file):
+        monkeypatch.setattr(module, "read_record", lambda file: None)
+    found = [estimator(tmp_path).of("it", whole, again=again).seconds for again in (False, True)]
+    assert found[1] - found[0] == pytest.approx(40 * 0.01)

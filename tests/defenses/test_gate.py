@@ -15,7 +15,8 @@ from mad.defenses.gate import Gate
 from mad.deployment import deploy
 from mad.errors import MadError
 from mad.gate.shifts import shifts
-from mad.pipeline import run
+from mad.pipeline import inputs, run
+from mad.storage.fingerprint import describe
 from mad.storage.store import Store
 from mad.testing import Blobs, check_defense
 
@@ -173,11 +174,12 @@ def test_accounts_of_any_defense_and_budget():
             return {"asked": self.asked}
 
     defense = Counts(None)
-    accounts = Accounts(defense, 10, 3)
-    for size in (1, 5, 4):
-        accounts(torch.rand(size, 1, 2, 2), torch.full((size, 2), 0.5))
-    assert [each.asked for each in accounts._sessions] == [4, 4, 2]
-    assert accounts.session_columns() == {"asked": 4}
+    for count, share in ((3, [4, 3, 3]), (7, [2, 2, 2, 1, 1, 1, 1]), (10, [1] * 10), (1, [10])):
+        accounts = Accounts(defense, 10, count)
+        for size in (1, 5, 4):
+            accounts(torch.rand(size, 1, 2, 2), torch.full((size, 2), 0.5))
+        assert [each.asked for each in accounts._sessions] == share
+        assert accounts.session_columns() == {"asked": share[0]}
     with pytest.raises(MadError, match=r"attack\.budget"):
         Accounts(defense, 2, 3)
 
@@ -191,11 +193,16 @@ def test_accounts_reach_the_record(tmp_path):
     assert "accounts=4" in record["attack_settings"]
     with pytest.raises(MadError, match=r"attack\.accounts"):
         KnockoffNets(3, accounts=4)
+    with pytest.raises(MadError, match=r"attack\.accounts"):  # of a pool of 200 images
+        inputs(cell(attack=KnockoffNets(None, accounts=201)))
 
 
 def test_what_was_there_before_keeps_its_fingerprint():
     assert cell(attack=KnockoffNets(50)).fingerprint == cell(attack=KnockoffNets(50, accounts=1)).fingerprint
     assert cell(attack=KnockoffNets(50, accounts=2)).fingerprint != cell().fingerprint
+    even, uneven = (describe(KnockoffNets(budget, accounts=2)) for budget in (50, 51))
+    assert "amended" not in even
+    assert uneven["amended"]  # the rest was in the last account
 
 
 @pytest.mark.parametrize("wrong", [{"alpha": -0.1}, {"alpha": 2}, {"rule": "median"}, {"client": 0}, {"by_class": 1}])

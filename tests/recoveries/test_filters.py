@@ -6,6 +6,9 @@ import pytest
 import torch
 from toys import CPU, Blobs, Streamed, cell, victim
 
+from mad.attacks.consistent import Consistent
+from mad.attacks.copycat import Copycat
+from mad.attacks.knockoff_nets import KnockoffNets
 from mad.attacks.online import Online
 from mad.datasets import to_unit_range
 from mad.datasets.joined import joined
@@ -213,3 +216,12 @@ def test_a_filter_is_a_recovery_that_implements_keeps():
     assert Some().filters
     assert not AsAnswered().filters
     assert isinstance(Some(), Recovery)
+
+
+@pytest.mark.parametrize(
+    "attack", [Copycat(50), Consistent(50), KnockoffNets(50, queries_per_image=2, augment="crop")], ids=lambda a: a.name
+)
+def test_answers_that_are_not_the_apis_to_their_image_are_not_compared(attack):
+    with pytest.raises(MadError, match=rf"recovery oracle_filter compares .* attack {attack.name}"):
+        cell(recovery=OracleFilter(), attack=attack)
+    assert cell(recovery=OracleFilter(), attack=KnockoffNets(50, queries_per_image=2)).knows
