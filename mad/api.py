@@ -48,8 +48,8 @@ class BlackBox:
         watch: Callable[[Tensor, Tensor, Tensor], None] | None = None,
         turn: AbstractContextManager[Any] | None = None,
     ) -> None:
-        if model.training:
-            raise MadError("the served model is in train mode; call model.eval()")
+        if any(part.training for part in model.modules()):
+            raise MadError("the served model, or a part of it, is in train mode; call model.eval()")
         if budget is not None:
             check_number("attack.budget", budget, 1, whole=True)
         self._model, self._defense, self._device = model, defense, device

@@ -74,7 +74,7 @@ class Cell:
         for kind, plugin in (("recovery", self.recovery), ("attack", self.attack)):
             for known in plugin.knows:
                 check_choice(f"{kind} {plugin.name}: what it knows", known, KNOWLEDGE)
-        if self.defense.epsilon == 0:  # with epsilon 0 every defense answers with the clean posteriors
+        if self.defense.epsilon == 0 and not self.defense.stateful:  # it answers with the clean posteriors
             object.__setattr__(self, "defense", Undefended())
         self.defense.check(self.victim)
         self.attack.check(self.victim)

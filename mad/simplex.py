@@ -52,9 +52,10 @@ def repair(rows: Tensor, clean: Tensor) -> tuple[Tensor, int]:
         return rows, 0
     mass = rows.clamp(min=0)
     total = mass.sum(dim=1, keepdim=True)
-    saved = mass / total
     whole = torch.isfinite(rows).all(dim=1, keepdim=True) & (total > 0) & total.isfinite()
-    return torch.where(whole, saved, clean), int((~whole).sum())
+    # By row: what is done to one must not depend on the others of its batch.
+    fine = (rows >= 0).all(dim=1, keepdim=True) & ((rows.sum(dim=1, keepdim=True) - 1).abs() <= ROUNDING)
+    return torch.where(fine, rows, torch.where(whole, mass / total, clean)), int((~whole).sum())
 
 
 def shrink(rows: Tensor, clean: Tensor, epsilon: float) -> Tensor:
@@ -65,5 +66,6 @@ def shrink(rows: Tensor, clean: Tensor, epsilon: float) -> Tensor:
     distance = l1(rows, clean)
     if not len(rows) or distance.amax().item() <= epsilon + ROUNDING / 10:
         return rows
-    step = (epsilon / distance.clamp(min=1e-12)).clamp(max=1).unsqueeze(1)
-    return torch.lerp(clean, rows, step)
+    step = (epsilon / distance.clamp(min=1e-12)).unsqueeze(1)
+    near = (distance <= epsilon + ROUNDING / 10).unsqueeze(1)  # by row, as in ``repair``
+    return torch.where(near, rows, torch.lerp(clean, rows, step.clamp(max=1)))

@@ -205,6 +205,10 @@ def test_many_threads_share_one_budget():
 def test_a_model_in_train_mode_is_refused():
     with pytest.raises(MadError, match="train mode"):
         BlackBox(model_of().train(), Undefended(), (1, 8, 8), 5, CPU)
+    half = model_of()
+    next(half.children()).train()
+    with pytest.raises(MadError, match="or a part of it, is in train mode"):
+        BlackBox(half, Undefended(), (1, 8, 8), 5, CPU)
 
 
 @pytest.mark.parametrize("budget", [0, -1, 1.5, True, "7"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, final
 
@@ -192,6 +194,8 @@ class Defense(ABC):
         if not simplex.are_posteriors(clean):
             raise MadError("the victim answered with NaN, infinities or rows off the simplex; check the victim")
         if self.epsilon == 0:
+            if self.stateful:  # it looks at the queries all the same
+                self.perturb(images, clean)
             return clean
         who, given = f"defense {self.name}: perturb", (images, clean)
         before = plugins.versions(given)
@@ -203,6 +207,27 @@ class Defense(ABC):
             said = f"{who} returned NaN, infinities or only zeros for {lost} of {len(clean)} images"
             err.print(f"{said}: these get clean answers", soft_wrap=True, markup=False)
         return answer if self.epsilon is None else simplex.shrink(answer, clean, self.epsilon)
+
+
+_UNDER_WAY = threading.local()
+
+
+@contextmanager
+def answering(images: Tensor, clean: Tensor) -> Iterator[None]:
+    """Remember the victim's own answers (B, K) to images while the parts of a chain change them one after another."""
+    outer = getattr(_UNDER_WAY, "pair", None)
+    _UNDER_WAY.pair = (images, clean) if outer is None or outer[0] is not images else outer
+    try:
+        yield
+    finally:
+        _UNDER_WAY.pair = outer
+
+
+def given(images: Tensor, clean: Tensor) -> Tensor:
+    """Return the victim's own answers to images: ``clean`` or, for a part of a chain, what the chain was given."""
+    pair = getattr(_UNDER_WAY, "pair", None)
+    own: Tensor = clean if pair is None or pair[0] is not images else pair[1]
+    return own
 
 
 @dataclass

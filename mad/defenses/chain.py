@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mad.defenses.base import Context, Defense
+from mad.defenses.base import Context, Defense, answering
 from mad.errors import MadError
 from mad.schema import Column, merged
 from mad.seeds import derive
@@ -105,10 +105,11 @@ class Chain(Defense):
         seen: Counter[type] = Counter()
         ready = []
         for part in self.parts:
-            twin = seen[type(part)]
+            kinds = {type(part), *map(type, part.components())}
+            twin = max(seen[kind] for kind in kinds)
             own = replace(context, seed=derive(context.seed, f"part {twin}") >> 1) if twin else context
             ready.append(part.prepared(own))
-            seen[type(part)] += 1
+            seen.update(kinds)
         self._parts: tuple[Defense, ...] = tuple(ready)
 
     def held(self) -> tuple[Defense, ...]:
@@ -175,8 +176,9 @@ class Chain(Defense):
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return the answers (B, K) of the last part."""
         answers = clean
-        for part in self._parts:
-            answers = part(images, answers)
+        with answering(images, clean):
+            for part in self._parts:
+                answers = part(images, answers)
         return answers
 
 

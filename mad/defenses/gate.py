@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mad.defenses.base import Context, Defense
+from mad.defenses.base import Context, Defense, given
 from mad.errors import MadError, check_choice, check_flag, check_number
 from mad.gate import client
 from mad.gate.calibration import learn
@@ -87,8 +87,8 @@ class Gate(Defense):
 
     @property
     def version(self) -> int:  # type: ignore[override]
-        """2 with ``client``, whose version 1 left near copies out of the test; 1 without, which has not changed."""
-        return 1 if self.client is None else 2
+        """3 with ``client``, whose former versions left near copies out of the test; 1 without it."""
+        return 1 if self.client is None else 3
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
@@ -152,9 +152,9 @@ class Gate(Defense):
 
         Args:
             images: in [0, 1].
-            clean: posteriors (B, K), used for a network that cannot be hooked only.
+            clean: posteriors (B, K), used for a network that cannot be hooked only; in a chain, the victim's own are.
         """
-        features, logits = self._taps(images, clean)
+        features, logits = self._taps(images, given(images, clean))
         return self._combined(self._detector(images, features, logits)), logits.argmax(dim=1)
 
     def decoys(self) -> Decoys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from mad.defenses.base import Context, Defense
 from mad.defenses.surrogates import RandomSurrogate, Surrogate
 from mad.errors import MadError, check_choice, check_flag
 from mad.gradients import theta
+from mad.progress import err
 from mad.storage.fingerprint import ADDED
 from mad.victim import Victim
 
@@ -30,7 +32,8 @@ class Mad(Defense):
         surrogate: makes the network whose gradient stands in for the adversary's.
         gradient: the weights that the gradient is taken with respect to: ``last_layer``, as in the published code,
             which needs no backward pass (see ``solvers.metric``), or ``all``, as in the paper's equation.
-        solver: ``vertex``, as published, or ``exact``, the global maximum.
+        solver: ``vertex``, as published, or ``exact``, the global maximum (for some answers of ``mad_argmax`` with
+            ``gradient=all`` the best that was found; stderr says so).
         as_published: run the surrogate in train mode, as the published code does: its batch norms take the mean and
             variance of each single image. Networks without batch norm, such as LeNet, answer the same either way.
             Dropout stays off, while it makes answers of the published code random. A surrogate that is the victim
@@ -81,7 +84,17 @@ class Mad(Defense):
 
     def solve(self, y: Tensor, p: Tensor, inner: Tensor | None) -> Tensor:
         """Return defended posteriors (B, K) for clean ones, the surrogate's, and Theta (B, K, K) or None."""
-        return (solvers.exact if self.solver == "exact" else solvers.vertex)(y, p, self.epsilon or 0.0, inner)
+        return self._best(y, p, inner) if self.solver == "exact" else solvers.vertex(y, p, self.epsilon or 0.0, inner)
+
+    def _best(self, y: Tensor, p: Tensor, inner: Tensor | None, keep_top: bool = False) -> Tensor:
+        """Return the exact solver's answers (B, K); the first without a proof are told on stderr."""
+        tally = Counter[str]()
+        found = solvers.exact(y, p, self.epsilon or 0.0, inner, keep_top=keep_top, tally=tally)
+        if tally["unproven"] and not getattr(self, "_told", False):
+            self._told = True
+            said = f"defense {self.name}: solver=exact ended at its limit for {tally['unproven']} of {len(y)} answers"
+            err.print(f"{said}: these are the best that it found, without a proof", soft_wrap=True, markup=False)
+        return found
 
 
 class WithTheta(nn.Module):

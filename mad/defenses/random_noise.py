@@ -48,8 +48,11 @@ class RandomNoise(Defense):
 
     @property
     def version(self) -> int:  # type: ignore[override]
-        """2 for the published form, whose version 1 clipped logits; 1 with a budget, whose answers have not changed."""
-        return 2 if self.epsilon is None else 1
+        """3 for the published form, 2 with a budget: the last bits of earlier versions' answers depended on the batch.
+
+        Version 1 of the published form clipped logits.
+        """
+        return 3 if self.epsilon is None else 2
 
     @property
     def strength_parameter(self) -> str:  # type: ignore[override]
@@ -85,7 +88,8 @@ def projected(noise: Tensor, radius: float, norm: str) -> Tensor:
 
 def keyed_uniform(images: Tensor, width: int, key: int) -> Tensor:
     """Return pseudorandom numbers in [0, 1), float64 (B, width), a function of each image's pixels and the key."""
-    bits = images.flatten(1).float().contiguous().view(torch.int32).long()
+    # + 0.0: -0.0 is 0.0
+    bits = (images.flatten(1).float() + 0.0).contiguous().view(torch.int32).long()
     place = torch.arange(bits.shape[1], device=bits.device)
     row = (mix(bits + mix(place + key)) * (2 * place + 1)).sum(dim=1, keepdim=True)
     words = mix(mix(row + key) + torch.arange(width, device=bits.device))

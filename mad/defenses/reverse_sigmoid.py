@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mad import simplex
 from mad.defenses.base import Context, Defense
 from mad.errors import check_flag, check_number
 from mad.storage.fingerprint import ADDED
@@ -62,6 +63,7 @@ class ReverseSigmoid(Defense):
         meeting = torch.where(pull > 0, lead / pull, torch.inf).amin(dim=1, keepdim=True)
         beta = (BELOW * meeting).minimum(beta)
         answer = rescaled(y - beta * (s - 0.5)).to(clean.dtype)
+        answer = answer if self.epsilon is None else simplex.shrink(answer, clean, self.epsilon)
         # Two classes that differ in their last bits may still tie once rounded.
         kept = answer.argmax(dim=1, keepdim=True) == top
         return torch.where(kept, answer, clean)

@@ -73,8 +73,9 @@ class Client:
     A bet that starts with query s has the weight 1 / (s (s + 1)), so that honest queries save up no credit: a client
     that turns after s queries is found as fast as a new one, but for a factor s (s + 1) of wealth.
 
-    A near copy of a recent query wins nothing, since a user who asks twice is no thief, but it loses what an honest
-    query would: left out, the easy images that many users ask about would leave the hard ones to speak for them.
+    A near copy of a recent query wins nothing, since a user who asks twice is no thief. Else it is a query like any
+    other: a bet starts with it, and it loses what an honest query would. Left out of either, the easy images that many
+    users ask about would leave the hard ones to speak for them.
 
     Args:
         payoffs: of each group, see ``payoffs``: nested lists [group][bet][level].
@@ -106,11 +107,11 @@ class Client:
             self.asked += 1
             if self.flagged_at is not None:
                 continue
-            near, start = name in self.recent, 0.0
+            near = name in self.recent
             if not near:
                 self.recent.append(name)
-                self.counted += 1
-                start = 1 / (self.counted * (self.counted + 1))
+            self.counted += 1
+            start = 1 / (self.counted * (self.counted + 1))
             for bet, (wealth, paid) in enumerate(zip(self.wealth, self.payoffs[group], strict=True)):
                 won = min(paid[level], 1.0) if near else paid[level]
                 self.wealth[bet] = min((wealth + start) * won, 1e300)

@@ -132,11 +132,11 @@ class Taps:
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            clean: posteriors, whose logarithm stands for the logits of a network without features.
+            clean: the network's posteriors, whose logarithm stands for the logits of one without features.
         """
         if not self.widths:
-            logits = self._network(images) if clean is None else clean.clamp(min=1e-12).log()
-            return [], torch.log_softmax(logits, dim=1)
+            own = torch.softmax(self._network(images), dim=1) if clean is None else clean
+            return [], own.clamp(min=1e-12).log()
         last = self._last
         seen = getattr(last, "images", None)
         if seen is None or seen() is not images or last.version != plugins.versions([images]):

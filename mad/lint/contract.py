@@ -23,7 +23,7 @@ HARD = (*KINDS, "tiny")
 
 def gradients(subject: Subject) -> Finding:
     """Whether ``needs_gradients`` says what ``perturb`` needs."""
-    if subject.defense.epsilon == 0:
+    if subject.defense.epsilon == 0 and not subject.defense.stateful:
         return passed("perturb is not called at epsilon=0")
     declared = subject.deployment.defense.needs_gradients
 

@@ -17,6 +17,7 @@ from mad.solvers.vertex import NO_DIRECTION
 
 ENUMERATED = 10  # most classes for which every set is tried
 TRIALS = 1024
+SAME = 1e-4  # difference of two cosines, times ||u||, that may be rounding
 TIE = 1e-5  # how far the top class is above the others of its set, before normalization
 
 
@@ -56,7 +57,10 @@ def enumerate_sets(y: Tensor, p: Tensor, theta: Tensor | None) -> Tensor:
     v = corners - p.unsqueeze(1)
     along = times(theta, direction(y, p)).unsqueeze(2)
     square = (v * (v if theta is None else v @ theta)).sum(dim=2).clamp(min=TINY)
-    best = ((v @ along).squeeze(2) / square.sqrt()).argmin(dim=1)
+    cosines = (v @ along).squeeze(2) / square.sqrt()
+    best = cosines.argmin(dim=1)
+    if classes == 2:  # all answers lie on one line, so that both cosines may be the same but for rounding
+        best = best.masked_fill(cosines[:, 0] <= cosines[:, 1] + SAME * along.squeeze(2).norm(dim=1), 0)
     return corners[torch.arange(len(y), device=y.device), best]
 
 

@@ -14,6 +14,8 @@ H = 2 - 2 cos(q - p, u), so the angle between q - p and u = y - p must be as lar
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -30,8 +32,19 @@ STEPS, STILL = 30, 1e-4  # most steps of the secant rule, and the relative chang
 GAIN = 1e-7  # unless cos still falls by this
 
 
-def exact(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None, *, keep_top: bool = False) -> Tensor:
+def exact(
+    y: Tensor,
+    p: Tensor,
+    epsilon: float,
+    theta: Tensor | None = None,
+    *,
+    keep_top: bool = False,
+    tally: Counter[str] | None = None,
+) -> Tensor:
     """Return defended posteriors (B, K) with the largest H that the L1 budget allows.
+
+    A search that ends at its limit of boxes returns the best answer that it has found, without the proof that none is
+    better. That happens with ``keep_top`` and ``theta``.
 
     Args:
         y: clean posteriors (B, K).
@@ -39,11 +52,12 @@ def exact(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None, *, 
         epsilon: L1 budget in [0, 2].
         theta: inner products of the surrogate's gradients (B, K, K); None for its last linear layer.
         keep_top: allow only answers whose top class is that of y.
+        tally: counts the answers without a proof, as ``unproven``.
     """
     if epsilon == 0 or not len(y):
         return y
     tau = torch.full_like(y[:, 0], epsilon / 2)
-    best = solve(Problem(y, p, tau, theta), vertex(y, p, epsilon, theta))
+    best = solve(Problem(y, p, tau, theta), vertex(y, p, epsilon, theta), None if keep_top else tally)
     if not keep_top:
         return best
     problem = Problem(y, p, tau, theta, y.argmax(dim=1))
@@ -51,13 +65,13 @@ def exact(y: Tensor, p: Tensor, epsilon: float, theta: Tensor | None = None, *, 
     lost = (best.gather(1, place) < best.amax(dim=1, keepdim=True)).squeeze(1).nonzero().squeeze(1)
     if len(lost):
         published = argmax_vertex(y, p, epsilon, theta)[lost]
-        best = best.index_copy(0, lost, solve(problem.rows(lost), published))
+        best = best.index_copy(0, lost, solve(problem.rows(lost), published, tally))
     lead = best.gather(1, place) - best.scatter(1, place, 0.0).amax(dim=1, keepdim=True)
     level = torch.where(lead < TIE / 2, TIE, 0.0).to(y.dtype)
     return best.scatter_add(1, place, level) / (1 + level)
 
 
-def solve(problem: Problem, start: Tensor) -> Tensor:
+def solve(problem: Problem, start: Tensor, tally: Counter[str] | None = None) -> Tensor:
     """Return the best allowed points (B, K), none worse than ``start`` (B, K)."""
     turned, found = mirror(problem)
     best = torch.where(found.unsqueeze(1), turned, start)
@@ -72,7 +86,7 @@ def solve(problem: Problem, start: Tensor) -> Tensor:
     if len(blunt):
         answer[blunt] = (turn if problem.theta is None else descend)(rest.rows(blunt), lowest[blunt])
     if len(sharp) and problem.y.shape[1] > 2:  # with two classes every such point is a multiple of u from p
-        answer[sharp] = searched(rest.rows(sharp), answer[sharp])
+        answer[sharp] = searched(rest.rows(sharp), answer[sharp], tally)
     wide, before = (cosine(q - rest.p, rest.u, rest.theta) for q in (answer, best[rows]))
     return best.index_copy(0, rows, torch.where((wide <= before).unsqueeze(1), answer, best[rows]))
 
@@ -83,13 +97,15 @@ def lowest_point(problem: Problem, cost: Tensor) -> Tensor:
     return levels.lowest_with_top(problem, cost) if few else problem.lowest(cost)
 
 
-def searched(problem: Problem, start: Tensor) -> Tensor:
+def searched(problem: Problem, start: Tensor, tally: Counter[str] | None) -> Tensor:
     """Return the best extreme points (B, K), none worse than ``start`` (B, K)."""
-    if problem.top is None:
-        return OneReceiver(problem, start).run()
-    if problem.theta is None and start.shape[1] <= corners.MOST:
+    if problem.top is not None and problem.theta is None and start.shape[1] <= corners.MOST:
         return corners.best_corner(problem, start)
-    return TopStays(problem, start).run()
+    search = OneReceiver(problem, start) if problem.top is None else TopStays(problem, start)
+    best = search.run()
+    if tally is not None:
+        tally["unproven"] += int(search.unproven.sum())
+    return best
 
 
 def mirror(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -31,9 +31,12 @@ class Levels(NamedTuple):
 
 
 class TopStays(Search[Levels]):
-    """The search; see ``search`` for the bound. With many classes and a flat posterior, it may end at the limit."""
+    """The search; see ``search`` for the bound. With ``theta``, or many classes, it ends at the limit for some rows."""
 
-    limit = 500
+    @property
+    def limit(self) -> int:  # type: ignore[override]
+        """With ``theta`` many boxes are needed before the best answer is found at all."""
+        return 500 if self.problem.theta is None else 10_000
 
     def roots(self) -> Levels:
         """Return one box per row, the whole ball; first improve the best points by moves between extreme points."""

@@ -89,6 +89,7 @@ class Search(ABC, Generic[B]):
         every = torch.arange(len(problem.y), device=problem.y.device)
         self.lowest, self.slope = self.score(every, self.best)
         # relative to ||u||^2, the value at q = y
+        self.unproven = torch.zeros_like(self.lowest, dtype=torch.bool)  # rows whose search ended at the limit
         self.tolerance = self.square * (1e-5 if start.dtype == torch.float32 else 1e-8)
 
     @abstractmethod
@@ -116,7 +117,10 @@ class Search(ABC, Generic[B]):
             before = boxes.slope
             bound, boxes, low, high = self.bound(boxes)
             searched.index_add_(0, boxes.row, torch.ones_like(bound))
-            open_ = ((bound < self.target(boxes.row)) & (searched[boxes.row] < self.limit)).nonzero().squeeze(1)
+            hopeful = bound < self.target(boxes.row)
+            within = searched[boxes.row] < self.limit
+            self.unproven[boxes.row[hopeful & ~within]] = True
+            open_ = (hopeful & within).nonzero().squeeze(1)
             if not len(open_):
                 continue
             unsettled = (boxes.slope - before).abs() > SETTLED * boxes.slope

@@ -101,8 +101,9 @@ def test_reverse_sigmoid_lets_no_rounding_choose_the_top_class():
     close[:, :2] = 1
     close = (close / close.sum(dim=1, keepdim=True)).float()
     close[:, 1] = torch.nextafter(close[:, 0], torch.ones(2000))
-    answers = ready(ReverseSigmoid(beta=1.0))(IMAGES, close)
-    assert (answers.argmax(dim=1) == 1).all()
+    for epsilon in (None, 0.5, 0.1):
+        answers = ready(ReverseSigmoid(epsilon, beta=1.0))(IMAGES, close)
+        assert (answers.argmax(dim=1) == 1).all()
 
 
 def test_reverse_sigmoid_is_weaker_only_where_the_top_class_would_change():
@@ -185,12 +186,12 @@ def test_projected_noise_lies_in_the_ball_and_some_of_it_did(norm, p):
 def test_noise_of_old_budgets_is_what_it_was():
     assert describe(RandomNoise(0.5)) == {
         "class": "mad.defenses.random_noise.RandomNoise",
-        "version": 1,
+        "version": 2,
         "epsilon": 0.5,
         "scale": 50,
         "norm": "l1",
     }
-    assert describe(RandomNoise(None))["version"] == 2  # whose logits were clipped once
+    assert describe(RandomNoise(None))["version"] == 3  # whose logits were clipped once
     assert "as_published" not in describe(ReverseSigmoid())
     assert describe(ReverseSigmoid(as_published=True))["as_published"] is True
 

@@ -92,6 +92,11 @@ def test_twins_draw_on_their_own():
     ready = chain.prepared(Context(toy, toy.untrained(seed=0, purpose="victim"), 0, CPU))
     first, second = (part(some, clean).argmax(dim=1) for part in ready.held())
     assert (first != second).float().mean() > 0.5
+    nested = Chain(parts=[MadRandom(0.4), Chain(parts=[MadRandom(0.4), Rounding()])])
+    ready = nested.prepared(Context(toy, toy.untrained(seed=0, purpose="victim"), 0, CPU))
+    outer, inner = (part(some, clean).argmax(dim=1) for part in (ready.held()[0], ready.held()[1].held()[0]))
+    assert (outer != inner).float().mean() > 0.5
+    assert torch.equal(outer, first)
 
 
 def test_sessions_are_apart_and_what_is_shared_is_shared():

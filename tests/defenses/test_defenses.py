@@ -108,7 +108,7 @@ def test_no_budget_is_no_change(name):
     if name in TRAINED:
         return
     images, clean = images_of(10), posteriors("dirichlet", 10)
-    assert torch.equal(ready(name, 0, 10)(images, clean), clean)
+    assert torch.equal(ready(name, 0, 10).session()(images, clean), clean)
 
 
 @pytest.mark.parametrize("name", BUDGETED)

@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from toys import CPU, SmallNet, cell, trainer, victim
 
 from mad.accounts import Accounts
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.context import Context
-from mad.defenses import Chain, Defense, Rounding
+from mad.defenses import Chain, Defense, Mad, Rounding
 from mad.defenses.gate import Gate
+from mad.defenses.reverse_sigmoid import ReverseSigmoid
 from mad.deployment import deploy
 from mad.errors import MadError
 from mad.gate.shifts import shifts
@@ -233,3 +235,34 @@ def test_a_victim_with_one_calibration_image_touches_nothing():
     defense = Gate(alpha=0.3).prepared(Context(small, small.untrained(seed=0, purpose="victim"), 0, CPU))
     clean = torch.full((5, 4), 0.25)
     assert torch.equal(defense(junk(5), clean), clean)
+
+
+class Bare(nn.Module):
+    """A network of raw parameters, which has no layer to hook."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, shape[0] * shape[1] * shape[2]))
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weight.T
+
+
+@pytest.mark.parametrize("before", [Rounding(1), ReverseSigmoid(beta=1.0), Mad(0.9)], ids=lambda each: each.name)
+def test_behind_other_defenses_a_network_without_layers_is_judged_by_its_own_answers(store, before):
+    bare = victim(dataset=Blobs(size=700), validation=0.4, architecture=Bare)
+    alone = deployed(store, Gate(alpha=0.1), bare)
+    chained = deployed(store, Chain(parts=[before, Gate(alpha=0.1)]), bare)
+    images = honest()[:256]
+    clean = alone.session().answer(images)[0]
+    gated, behind = (each.defense.held()[-1] if each is chained else each.defense for each in (alone, chained))
+    seen = []
+    for gate in (gated, behind):
+        perturb = gate.perturb
+        gate.perturb = lambda some, given, perturb=perturb: (seen.append(perturb(some, given)), seen[-1])[1]
+    alone.session()(images)
+    between = chained.defense.held()[0](images, clean)
+    chained.session()(images)
+    first, second = (seen[0] != clean).any(dim=1), (seen[1] != between).any(dim=1)
+    assert torch.equal(first, second)
+    assert 0 < first.double().mean() < 0.3

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from toys import CPU, cell, victim
 
-from mad.defenses import Prada
+from mad.defenses import Prada, Rounding
 from mad.defenses.prada import GrowingSet, nearest, shapiro_wilk, without_outliers
 from mad.deployment import deploy
 from mad.errors import MadError
@@ -176,6 +176,17 @@ def test_a_budget_limits_the_action():
     answered = found(queries, clean)
     assert torch.equal(answered[:10], clean[:10])
     assert (answered - clean).abs().sum(dim=1).max() <= 0.2 + 1e-5
+
+
+def test_with_a_budget_of_zero_it_looks_all_the_same():
+    queries, clean = images(600), answers(600)
+    for epsilon in (0.5, 0.0):
+        found = session(epsilon=epsilon, delta=1.0)
+        told = found(queries, clean)
+        assert found.suspect
+    assert torch.equal(told, clean)
+    assert cell(defense=Prada(epsilon=0.0)).defense.name == "prada"
+    assert cell(defense=Rounding(epsilon=0.0)).defense.name == "none"
 
 
 def test_a_session_is_not_anothers_and_threads_lose_nothing():

@@ -101,14 +101,29 @@ def test_honest_clients_whose_easy_images_are_alike_are_hardly_ever_flagged():
     assert sum(client.flagged_at is not None for client in each) <= 6  # 2.5 are promised
 
 
+@pytest.mark.parametrize(("delta", "clients"), [(0.5, 100), (0.1, 200)])
+def test_easy_images_that_are_all_one_leave_the_promise_as_it_is(delta, clients):
+    """Bets that started with hard images only would win at once: with these bounds every such client was flagged."""
+    bounds = upper_bounds(torch.tensor([[[4000, int(level * 4001)] for level in LEVELS]]), delta / 2)
+    paid, hard = payoffs(bounds).tolist(), uniform(clients, 800, seed=4) < bounds[0, 0]
+    flags = 0
+    for own in hard.tolist():
+        client = Client(paid, delta / 2)
+        names = [float(number) if each else -1.0 for number, each in enumerate(own)]
+        client.look([0] * len(own), [0 if each else len(LEVELS) for each in own], names)
+        flags += client.flagged_at is not None
+    assert flags / clients <= delta / 2 + 3 * (delta / 2 / clients) ** 0.5
+
+
 def test_a_near_copy_wins_nothing_and_loses_what_it_would_lose():
     before, levels = [7, 7, 3, 7, 5], range(8)
     for level in levels:
         found = one([*before, level], [0, 1, 2, 3, 4, 2])
         lost = one(before)
-        kept = [wealth * min(1, paid[level].item()) for wealth, paid in zip(lost.wealth, PAID[1], strict=True)]
+        start = 1 / (6 * 7)
+        kept = [(had + start) * min(1, paid[level].item()) for had, paid in zip(lost.wealth, PAID[1], strict=True)]
         assert found.wealth == pytest.approx(kept, rel=1e-12)
-        assert found.counted == lost.counted
+        assert found.counted == 6
 
 
 def test_a_client_that_repeats_itself_is_not_flagged_for_it():
@@ -116,7 +131,7 @@ def test_a_client_that_repeats_itself_is_not_flagged_for_it():
     names = [number for number in range(40) for _ in range(9)]
     assert one(levels, names).flagged_at is None
     assert one(levels).flagged_at is not None
-    assert one(levels, names).counted == 40
+    assert one(levels, names).counted == 360
 
 
 def test_a_thief_is_flagged_soon_also_after_honest_queries_and_among_them():

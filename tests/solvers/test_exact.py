@@ -1,6 +1,7 @@
 """The exact solver against every extreme point, a general solver, and random answers."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.optimize import minimize
 from mad import simplex, solvers
 from mad.solvers.argmax import ENUMERATED, enumerate_sets, grow_sets
 from mad.solvers.exact import mirror
+from mad.solvers.level import TopStays
 from mad.solvers.metric import cosine, times
 from mad.solvers.problem import Problem, project
 
@@ -281,3 +283,30 @@ def test_the_published_argmax_answers_keep_budget_and_top_class(classes, epsilon
     assert torch.equal(q.argmax(dim=1), y.argmax(dim=1))
     assert simplex.l1(q, y).max() <= epsilon + 1e-9
     assert simplex.l1(q, y).mean() > 0.5 * min(epsilon, 1)
+
+
+def test_answers_without_a_proof_are_counted(monkeypatch):
+    y, p, theta = queries(5, 1.0, 30, inner=True)
+    tally = Counter()
+    best = solvers.exact(y, p, 0.9, theta, keep_top=True, tally=tally)
+    monkeypatch.setattr(TopStays, "limit", 20_000)
+    longer = solvers.exact(y, p, 0.9, theta, keep_top=True)
+    gain = solvers.objective(longer, y, p, theta) - solvers.objective(best, y, p, theta)
+    assert gain.min() > -1e-6
+    assert (gain > 1e-6).sum() <= tally["unproven"]
+    monkeypatch.setattr(TopStays, "limit", 1)
+    few = Counter()
+    solvers.exact(y, p, 0.9, theta, keep_top=True, tally=few)
+    assert few["unproven"] > tally["unproven"]
+    assert "unproven" not in few or few["unproven"] <= 30
+
+
+def test_two_classes_are_not_chosen_between_by_rounding():
+    y, p, _ = (each if each is None else each.float() for each in queries(2, 1.0, 300))
+    one_by_one = [solvers.argmax_vertex(*pair, 0.5) for pair in zip(y.split(1), p.split(1), strict=True)]
+    for order in (torch.arange(300), torch.arange(300).flip(0)):
+        found = torch.empty_like(y)
+        found[order] = solvers.argmax_vertex(y[order], p[order], 0.5)
+        assert torch.allclose(found, torch.cat(one_by_one), atol=1e-5)
+    noisy = y * (1 + 1e-7 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(solvers.argmax_vertex(noisy, p, 0.5), torch.cat(one_by_one), atol=1e-3)
