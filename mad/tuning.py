@@ -138,9 +138,8 @@ def tune(
         else:
             alive.append(each.name)
     if not alive:
-        raise MadError(
-            f"no defense costs at most {limits.loss:.1%} of accuracy and a mean L1 of {limits.l1:g}: raise a limit"
-        )
+        limit = f"no defense is left that costs at most {limits.loss:.1%} of accuracy and a mean L1 of {limits.l1:g}"
+        raise MadError(f"{limit}: see the lines above; raise a limit, or name other defenses")
     sizes = [-(-len(alive) // KEPT**rung) for rung in range(RUNGS)]
     pace = Pace(sum(sizes[:-1]) + sizes[-1] * len(seeds))
     for rung in range(RUNGS):

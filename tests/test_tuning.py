@@ -95,7 +95,7 @@ def test_what_was_measured_is_not_measured_again(study, scored, monkeypatch):
 
 
 def test_no_candidate_within_the_limits_is_one_line(study, scored):
-    with pytest.raises(MadError, match=r"no defense costs at most 1\.0% of accuracy and a mean L1 of 2: raise a limit"):
+    with pytest.raises(MadError, match=r"no defense is left that costs at most 1\.0% of accuracy and a mean L1 of 2"):
         tuned(study(), ["slow"])
 
 
@@ -164,6 +164,9 @@ WRONG = [
     (["loss=little"], "loss must be a number, got 'little'"),
     (["seeds=one"], "seeds must be whole numbers"),
     (["--", "defense=nope 0 1"], "unknown defense 'nope'"),
+    (["--", "defense=mad 0 5"], "defense.epsilon must be a number in [0, 2], got 5"),
+    (["--", "defense=argmax", "defense=mad 2 0"], "candidate 'defense=mad defense.epsilon=0' is no defense"),
+    (["--", "defense=none"], "candidate 'defense=none' is no defense"),
 ]
 
 
@@ -189,6 +192,11 @@ def test_from_the_command_line_to_the_command_that_serves(tmp_path, monkeypatch,
     assert "victim.validation=0.2" in served
     assert "attack" not in served
     assert {each.recovery for each in mad.records().itertuples()} == {"none", "argmax"}
+    told = next(text for text in out.splitlines() if text.startswith("the strongest of these adversaries steals"))
+    kept = mad.records()
+    worst = {name: some.stolen_accuracy.max() for name, some in kept.groupby(kept.defense == "none")}
+    assert f"steals {worst[False]:.1%}, undefended {worst[True]:.1%}" in told
+    assert told.endswith("no less than no defense does") == (worst[False] >= worst[True])
 
 
 def test_a_defense_whose_source_or_settings_change_is_measured_anew(monkeypatch):

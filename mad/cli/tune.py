@@ -126,6 +126,8 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
         last = list({word.partition("=")[0]: word for word in every}.values())  # a rung's budget replaces the given one
         return cell_of(configs.composed(last, place), last)
 
+    for each in candidates:
+        usable(make, each)
     first = candidates[0].name  # sources and data count as in records: after an edit nothing of before is taken
     known = [fingerprint(make, [each.name]) for each in candidates]
     known += [fingerprint(make, [first, *member]) for member in MEMBERS]
@@ -145,14 +147,35 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
         assert found is not None
         best = [found.name, *tuning.strength_words(make, found.name, found.told or {})]
         out.print(f"best within the limits: {shlex.join(best)}", soft_wrap=True, markup=False)
-        paths = []
-        for cell in (make([*best, *member], seed) for seed in seeds for member in MEMBERS):
-            for each in (cell.reference, cell):
-                run(each, store, device)
+        paths, stolen = [], {member: [0.0, 0.0] for member in MEMBERS}  # with the defense and without
+        for cell, member in ((make([*best, *member], seed), member) for seed in seeds for member in MEMBERS):
+            for number, each in enumerate((cell, cell.reference)):
+                stolen[member][number] += run(each, store, device)[0]["stolen_accuracy"] / len(seeds)
             paths.append(cell.path)
     finish(paths, outputs)
+    left, before = (max(shares) for shares in zip(*stolen.values(), strict=True))
+    gain = "" if left < before else ": it leaves a thief no less than no defense does"
+    out.print(f"the strongest of these adversaries steals {left:.1%}, undefended {before:.1%}{gain}", markup=False)
     kept = [word for word in words if word.partition("=")[0].split(".")[0] not in ("attack", "pool", "knockoff")]
     out.print(f"serve it: mad-serve {shlex.join([*kept, *best])} --check", soft_wrap=True, markup=False)
+
+
+def usable(make: Any, candidate: Any) -> None:
+    """Raise MadError if a candidate's strengths are out of range, or its strongest one is no defense.
+
+    One that cannot guard this victim at any strength is no mistake: it is left out later.
+    """
+    try:
+        parameter = make([candidate.name], 0).defense.strength_parameter
+    except MadError:
+        return
+    ends = [each for each in (candidate.weakest, candidate.strongest) if each is not None]
+    for words in [[f"defense.{parameter}={each:.12g}"] for each in ends] or [[]]:
+        made = make([candidate.name, *words], 0)
+    if made.defense.name == "none":
+        raise MadError(
+            f"candidate {shlex.join([candidate.name, *words])!r} is no defense: say 'defense=NAME WEAKEST STRONGEST'"
+        )
 
 
 def fingerprint(make: Any, words: Sequence[str]) -> str:
