@@ -15,6 +15,7 @@ from mad.cell import SHARED, Cell
 from mad.deployment import Deployment, deploy
 from mad.errors import check_number
 from mad.evaluation import utility
+from mad.limits import SINGLE, at_most
 from mad.storage.store import Store
 
 ROUNDS = 14  # halvings of the range of strengths
@@ -33,6 +34,10 @@ class OperatingPoint:
     strength: float | None
     loss: float
     l1_mean: float
+
+    def within(self, loss: float, l1: float) -> bool:
+        """Return whether it costs at most ``loss`` of accuracy and a mean L1 of ``l1``; rounding does not count."""
+        return bool(at_most(self.loss, loss) and at_most(self.l1_mean, l1, SINGLE * l1))
 
 
 class Costs:
@@ -88,7 +93,7 @@ class Costs:
         check_number("l1", l1, 0, 2)
 
         def within(strength: float) -> bool:
-            return self.at(strength).loss <= loss and self.at(strength).l1_mean <= l1
+            return self.at(strength).within(loss, l1)
 
         if within(strongest):
             return self.at(strongest)

@@ -11,6 +11,7 @@ from mad import notebook
 from mad.cell import Cell
 from mad.config import load, members
 from mad.errors import MadError, check_number
+from mad.limits import at_most
 from mad.schema import Record
 
 Ran = tuple[list[str], tuple[str, ...], float]  # a member, what it knows, what it stole in percent
@@ -94,7 +95,7 @@ def near(ran: Sequence[Ran], within: float) -> list[list[str]]:
     return [
         member
         for member, knows, stolen in thieves
-        if member in ALWAYS or stolen >= (most if knows else unaided) - within
+        if member in ALWAYS or at_most((most if knows else unaided) - stolen, within)
     ]
 
 

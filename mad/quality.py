@@ -30,20 +30,19 @@ def quality(answers: Tensor, clean: Tensor, labels: Tensor) -> dict[str, float |
         squared distance to the one-hot label, in [0, 2]; ``ece``, the expected calibration error of the top class, in
         [0, 1], over 15 equal bins; ``top5_accuracy``, None for ten classes or fewer; ``selective_accuracy``, the
         accuracy on the half with the largest top probabilities; ``ranking``, the mean rank correlation (Spearman) of
-        the classes between answer and clean posterior, in [-1, 1], over answers that rank at all.
+        the classes between answer and clean posterior, in [-1, 1], over answers that rank at all. Where equal
+        probabilities leave open which classes or images count, the expectation over a fair draw among them is taken.
     """
-    from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
+    from sklearn.metrics import brier_score_loss, log_loss
 
     shares, truth, classes = normalized(answers), labels.numpy(), np.arange(answers.shape[1])
     confidence, right = shares.max(axis=1), shares.argmax(axis=1) == truth
-    sure = np.argsort(-confidence, kind="stable")[: max(1, round(KEPT * len(truth)))]
-    several = len(classes) > MANY
     return {
         "nll": float(log_loss(truth, normalized(answers.clamp(min=LEAST)), labels=classes)),
         "brier": float(brier_score_loss(truth, shares, labels=classes, scale_by_half=False)),
         "ece": calibration_error(confidence, right),
-        "top5_accuracy": float(top_k_accuracy_score(truth, shares, k=5, labels=classes)) if several else None,
-        "selective_accuracy": float(right[sure].mean()),
+        "top5_accuracy": top_accuracy(shares, truth, 5) if len(classes) > MANY else None,
+        "selective_accuracy": selective_accuracy(confidence, right),
         "ranking": ranking(answers, clean),
     }
 
@@ -52,6 +51,27 @@ def normalized(posteriors: Tensor) -> np.ndarray:
     """Return posteriors (N, K) as float64 rows that sum to one."""
     rows = posteriors.double()
     return np.asarray(rows / rows.sum(dim=1, keepdim=True))
+
+
+def top_accuracy(shares: np.ndarray, truth: np.ndarray, count: int) -> float:
+    """Return how often the label is among the ``count`` largest probabilities.
+
+    If only some of the classes with the label's probability are among them, the label is with a chance of their share.
+    """
+    own = shares[np.arange(len(truth)), truth][:, None]
+    above, tied = (shares > own).sum(axis=1), (shares == own).sum(axis=1)
+    return float(((count - above) / tied).clip(0, 1).mean())
+
+
+def selective_accuracy(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Return the accuracy on the share ``KEPT`` of the images that has the largest top probabilities.
+
+    If only some of the images with the least of these are among them, these count with the mean accuracy of all such.
+    """
+    kept = max(1, round(KEPT * len(right)))
+    least = np.partition(confidence, -kept)[-kept]
+    above, tied = confidence > least, confidence == least
+    return float((right[above].sum() + (kept - above.sum()) * right[tied].sum() / tied.sum()) / kept)
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:

@@ -211,7 +211,7 @@ def measure(trial: Trial, candidate: Candidate, make: Make, limits: Limits, stor
         point: OperatingPoint | None = costs.at(None) if candidate.weakest is None else None
         if candidate.weakest is not None and candidate.strongest is not None:
             point = costs.strongest(limits.loss, candidate.weakest, candidate.strongest, limits.l1)
-        if point is None or point.loss > limits.loss or point.l1_mean > limits.l1:
+        if point is None or not point.within(limits.loss, limits.l1):
             why = "no strength is within the limits" if candidate.weakest is not None else "it costs more"
         else:
             took = None if limits.latency is None else latency(costs.defended(point.strength), cell)
@@ -261,7 +261,7 @@ def stolen_accuracy(cell: Cell, store: Store, device: torch.device, threads: int
     budget = cell.attack.affordable(images, cell.pool_name)
     api = deploy(cell.victim, cell.defense, seed=cell.seed, store=store, device=device, cache=SHARED)
     adversary = cell.adversary(device, store)
-    stolen = cell.attack.spend(api.session(budget), images, adversary)
+    stolen = cell.attack.spend(api.session(budget, accounts=cell.attack.accounts), images, adversary)
     network = stolen.network
     if network is None:
         assert stolen.transfer is not None  # Attack.spend checks this

@@ -14,7 +14,8 @@ from mad.defenses import Chain, Defense
 from mad.defenses.gate import Gate
 from mad.defenses.top_k import TopK
 from mad.errors import MadError
-from mad.operating_point import Costs, operating_points
+from mad.limits import at_most
+from mad.operating_point import Costs, OperatingPoint, operating_points
 from mad.storage.store import Store
 from mad.testing import toy_victim
 
@@ -52,10 +53,10 @@ def test_the_strongest_strength_within_the_limit_is_found(tmp_path, defense, end
     costs = Costs(whole, Store(tmp_path), CPU)
     for limit in limits:
         point = found[limit]
-        assert point.loss <= limit
+        assert at_most(point.loss, limit)
         step = 1e-4 if ends == (0, 1) else -1e-4
         if 0 < limit < 1:
-            assert costs.at(round(point.strength + step, 4)).loss > limit
+            assert not at_most(costs.at(round(point.strength + step, 4)).loss, limit)
             assert 0.2 < point.strength < 0.8
     assert found[0.1].loss > 0
     assert found[1.0].strength == ends[1]
@@ -74,6 +75,27 @@ def test_only_the_validation_split_is_looked_at(tmp_path, monkeypatch):
 def test_a_victim_that_holds_nothing_out_is_refused(tmp_path):
     with pytest.raises(MadError, match="validation"):
         Costs(cell(defense=Spoiled()), Store(tmp_path), CPU)
+
+
+@pytest.mark.parametrize("count", [50, 129, 1000, 6000])
+def test_a_cost_of_exactly_the_limit_is_within_it_and_one_image_more_is_not(count):
+    for lost in range(1, count // 20):
+        for right in range(count - 20, count + 1):
+            loss = right / count - (right - lost) / count
+            assert OperatingPoint(None, loss, 0.0).within(lost / count, 2.0)
+            assert not OperatingPoint(None, loss, 0.0).within((lost - 1) / count, 2.0)
+    single = torch.tensor([0.6, 0.7, 0.95]).tolist()
+    assert all(OperatingPoint(None, 0.0, l1).within(0.0, round(l1, 2)) for l1 in single)
+    assert not OperatingPoint(None, 0.0, 0.6001).within(0.0, 0.6)
+
+
+def test_the_search_takes_a_strength_that_costs_exactly_the_limit(tmp_path, monkeypatch):
+    whole = replace(cell(defense=Spoiled()), victim=toy_victim())
+    loss = 0.95 - 0.94  # 0.010000000000000009
+    monkeypatch.setattr(Costs, "at", lambda self, strength: OperatingPoint(strength, loss, 0.0))
+    point = Costs(whole, Store(tmp_path), CPU).strongest(0.01, 0, 1)
+    assert point is not None
+    assert point.strength == 1
 
 
 def test_whole_numbers_stay_whole(tmp_path):

@@ -117,6 +117,12 @@ def test_members_that_know_more_are_near_by_their_own_kind():
     ]
 
 
+def test_a_member_exactly_as_far_from_the_strongest_is_near():
+    stolen = 100 * 0.57  # 56.99999999999999
+    ran = [(["attack=jbtr"], (), 67.0), (["attack=jbtop3"], (), stolen), (["attack=jbda"], (), 56.9)]
+    assert [word for (word,) in panels.near(ran, 10.0)] == ["attack=jbtr", "attack=jbtop3"]
+
+
 def test_a_cell_of_objects_is_refused(tmp_path):
     with pytest.raises(MadError, match=r"made of overrides.*mad\.load"):
         mad.panel(cell(), tmp_path)

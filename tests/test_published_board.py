@@ -1,8 +1,10 @@
 """Every number of docs/board.md comes from a line of docs/bench/panel.csv, which can be run again."""
 
+import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import mad
@@ -35,3 +37,16 @@ def test_the_words_of_a_record_make_its_fingerprint_again(published):
     made = [mad.load(*shlex.split(words)).fingerprint for words in some.overrides]
     assert made == some.fingerprint.tolist()
     assert published.fingerprint.is_unique
+
+
+@pytest.mark.parametrize(("defense", "strength"), [("ini", 1.0), ("edm", 1.0), ("nasty_teacher", 0.01)])
+def test_what_stands_beside_the_authors_numbers_is_of_the_digits_three_seeds(defense, strength):
+    table = pd.read_csv(DOCS / "bench" / "defenses.csv")
+    digits = table[(table.victim == "digits") & (table.recovery == "none")]
+    free, own = digits[digits.defense == "none"], digits[(digits.defense == defense) & (digits.strength == strength)]
+    undefended, stolen = (100 * rows.groupby("seed").stolen_accuracy.first() for rows in (free, own))
+    assert len(undefended) == len(stolen) == 3
+    text = (DOCS / "methods.md").read_text().partition("## What their authors report")[2]
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| `{defense}`")]
+    found = re.search(r"digits ([\d.]+)", line)[1]
+    assert found == f"{undefended.mean() - stolen.mean() if 'less, digits' in line else stolen.mean():.1f}"

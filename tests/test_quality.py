@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mad.quality import BINS, outlier_auroc, quality
+from mad.quality import BINS, normalized, outlier_auroc, quality
 
 
 def drawn(rows=300, classes=12, seed=0):
@@ -68,6 +68,45 @@ def test_labels_only_and_flat_answers_have_scores():
     right = quality(hard, hard, torch.tensor([0, 1, 2, 3, 0]))
     wrong = quality(hard, hard, torch.tensor([1, 2, 3, 0, 1]))
     assert (right["ece"], wrong["ece"]) == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_neither_the_order_of_images_nor_that_of_classes_counts_where_answers_tie(seed):
+    answers, _, labels = drawn(seed=seed)
+    hard = torch.nn.functional.one_hot(answers.argmax(dim=1), 12).float()
+    tenths = (answers * 10).round()  # few values, so that answers tie, above and below the median
+    for told in (hard, tenths / tenths.sum(dim=1, keepdim=True)):
+        one = told.eq(told.amax(dim=1, keepdim=True)).sum(dim=1) == 1  # has a top class
+        given, own = told[one], labels[one]
+        found = quality(given, given, own)
+        images, classes = torch.randperm(len(own)), torch.randperm(12)
+        assert quality(given[images], given[images], own[images]) == pytest.approx(found, abs=1e-12)
+        moved = given[:, classes]
+        assert quality(moved, moved, classes.argsort()[own]) == pytest.approx(found, abs=1e-12)
+
+
+def test_ties_count_as_a_fair_draw_in_the_mean():
+    labels = torch.arange(12)
+    flat = quality(torch.full((12, 12), 1 / 12), torch.eye(12), 0 * labels)
+    assert flat["top5_accuracy"] == pytest.approx(5 / 12)
+    wrong = torch.eye(12)[(labels + 1) % 12]
+    assert quality(wrong, wrong, labels)["top5_accuracy"] == pytest.approx(4 / 11)  # one of five is wrong already
+    two = torch.tensor([0.5, 0.5] + [0.0] * 10).expand(12, 12)
+    assert quality(two, two, labels % 2)["top5_accuracy"] == 1
+    sure = torch.tensor([0.9, 0.8, 0.8, 0.8, 0.5, 0.5])
+    answers = torch.stack([sure, 1 - sure], dim=1)
+    some = torch.tensor([0, 1, 0, 1, 0, 0])  # of the three kept ones, one is the first, two are of the three that tie
+    assert quality(answers, answers, some)["selective_accuracy"] == pytest.approx((1 + 2 / 3) / 3)
+
+
+def test_without_ties_the_scores_are_those_of_an_order_to_the_bit():
+    from sklearn.metrics import top_k_accuracy_score
+
+    answers, clean, labels = drawn(rows=301)
+    found, shares = quality(answers, clean, labels), normalized(answers)
+    assert found["top5_accuracy"] == top_k_accuracy_score(labels.numpy(), shares, k=5)
+    right = shares.argmax(axis=1) == labels.numpy()
+    assert found["selective_accuracy"] == right[(-shares.max(axis=1)).argsort(kind="stable")[:150]].mean()
 
 
 def test_outliers_are_told_by_confidence():

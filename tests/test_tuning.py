@@ -8,7 +8,9 @@ from mad import tuning
 from mad.cli import tune as command
 from mad.datasets import checked
 from mad.defenses.rounding import Rounding
+from mad.deployment import Deployment
 from mad.errors import MadError
+from mad.operating_point import OperatingPoint
 from mad.storage.store import Store
 from mad.tuning import Candidate, Limits, Ranked
 
@@ -149,6 +151,28 @@ def test_thefts_are_scored_on_the_validation_split(cells):
     assert all(0 < share <= 1 for each in shares for share in each)
     found = [tuning.worst(["defense=mad"], members, make, 60, (0, 1), store, CPU, jobs) for jobs in (1, 2)]
     assert found == [max(sum(each) / 2 for each in shares)] * 2
+
+
+def test_a_theft_has_the_accounts_that_its_record_will_have(cells, monkeypatch):
+    real, asked = Deployment.session, []
+
+    def session(self, budget=None, watch=None, accounts=1):
+        asked.append((budget, accounts))
+        return real(self, budget, watch, accounts)
+
+    monkeypatch.setattr(Deployment, "session", session)
+    one = cells[0](["defense=prada", "attack.accounts=6"], 0)
+    tuning.stolen_accuracy(one, cells[1], CPU, 1)
+    assert (60, 6) in asked
+    assert all(accounts == 6 for budget, accounts in asked if budget)
+
+
+def test_a_defense_that_costs_exactly_the_limit_is_no_dearer(cells, study, monkeypatch):
+    monkeypatch.setattr(tuning.Costs, "at", lambda self, strength: OperatingPoint(strength, 0.95 - 0.94, 0.5))
+    for name, limits, why in (("exact", Limits(0.01, 0.5), ""), ("dear", Limits(0.009, 0.5), "it costs more")):
+        trial = tuning.trial_of(study(), name)
+        tuning.measure(trial, Candidate("defense=argmax"), cells[0], limits, cells[1], CPU)
+        assert trial.user_attrs["why"] == why
 
 
 @pytest.mark.parametrize(("name", "value"), [("loss", -0.1), ("l1", 3.0), ("latency", 0.0)])

@@ -21,6 +21,7 @@ GRAY = ("1", "L", "LA", "La")
 RANGELESS = {"I": "32-bit integers", "F": "floats"}  # the file does not say which value is white
 ADVICE = "remove it, or save it as an 8-bit PNG"
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+WIDTH, HEIGHT = 0x0100, 0x0101  # tags of TIFF
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Header(NamedTuple):
 def opened(file: Source) -> Iterator[Image]:
     """Open an image file at its first frame, as a context manager.
 
+    Pillow gets an open file: by a name it maps uncompressed ones into memory, a turned TIFF with the wrong width.
+
     Raises:
         MadError: for any error inside the block; it names the file.
     """
@@ -62,7 +65,10 @@ def opened(file: Source) -> Iterator[Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error only at twice the size
-            with Image.open(BytesIO(file.data) if isinstance(file, Encoded) else file) as image:
+            with (
+                BytesIO(file.data) if isinstance(file, Encoded) else Path(file).open("rb") as content,
+                Image.open(content) as image,
+            ):
                 yield image
     except MadError:
         raise
@@ -85,7 +91,8 @@ def header(file: Source) -> Header:
         # Pillow decodes a PNG in search of an EXIF block after its pixels, where hardly one is.
         exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
         turned = exif.get(ORIENTATION) in TURNED
-        return Header(frames, image.size if turned else image.size[::-1], gray)
+        width, height = stored_size(image)
+        return Header(frames, (width, height) if turned else (height, width), gray)
 
 
 def pixels(file: Source, channels: int) -> Image:
@@ -109,6 +116,12 @@ def pixels(file: Source, channels: int) -> Image:
         if seen.mode not in ("1", "L", "RGB"):
             seen = seen.convert("RGB")
         return seen.convert("L" if channels == 1 else "RGB")
+
+
+def stored_size(image: Image) -> tuple[int, int]:
+    """Return width and height of an image as its file stores it; Pillow 11 turns the size of a TIFF as it opens it."""
+    tags = getattr(image, "tag_v2", None)
+    return image.size if tags is None else (tags[WIDTH], tags[HEIGHT])
 
 
 def refuse_rangeless(image: Image, file: Source) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mad import limits
 from mad.figures.cells import Theft, curve, undefended, under
 from mad.figures.groups import points
 from mad.figures.moves import by_budget, moves
@@ -89,7 +90,7 @@ def cheapest(theft: Theft, attack: str, spend: float) -> tuple[pd.DataFrame, pd.
     if found.empty or undefended(rows).empty:
         return None
     spent = found[VICTIM]["mean"] - found[DEFENDED]["mean"]
-    allowed = found[(spent < spend) & (found.index > 0)]
+    allowed = found[limits.under(spent, spend) & (found.index > 0)]
     if allowed.empty:
         return None
     best = float(allowed[STOLEN]["mean"].idxmin())
@@ -160,7 +161,7 @@ def below(theft: Theft, defense: str, limit: float) -> tuple[pd.DataFrame, str] 
     """Return the records of the strength with the best API accuracy that keeps knockoff's accuracy below a limit."""
     cells = turned(theft.cells(), defense)
     found = points(cells)
-    found = found[found[STOLEN]["mean"] < limit]
+    found = found[limits.under(found[STOLEN]["mean"], limit)]
     if found.empty:
         return None
     best = float(found[DEFENDED]["mean"].idxmax())

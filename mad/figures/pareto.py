@@ -18,6 +18,7 @@ from mad.figures.drawing import Shown, styles, surround
 from mad.figures.groups import counted, file_name, points, whole
 from mad.figures.labels import Label, place
 from mad.figures.tradeoff import UNCHANGED, each, landmarks, save
+from mad.limits import at_most, under
 from mad.storage.files import write_alone
 
 WIDTH, HEIGHT, CURVE = 9.0, 4.2, 0.05  # inches, without title and legend
@@ -65,7 +66,7 @@ def front(rows: pd.DataFrame, cost: str) -> list[bool]:
     """
     told = rows[rows.learned]
     pairs = list(zip(told[cost], told[STOLEN], strict=True))
-    beaten = [any(c <= x and s <= y and (c, s) != (x, y) for c, s in pairs) for x, y in pairs]
+    beaten = [any(at_most(c, x) and at_most(s, y) and (under(c, x) or under(s, y)) for c, s in pairs) for x, y in pairs]
     best = set(told.index[[not each for each in beaten]])
     return [index in best for index in rows.index]
 
@@ -73,7 +74,7 @@ def front(rows: pd.DataFrame, cost: str) -> list[bool]:
 def draw(group: pd.DataFrame) -> Figure:
     """Draw what each defense of a comparison group leaves the thief, against accuracy lost and against mean L1."""
     rows = table(group)
-    drawn = rows[rows[COST] <= DEAREST]
+    drawn = rows[at_most(rows[COST], DEAREST)]
     names = [name for name in drawn.defense.unique() if name != "none"]
     marks = styles(names)
     figure = Shown(figsize=(WIDTH, HEIGHT + CURVE * len(names)), layout="constrained")
@@ -115,7 +116,7 @@ def label(figure: Figure, axes: Axes, rows: pd.DataFrame, x: str, marks: dict[st
 def said(group: pd.DataFrame, rows: pd.DataFrame, still: list[str]) -> list[str]:
     """Return the lines of the title: the theft, the seeds, and what is not drawn."""
     parts = [counted(rows.seeds.tolist()), "bars: one standard deviation"]
-    if dear := int((rows[COST] > DEAREST).sum()):
+    if dear := int((~at_most(rows[COST], DEAREST)).sum()):
         parts.append(f"{dear} of the points, above {DEAREST:g}, in the table only")
     if still:
         parts.append(f"no answer is moved by {', '.join(still)}: not on the right")

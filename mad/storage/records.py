@@ -83,7 +83,9 @@ def parsed(name: str, text: str) -> Any:
         return text == "True"
     for number in (float,) if kind == "number" else (int, float):
         with suppress(ValueError):
-            return number(text)
+            value = number(text)
+            whole = kind == "whole number" and isinstance(value, float) and value.is_integer()
+            return int(value) if whole else value  # where a column has gaps, some programs write 3 as 3.0
     return text
 
 
@@ -124,9 +126,13 @@ def encodes(text: str) -> bool:
 
 
 def write_csv(table: pd.DataFrame, outputs: Path) -> Path:
-    """Write ``records.csv`` and return its path. Series are left out; characters that UTF-8 cannot hold are escaped."""
+    """Write ``records.csv`` and return its path. Series are left out; characters that UTF-8 cannot hold are escaped.
+
+    Whole numbers are written as such, also in a column with gaps, which a data frame holds as floats.
+    """
     series = [name for name in table if table[name].map(lambda value: isinstance(value, list)).any()]
-    path, table = Path("records.csv"), table.drop(columns=series)
+    counts = [name for name in table.select_dtypes("float") if name in EVERY and EVERY[name].kind == "whole number"]
+    path, table = Path("records.csv"), table.drop(columns=series).astype(dict.fromkeys(counts, "Int64"))
     text = table.to_csv(index=False)
     if "\r" in text:  # readers take it for the end of a line, and to_csv does not quote it by default
         text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)

@@ -109,6 +109,35 @@ def test_a_photograph_stands_upright(tmp_path, turn):
     assert torch.equal(read(tmp_path / "one.png")[0], torch.tensor(upright))
 
 
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "raw", "tiff_lzw", "strips"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_oblong_photograph_has_the_size_and_the_pixels_that_are_seen(tmp_path, turn, kind, deep):
+    stored = np.arange(6 * 16).reshape(6, 16) * 2
+    seen = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.T,
+        6: np.rot90(stored, -1),
+        7: stored.T[::-1, ::-1],
+        8: np.rot90(stored),
+    }[turn]
+    deep = deep and kind != "jpg"
+    made = Image.fromarray(stored.astype(np.uint16) * 257 if deep else stored.astype(np.uint8))
+    exif, tags = Image.Exif(), {0x0112: turn, 278: 2 if kind == "strips" else 6}  # rows of a strip
+    exif[0x0112] = turn
+    file = tmp_path / f"one.{kind if kind in ('jpg', 'png') else 'tif'}"
+    how = {"compression": kind if kind == "tiff_lzw" else "raw", "tiffinfo": tags} if file.suffix == ".tif" else {}
+    made.save(file, **(how or {"exif": exif, "quality": 100}))
+    for source in (file, pictures.Encoded(file.read_bytes(), "row 1")):
+        assert pictures.header(source).size == seen.shape
+        found = np.asarray(pictures.pixels(source, 1)).astype(int)
+        assert found.shape == seen.shape
+        assert np.abs(found - seen).max() <= (8 if kind == "jpg" else 0)
+
+
 def test_inks_palettes_and_bits(tmp_path):
     Image.new("CMYK", (12, 12), (0, 255, 255, 0)).save(tmp_path / "cmyk.tif")
     Image.new("CMYK", (12, 12), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")

@@ -460,6 +460,23 @@ def test_what_the_ledger_measures(text, victim, value):
     assert float(claim(text, victim=victim)["our_mean"]) == pytest.approx(value, rel=2e-3)
 
 
+def test_a_cost_of_exactly_a_point_is_not_less_than_a_point():
+    table = records.frame(KNOCKOFF).assign(victim_accuracy=0.938, defended_accuracy=0.938)
+    for defended, best in ((0.928, "epsilon=0.5"), (0.9281, "epsilon=0.95")):  # 93.8 - 92.8 is less than 1 by rounding
+        table.loc[table.strength == 0.95, "defended_accuracy"] = defended
+        table.loc[table.strength == 1.1, "defended_accuracy"] = 0.5
+        (one,) = cells.thefts(table)
+        assert measures.cheapest(one, "knockoff", 1.0)[2] == best
+
+
+def test_exactly_the_limit_is_not_below_it():
+    levels = {0: 0.601, 1: 0.628, 2: 0.871}  # whose mean is less than 70 % by rounding
+    table = records.frame([paper_row("mad", 0.95, seed, level) for seed, level in levels.items()])
+    (one,) = cells.thefts(table)
+    assert measures.below(one, "mad", 70) is None
+    assert measures.below(one, "mad", 70.01)[1] == "epsilon=0.95"
+
+
 def test_the_budget_ratio_interpolates_between_budgets():
     text = "queries for what MAD (epsilon 0.95) leaves of the whole budget, over the undefended theft's for as much"
     line = claim(text)

@@ -56,6 +56,24 @@ def test_equal_points_do_not_beat_each_other():
     assert pareto.front(rows, "cost") == [True, True, False]
 
 
+def test_rounding_beats_nobody_and_saves_nobody():
+    percent = 1.0000000000000009  # 100 * (0.99 - 0.98)
+    rows = pd.DataFrame({"cost": [1.0, percent, 2.0], "stolen": [50.0, 50.0, 50.0], "learned": True})
+    assert pareto.front(rows, "cost") == [True, True, False]
+    rows = pd.DataFrame({"cost": [percent, 1.0], "stolen": [40.0, 50.0], "learned": True})
+    assert pareto.front(rows, "cost") == [True, False]
+
+
+def test_what_costs_exactly_the_most_that_is_drawn_is_drawn():
+    rows = [
+        row("none", 0.0, 0, 0.933, 0.80, 0.0, victim_accuracy=0.933),
+        row("mad", 0.5, 0, 0.813, 0.60, 0.4, victim_accuracy=0.933),
+        row("top_k", 1.0, 0, 0.933, 0.7, 0.3, victim_accuracy=0.933),
+    ]
+    assert pareto.table(records.frame(rows)).cost.max() > pareto.DEAREST  # by rounding
+    assert "above 12" not in pareto.draw(records.frame(rows)).get_suptitle()
+
+
 def test_the_figure_leaves_out_what_is_dear_and_says_so():
     figure = pareto.draw(WIDE)
     left, right = figure.axes

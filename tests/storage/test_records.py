@@ -130,6 +130,30 @@ def test_records_are_read_back_from_their_table(real, tmp_path):
     assert len(records.read(tmp_path / "outputs", 2 * records.read_csv(path))) == real.fingerprint.nunique()
 
 
+def test_whole_numbers_with_gaps_are_read_back(real, tmp_path):
+    rows = [{name: value for name, value in row.items() if value == value} for row in real.to_dict("records")]
+    kinds = {name for name, column in schema.EVERY.items() if column.kind == "whole number" and not column.needed}
+    numbers = {name: int(rows[0][name]) for name in kinds if name in rows[0]}
+    first = {name: value for name, value in rows[0].items() if name not in numbers}
+    path = records.write_csv(records.frame([first, *rows[1:]]), tmp_path)
+    with path.open() as file:
+        line = next(each for each in csv.DictReader(file) if each["fingerprint"] == rows[1]["fingerprint"])
+    assert len(numbers) > 4
+    assert {name: line[name] for name in numbers} == {name: str(int(rows[1][name])) for name in numbers}
+    known = {row["fingerprint"]: row for row in records.read_csv(path)}
+    assert not numbers.keys() & known[first["fingerprint"]].keys()
+    assert {name: known[rows[1]["fingerprint"]][name] for name in numbers} == {
+        name: int(rows[1][name]) for name in numbers
+    }
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("3.0", 3), ("", None), ("3.5", 3.5), ("x", "x")])
+def test_a_whole_number_may_have_a_point_and_zeros(text, value):
+    found = records.parsed("queries", text)
+    assert (found, type(found)) == (value, type(value))
+    assert (schema.fault({"queries": found}) is None) == (text in ("3", "3.0", ""))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
