@@ -219,8 +219,9 @@ def equivalent(undefended: pd.Series, stolen: float) -> float | None:
     """
     if len(undefended) < 2:
         return None
-    budgets = undefended.index.to_numpy(dtype=float)
-    return float(np.exp(np.interp(stolen, undefended.to_numpy(), np.log(budgets))))
+    rising = undefended[~undefended.duplicated()]  # the least of the budgets that steal as much
+    budgets, most = np.log(rising.index.to_numpy(dtype=float)), math.log(undefended.index[-1])
+    return float(np.exp(np.interp(stolen, rising.to_numpy(), budgets, right=most)))
 
 
 def checks(table: pd.DataFrame) -> list[str]:
