@@ -175,7 +175,7 @@ def curves(title: str, table: pd.DataFrame) -> Figure | None:
     undefended = table[table.defense == "none"]
     several = [
         (str(name), rows)
-        for name, rows in table[table.defense != "none"].groupby("defense", sort=False)
+        for (name, _), rows in table[table.defense != "none"].groupby(["defense", "parameter"], sort=False)
         if rows.strength.nunique() > 1
     ]
     if not several:
