@@ -1,6 +1,6 @@
 """What names a cell: all that determines its numbers, and nothing else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from toys import Blobs, Tiny, build, cell, compose, trainer, victim
@@ -79,6 +79,16 @@ class Labelled(Blobs):
         return self.split("pool").labels
 
 
+@dataclass(frozen=True)
+class Filed(Blobs):
+    """A pool whose images are not in its fields."""
+
+    place: int = field(default=0, compare=False)
+
+    def images(self, shape):
+        return super().images(shape) // (1 + self.place)
+
+
 def noise(version):
     """Return random noise of a version of its class."""
     kind = type("RandomNoise", (RandomNoise,), {"version": version, "kind": "noise"})
@@ -94,6 +104,7 @@ def test_a_defense_group_is_all_of_a_defense_but_its_strength():
     others = [Mad(0.5, surrogate=each) for each in surrogates]
     others += [RandomNoise(0.5), RandomNoise(0.5, scale=3), RandomNoise(None, scale=3), noise(7)]
     others += [AdaptiveMisinformation(outliers=Blobs(size=size)) for size in (40, 50)]
+    others += [AdaptiveMisinformation(outliers=Filed(place=place)) for place in (0, 1)]
     groups = {cell(defense=each).defense_group for each in others}
     assert len(groups | {usual}) == len(others) + 1
     assert cell(defense=RandomNoise(None, scale=9)).defense_group in groups
@@ -107,6 +118,7 @@ def test_a_theft_group_is_of_the_victim_but_for_its_seed_and_of_the_pools_images
     plain, labelled = (cell(pool=Labelled(), attack=each) for each in (KnockoffNets(50), KnockoffAdaptive(50)))
     assert labelled.contents() != plain.contents()  # it uses the labels
     assert labelled.theft_group == plain.theft_group
+    assert cell(pool=Filed()).theft_group != cell(pool=Filed(place=1)).theft_group
 
 
 def test_the_victims_seed_is_recorded_where_it_is_not_the_cells():
