@@ -141,6 +141,27 @@ class Cell:
         del description["defense"], description["seed"], description["victim"]["seed"]
         return digest(description)
 
+    @cached_property
+    def theft_group(self) -> str:
+        """A hash of the victim, but for its seed, and of the pool with its images; such cells can share a board."""
+        victim, contents = describe(self.victim), None
+        del victim["seed"]
+        if self.pool is not None:
+            contents = checked.pool_contents(self.pool, self.victim.dataset.shape, self.victim.name, False)
+        return digest([victim, describe(self.pool), contents])
+
+    @cached_property
+    def defense_group(self) -> str:
+        """A hash of the defense but for its strength, and of the images that it owns: the points of one curve."""
+        defense = describe(self.defense)
+        defense.pop(self.defense.strength_parameter, None)
+        return digest([defense, self.owned_contents()])
+
+    @property
+    def victim_seed(self) -> int | None:
+        """The seed of a victim that is trained with another seed than the cell's; else None."""
+        return None if self.victim.given is not None or self.victim.seed == self.seed else self.victim.seed
+
     @property
     def knows(self) -> tuple[str, ...]:
         """What the adversary is given beside the answers, of ``mad.knowledge.KNOWLEDGE``."""
@@ -241,6 +262,7 @@ def about(cell: Cell) -> Record:
         "pool": cell.pool_name,
         "defense": cell.defense.name,
         "defense_settings": settings(cell.defense),
+        "defense_group": cell.defense_group,
         "epsilon": cell.defense.epsilon,
         "strength_parameter": cell.defense.strength_parameter,
         "strength": cell.defense.strength,
@@ -252,7 +274,9 @@ def about(cell: Cell) -> Record:
         "recovery_knows": " and ".join(cell.knows),
         "victim_epochs": None if cell.victim.given is not None else cell.victim.trainer.epochs,
         "victim_validation": cell.victim.validation or None,
+        "victim_seed": cell.victim_seed,
         "seed": cell.seed,
+        "theft_group": cell.theft_group,
         "comparison_group": cell.comparison_group,
         "fingerprint": cell.fingerprint,
         "overrides": cell.overrides or "",

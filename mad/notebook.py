@@ -71,11 +71,11 @@ def plot(frame: DataFrame) -> Figure:
         MadError: if there are no rows, or if they belong to several comparison groups.
     """
     from mad.figures import tradeoff
-    from mad.figures.groups import differing
+    from mad.figures.groups import differing, figure_groups
 
     if frame.empty:
         raise MadError("no record to plot: mad.run makes one, mad.records(outputs) reads them")
-    groups = frame.comparison_group.unique()
+    groups = figure_groups(frame).unique()
     if len(groups) > 1:
         raise MadError(
             f"records of {len(groups)} comparison groups that differ in {', '.join(differing(frame)) or 'a setting'}: "

@@ -195,7 +195,7 @@ def test_a_stream_gives_the_same_record(tmp_path):
     kept = cell(knockoff=Knockoff(trainer(epochs=2)))
     streamed = replace(kept, pool=StreamedBlobs(), victim=victim(dataset=StreamedBlobs()))
     found, whole = (run(one, Store(tmp_path / name), CPU)[0] for name, one in (("a", streamed), ("b", kept)))
-    names = {"fingerprint", "comparison_group", "uses"}  # another class
+    names = {"fingerprint", "comparison_group", "theft_group", "uses"}  # another class
     assert {**numbers(found), **dict.fromkeys(names)} == {**numbers(whole), **dict.fromkeys(names)}
 
 

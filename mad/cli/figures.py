@@ -110,10 +110,10 @@ def figures_of(groups: DataFrame) -> dict[Path, tuple[DataFrame, str]]:
 
     Paths are relative to the outputs folder and lack the ending.
     """
-    from mad.figures.groups import file_name
+    from mad.figures.groups import figure_groups, file_name
 
     found = {}
-    for _, rows in groups.groupby("comparison_group"):
+    for _, rows in groups.groupby(figure_groups(groups)):
         # Neither columns that only other groups have, nor their order and types in the whole table, count.
         own = [{name: whole(each) for name, each in row.items() if not empty(each)} for row in rows.to_dict("records")]
         text = package() + json.dumps(own, sort_keys=True, default=str)

@@ -10,21 +10,17 @@ Members that are given what no thief has are shown beside the worst, and are nev
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mad.figures.groups import KNOCKOFF, said, value
+from mad.storage import settled
+from mad.storage.fingerprint import digest
 
-THEFT = [
-    "victim",
-    "architecture",
-    "victim_epochs",
-    "victim_validation",
-    "pool",
-    "budget",
-]  # what the rows of one board share
+THEFT = [*settled.THEFT, "theft_group", "victim_seed", "budget"]  # what the rows of one board share
 DEFENSE = ["defense", "defense_settings", "strength_parameter", "strength"]
 CLEAN = "the victim's clean answers"  # knowledge that no thief has
 OWN = "keep=seeds"  # the setting of attack=augmented with which a thief trains on its own images only
@@ -45,15 +41,25 @@ def boards(records: pd.DataFrame, least: int = LEAST) -> dict[str, pd.DataFrame]
 
 
 def thefts(rows: pd.DataFrame, least: int = LEAST) -> dict[str, pd.DataFrame]:
-    """Return the records of each theft that ``least`` members were run on, by its title; ``rows`` are ``named``."""
-    found = {}
+    """Return the records of each theft that ``least`` members were run on, by its title; ``rows`` are ``named``.
+
+    Where two thefts would have one title, each ends in the first digits of its ``theft_group``, or of a hash of what it
+    is.
+    """
+    found = []
+    keys: Any
     for keys, theft in rows.groupby(THEFT, dropna=False):
         if theft[~informed(theft)].member.nunique() >= least:
-            victim, architecture, epochs, held, pool, budget = keys
+            victim, architecture, epochs, held, pool, group, seed, budget = keys
             epochs = f", {epochs:g} epochs" if epochs != "" else ""
-            held = f", {held:.0%} held out" if held != "" else ""
-            found[f"{victim} ({architecture}{epochs}{held}) stolen with {budget:,} queries from {pool}"] = theft
-    return found
+            held = f", {100 * held:g}% held out" if held != "" else ""
+            seed = f", seed {seed:.0f}" if seed != "" else ""
+            title = f"{victim} ({architecture}{epochs}{held}{seed}) stolen with {budget:,} queries from {pool}"
+            found.append((title, str(group or digest([str(key) for key in keys])), theft))
+    titles = Counter(title for title, _, _ in found)
+    return {
+        f"{title} [{group[: settled.DIGITS]}]" if titles[title] > 1 else title: theft for title, group, theft in found
+    }
 
 
 def informed(rows: pd.DataFrame) -> pd.Series:
@@ -67,10 +73,13 @@ def alike(rows: pd.DataFrame, theft: pd.DataFrame) -> pd.DataFrame:
 
 
 def named(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the records with the name of their ``member``, and without empty cells in the columns of thefts."""
+    """Return the records with the name of their ``member``, and without empty cells in the columns of thefts.
+
+    Older records are given the ``theft_group`` of the others that they belong to (``mad.storage.settled.thefts``).
+    """
+    rows = settled.thefts(records)
     empty = {name: "" for name in (*THEFT, *DEFENSE, "recovery_knows", "attack_settings") if name != "strength"}
-    lacking = {name: "" for name in empty if name not in records}  # of older records
-    rows = records.assign(member=members(records), **lacking)
+    rows = rows.assign(member=members(rows), **{name: "" for name in empty if name not in rows})
     texts = rows[[*empty]].astype(object)
     return rows.assign(**texts.where(texts.notna(), ""))
 
@@ -84,10 +93,11 @@ def members(records: pd.DataFrame) -> pd.Series:
     usual = records[(records.attack == "knockoff") & (records.recovery == "none")]
     names: dict[str, str] = {}
     taken = set()
+    apart = [name for name in ("victim", "pool", "budget", "theft_group") if name in records]
     groups = [(str(group), own) for group, own in records.groupby("comparison_group")]
     for group, own in sorted(groups, key=lambda each: -len(each[1])):
         row = own.iloc[0]
-        plain = usual[(usual[["victim", "pool", "budget"]] == row[["victim", "pool", "budget"]]).all(axis=1)]
+        plain = usual[(usual[apart] == row[apart]).all(axis=1)]
         parts = [row.attack, row.get("attack_settings"), row.recovery, row.get("recovery_settings")]
         words = [str(each) for each in parts if each and not pd.isna(each) and each not in ("knockoff", "none")]
         trained = said(row, [name for name in KNOCKOFF if name in plain and differs(row, plain[name].dropna(), name)])
@@ -219,8 +229,9 @@ def equivalent(undefended: pd.Series, stolen: float) -> float | None:
     """
     if len(undefended) < 2:
         return None
-    budgets = undefended.index.to_numpy(dtype=float)
-    return float(np.exp(np.interp(stolen, undefended.to_numpy(), np.log(budgets))))
+    rising = undefended[~undefended.duplicated()]  # the least of the budgets that steal as much
+    budgets, most = np.log(rising.index.to_numpy(dtype=float)), math.log(undefended.index[-1])
+    return float(np.exp(np.interp(stolen, rising.to_numpy(), budgets, right=most)))
 
 
 def checks(table: pd.DataFrame) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -20,6 +21,8 @@ from mad.figures.groups import SAID
 from mad.figures.table import Column, fold, grid
 from mad.figures.tradeoff import save
 from mad.storage.files import LONGEST, write_alone
+from mad.storage.fingerprint import digest
+from mad.storage.settled import DIGITS
 
 AREA = Path("figures")
 ACROSS = 4  # panels of a figure, side by side
@@ -55,6 +58,7 @@ RECORD = (  # the columns of a record that a board is made of, and what names it
     *SAID,
     *DEFENSE,
     *("recovery_knows", "seed", "comparison_group", "fingerprint", "overrides", "chance"),
+    *("defense_group", "theft_group"),
     *MEASURED,
     *(STOLEN, AGREEMENT, "seconds_queries", "seconds_knockoff"),
 )
@@ -175,7 +179,7 @@ def curves(title: str, table: pd.DataFrame) -> Figure | None:
     undefended = table[table.defense == "none"]
     several = [
         (str(name), rows)
-        for name, rows in table[table.defense != "none"].groupby("defense", sort=False)
+        for (name, _), rows in table[table.defense != "none"].groupby(["defense", "parameter"], sort=False)
         if rows.strength.nunique() > 1
     ]
     if not several:
@@ -220,13 +224,22 @@ def write_all(records: pd.DataFrame, outputs: Path, least: int = LEAST) -> Itera
     yield write_alone(outputs, AREA, AREA / "board.md", text.encode())
     yield written(each_member(records), outputs, "board-members")
     yield written(records[[name for name in RECORD if name in records]], outputs, "board-records", "%.6g")
+    names = file_names(found)
     for title, table in found.items():
-        name = f"board-{re.sub(r'[^a-z0-9_]+', '-', title.replace(',', '').lower())}"[:LONGEST]
+        name = names[title]
         yield written(table.drop(columns=["by_member"]), outputs, name)
         yield save(draw(title, table), outputs, AREA / name, AREA)
         drawn = curves(title, table)
         if drawn is not None:
             yield save(drawn, outputs, AREA / f"{name}-curves", AREA)
+
+
+def file_names(titles: Iterable[str]) -> dict[str, str]:
+    """Return the file name of each board, without extension, by its title: readable, and unique among them."""
+    whole = {title: f"board-{re.sub(r'[^a-z0-9_]+', '-', title.replace(',', '').lower())}" for title in titles}
+    several = Counter(name[:LONGEST] for name in whole.values())
+    ends = {title: f"-{digest(title)[:DIGITS]}" if several[name[:LONGEST]] > 1 else "" for title, name in whole.items()}
+    return {title: f"{name[: LONGEST - len(ends[title])]}{ends[title]}" for title, name in whole.items()}
 
 
 def written(table: pd.DataFrame, outputs: Path, name: str, numbers: str = "%.4f") -> Path:

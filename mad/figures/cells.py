@@ -9,13 +9,15 @@ from typing import Any
 import pandas as pd
 
 from mad.figures.groups import counted, points
+from mad.storage import settled
 
-VICTIM = ["architecture", "victim_epochs", "victim_validation"]  # in which victims of the same name may differ
-LENGTH = ["knockoff_epochs", "knockoff_min_steps", "knockoff_schedule"]  # how a stolen model is trained
+VICTIM = ["architecture", "victim_epochs", "victim_validation", "victim_seed"]  # in which victims of a name may differ
+LENGTH = ["knockoff_epochs", "knockoff_min_steps", "knockoff_schedule"]  # how long a stolen model is trained
+RECIPE = [*LENGTH, "knockoff_settings", "knockoff_learning_rate"]
 FILLED: dict[str, Any] = {
     **{"attack_settings": "", "defense_settings": "", "strength_parameter": "epsilon", "knockoff_optimizer": ""},
-    **{"victim_epochs": 0, "victim_validation": 0.0},
-    **{"knockoff_learning_rate": 0.0, "knockoff_min_steps": 0, "knockoff_schedule": ""},
+    **{"victim_epochs": 0, "victim_validation": 0.0, "victim_seed": -1, "knockoff_epochs": 0},
+    **{"knockoff_learning_rate": 0.0, "knockoff_min_steps": 0, "knockoff_schedule": "", "knockoff_settings": ""},
 }
 
 
@@ -35,9 +37,18 @@ class Theft:
 
     @cached_property
     def plain(self) -> pd.DataFrame:
-        """Return the group of the paper's knockoff: random images, one query each, the victim's architecture."""
+        """Return the group of the paper's knockoff: random images, one query each, the victim's architecture.
+
+        Its recipe adds nothing, if a group's does not, and is else the one of most knockoffs of this pool, whatever is
+        done to the answers.
+        """
         own = self.rows[self.rows.knockoff_architecture == self.rows.architecture]
-        return group(own, attack="knockoff", recovery="none", attack_settings="", knockoff_optimizer=usual(own))
+        own = own[(own.attack == "knockoff") & (own.knockoff_optimizer == usual(own))]
+        rows = own[(own.recovery == "none") & (own.attack_settings == "")]
+        if (rows.knockoff_settings == "").any():
+            rows = rows[rows.knockoff_settings == ""]
+        rows = rows[rows.budget == rows.budget.max()]
+        return group(most(rows, own, RECIPE))
 
     @property
     def same_victim(self) -> pd.DataFrame:
@@ -52,7 +63,8 @@ class Theft:
         Args:
             attack: name of the attack.
             recovery: name of the recovery.
-            other: values of ``attack_settings``, ``knockoff_architecture`` or ``knockoff_optimizer``.
+            other: values of ``attack_settings``, ``knockoff_architecture``, ``knockoff_optimizer`` or
+                ``knockoff_settings``.
         """
         rows = self.same_victim
         if attack != "online":  # attack online has a recipe of its own
@@ -60,6 +72,7 @@ class Theft:
             plain = self.plain
             own = plain if len(plain) else rows
             other.setdefault("knockoff_architecture", own.architecture.iloc[0] if len(own) else "")
+            other.setdefault("knockoff_settings", plain.knockoff_settings.iloc[0] if len(plain) else "")
             if len(plain) and optimizer == plain.knockoff_optimizer.iloc[0]:
                 rows = rows[(rows[LENGTH] == plain[LENGTH].iloc[0]).all(axis=1)]
         other.setdefault("attack_settings", "")
@@ -67,10 +80,20 @@ class Theft:
 
 
 def thefts(table: pd.DataFrame) -> list[Theft]:
-    """Return the thefts in a table of records, one per victim and pool, sorted by the victim's name."""
+    """Return the thefts in a table of records, one per victim and pool, sorted by the victim's name.
+
+    Victims or pools of the same names, but for the victim's seed, are thefts of their own (``theft_group``); the first
+    digits of their groups are then beside the pool's name.
+    """
     known = {name: table[name].where(table[name].notna(), value) for name, value in FILLED.items() if name in table}
-    whole = table.assign(**{**FILLED, **known})
-    return [Theft(str(victim), str(pool), rows) for (victim, pool), rows in whole.groupby(["victim", "pool"])]
+    whole = settled.thefts(table.assign(**{**FILLED, **known}))
+    found = []
+    for (victim, pool), every in whole.groupby(["victim", "pool"]):
+        parts = list(every.groupby("theft_group"))
+        for digits, rows in parts:
+            apart = f" [{str(digits)[: settled.DIGITS]}]" if len(parts) > 1 and digits else ""
+            found.append(Theft(str(victim), f"{pool}{apart}", rows))
+    return found
 
 
 def foremost(known: list[Theft]) -> list[Theft]:
@@ -93,7 +116,19 @@ def group(rows: pd.DataFrame, **wanted: str) -> pd.DataFrame:
     for column, value in wanted.items():
         rows = rows[rows[column] == value]
     rows = rows[rows.budget == rows.budget.max()]
-    return rows[rows.comparison_group == rows.comparison_group.mode().iloc[0]] if len(rows) else rows
+    return most(rows, rows, ["comparison_group", "victim_seed"])
+
+
+def most(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Return the records with those of their values in some columns that most of ``others`` have; of equals the least.
+
+    ``others`` hold ``rows``.
+    """
+    if rows.empty:
+        return rows
+    there = others.groupby(columns).size()
+    found: Any = there[there.index.isin(rows.set_index(columns).index)].idxmax()
+    return rows[(rows[columns] == list(found)).all(axis=1)]
 
 
 def undefended(rows: pd.DataFrame) -> pd.DataFrame:

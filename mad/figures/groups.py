@@ -15,6 +15,7 @@ SAID = {
     "architecture": "victim's architecture {}",
     "victim_epochs": "victim's epochs {:g}",
     "victim_validation": "victim's validation {:g}",
+    "victim_seed": "victim's seed {:.0f}",
     "pool": "pool {}",
     "attack": "attack {}",
     "attack_settings": "{}",
@@ -56,19 +57,33 @@ def said(row: pd.Series, names: list[str]) -> str:
     return ", ".join(SAID[name].format(found) for name, found in known.items() if found is not None)
 
 
+def figure_groups(rows: pd.DataFrame) -> pd.Series:
+    """Return for each record the name of the group of records that one figure shows.
+
+    This is its comparison group; where the victim's seed is not the cell's, also the victim's seed.
+    """
+    groups = rows.comparison_group.astype(str)
+    if "victim_seed" not in rows:
+        return groups
+    seeds = rows.victim_seed.map("-{:.0f}".format, na_action="ignore")
+    return groups + seeds.astype(object).where(rows.victim_seed.notna(), "")
+
+
 def differing(rows: pd.DataFrame) -> list[str]:
-    """Return the columns of ``SAID`` in which the comparison groups of records differ."""
-    firsts = [row for _, row in rows.drop_duplicates("comparison_group").iterrows()]
+    """Return the columns of ``SAID`` in which the groups of records (``figure_groups``) differ."""
+    firsts = [row for _, row in rows[~figure_groups(rows).duplicated()].iterrows()]
     return [name for name in SAID if len({value(row, name) for row in firsts}) > 1]
 
 
 def whole(row: pd.Series) -> str:
     """Return a text that describes a comparison group: victim, attack, budget, pool and training."""
-    settings, recovery, epochs = (value(row, name) for name in ("attack_settings", "recovery", "victim_epochs"))
+    settings, recovery = (value(row, name) for name in ("attack_settings", "recovery"))
+    epochs, seed = (value(row, name) for name in ("victim_epochs", "victim_seed"))
     parts = (
         f"{row.victim} stolen by {row.attack}{f' ({settings})' if settings else ''} "
         f"with {row.budget:,} queries from {row['pool']}{f', recovery {recovery}' if recovery != 'none' else ''}",
-        f"victim {row.architecture}{f', {epochs:g} epochs' if epochs else ''}",
+        f"victim {row.architecture}{f', {epochs:g} epochs' if epochs else ''}"
+        f"{'' if seed is None else f', seed {seed:.0f}'}",
         said(row, KNOCKOFF),
     )
     return "; ".join(filter(None, parts))
@@ -83,10 +98,12 @@ def counted(seeds: Sequence[int]) -> str:
 def file_name(row: pd.Series, kind: str = "tradeoff") -> str:
     """Return the file name of a comparison group, without extension: readable, unique, at most ``LONGEST`` bytes.
 
-    It holds the group's values in the columns of ``SAID``, and ends in digits of its hash, which make it unique. If the
-    name is too long, each word is cut.
+    It holds the group's values in the columns of ``SAID``, and ends in digits of its hash and the seed of a victim that
+    has its own, which make it unique. If the name is too long, each word is cut.
     """
     known = {name: value(row, name) for name in SAID}
+    seed = known.pop("victim_seed")
+    end = f"{str(row.comparison_group)[:6]}{'' if seed is None else f'-{seed:.0f}'}"
     if known["recovery"] == "none":
         del known["recovery"]
     if known["knockoff_architecture"] == known["architecture"]:
@@ -94,7 +111,7 @@ def file_name(row: pd.Series, kind: str = "tradeoff") -> str:
     texts = [NAMED.get(name, "{}").format(found) for name, found in known.items() if found is not None]
     words = [re.sub(r"[^\w.+-]+", "-", text) for text in texts]  # also removes slashes
     for longest in range(max(map(len, words)), 0, -1):
-        name = "-".join([kind, *(each[:longest] for each in words), str(row.comparison_group)[:6]])
+        name = "-".join([kind, *(each[:longest] for each in words), end])
         if len(name.encode()) <= LONGEST:
             break
     return name

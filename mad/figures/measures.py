@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mad import limits
+from mad.figures.board import equivalent
 from mad.figures.cells import Theft, curve, undefended, under
 from mad.figures.groups import points
 from mad.figures.moves import by_budget, moves
@@ -265,8 +266,7 @@ def budget_ratio(theft: Theft, at: float) -> Found | None:
         known = 100 * free[free.seed == seed].groupby("budget").stolen_accuracy.mean().cummax()
         if len(known) > 1:
             least |= bool(left <= known.iloc[0])
-            needed = np.exp(np.interp(left, known, np.log(known.index)))
-            found[seed] = float(largest / needed)
+            found[seed] = float(largest / equivalent(known, left))
     return of(pd.concat([ours, free]), pd.Series(found, dtype=float), "at least" if least else "")
 
 

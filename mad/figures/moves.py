@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mad.figures.cells import LENGTH, Theft, shown, undefended, under
+from mad.figures.cells import RECIPE, Theft, shown, undefended, under
 from mad.figures.drawing import BARS, INK, cross, finish, marks, sheet, spread, style
 from mad.figures.groups import learned
 
@@ -29,15 +31,29 @@ def moves(theft: Theft) -> dict[str, pd.DataFrame]:
     found = {"none": plain, "argmax": theft.cells(recovery="argmax")}
     for other in sorted(set(rows.knockoff_architecture) - {usual.architecture}):
         found[f"arch: {other}"] = theft.cells(knockoff_architecture=other)
-    for settings in sorted(set(rows.attack_settings) - {""}):
-        name = "nquery+aug" if "augment" in settings else "nquery"
-        found.setdefault(name, theft.cells(attack_settings=settings))
+    for settings, name in named(set(rows.attack_settings) - {""}).items():
+        found[name] = theft.cells(attack_settings=settings)
     for other in sorted(set(rows.knockoff_optimizer) - {usual.knockoff_optimizer}):
         found[f"opt: {other}"] = theft.cells(knockoff_optimizer=other)
     kept = {name: rows[(rows.defense == "none") | (rows.epsilon == EPSILON)] for name, rows in found.items()}
     known = {name: rows for name, rows in kept.items() if rows.defense.isin(DEFENSES).any()}
     shared = set.intersection(*(set(rows.seed) for rows in known.values())) if known else set()
     return {name: rows[rows.seed.isin(shared)] for name, rows in known.items()} if shared else known
+
+
+def named(settings: Iterable[str]) -> dict[str, str]:
+    """Return the name of each counter-move by settings of the attack.
+
+    Several queries an image are the paper's ``nquery``, with ``+aug`` if their answers are of changed copies; all else,
+    and all of these if several would have one name, is named by its settings.
+    """
+    short = {}
+    for text in sorted(settings):
+        keys = {word.partition("=")[0] for word in text.split()}
+        told = "nquery" + ("+aug" if "augment" in keys else "")
+        short[text] = told if "queries_per_image" in keys and keys <= {"queries_per_image", "augment"} else text
+    several = Counter(short.values())
+    return {text: name if several[name] == 1 else text for text, name in short.items()}
 
 
 def fig9(thefts: list[Theft]) -> Figure | None:
@@ -84,7 +100,7 @@ def by_budget(theft: Theft) -> pd.DataFrame:
     plain = theft.plain
     if plain.empty:
         return plain
-    recipe = ["knockoff_architecture", "knockoff_optimizer", "knockoff_learning_rate", *LENGTH]
+    recipe = ["knockoff_architecture", "knockoff_optimizer", *RECIPE]
     same = ["attack", "attack_settings", "recovery", *recipe]
     every = theft.same_victim
     rows = every[(every[same] == plain[same].iloc[0]).all(axis=1)]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from mad.errors import MadError
 from mad.figures.drawing import Shown, styles, surround
-from mad.figures.groups import counted, file_name, points, whole
+from mad.figures.groups import counted, figure_groups, file_name, points, whole
 from mad.figures.labels import Label, place
 from mad.figures.tradeoff import UNCHANGED, each, landmarks, save
 from mad.limits import at_most, under
@@ -136,7 +136,7 @@ def write_all(records: pd.DataFrame, folder: Path) -> list[Path]:
         write_alone(folder.parent, area, stem.with_name(f"{stem.name}.csv"), content)
         return save(draw(group), folder.parent, stem, area)
 
-    groups = [rows for _, rows in records.groupby("comparison_group") if rows.defense.nunique() > LEAST]
+    groups = [rows for _, rows in records.groupby(figure_groups(records)) if rows.defense.nunique() > LEAST]
     if not groups:
         raise MadError(
             "no theft with two defenses beside the undefended one: mad-run -m defense=mad,random_noise first"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 from rich.cells import cell_len
 
-from mad.figures.groups import MARK, MEANING, SAID, counted, differing, mark, said, spoken, whole
+from mad.figures.groups import MARK, MEANING, SAID, counted, differing, figure_groups, mark, said, spoken, whole
 from mad.progress import out
 
 GAP = 2
@@ -79,7 +79,7 @@ def lines(rows: pd.DataFrame, width: int) -> list[str]:
     A row shows means and standard deviations over the seeds. Each comparison group has a part of its own.
     """
     rows = pd.concat([rows[rows.defense == "none"], rows[rows.defense != "none"]])
-    parts = {str(name): list(cells_of(each)) for name, each in rows.groupby("comparison_group", sort=False)}
+    parts = {str(name): list(cells_of(each)) for name, each in rows.groupby(figure_groups(rows), sort=False)}
     every = [cell for part in parts.values() for cell in part]
     labels = [f"{cell.defense.iloc[0]} {cell.defense_settings.iloc[0]}".strip() for cell in every]
     head, body = grid("defense", labels, columns(rows, every), width)
@@ -162,7 +162,7 @@ def title(rows: pd.DataFrame) -> str:
 
 def headings(rows: pd.DataFrame) -> dict[str, str]:
     """Return how each comparison group differs from the others; if no column tells, the digits of its file name."""
-    firsts = {str(group): each.iloc[0] for group, each in rows.groupby("comparison_group", sort=False)}
+    firsts = {str(group): each.iloc[0] for group, each in rows.groupby(figure_groups(rows), sort=False)}
     found = {group: said(first, differing(rows)) for group, first in firsts.items()}
     if len(set(found.values())) == len(found):
         return found

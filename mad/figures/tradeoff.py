@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from mad.errors import MadError
 from mad.figures.drawing import INK, SMALL, Shown, circle, ideal, line, styles, surround
-from mad.figures.groups import counted, file_name, points, whole
+from mad.figures.groups import counted, figure_groups, file_name, points, whole
 from mad.figures.labels import Label, place
 from mad.storage.files import write_alone
 
@@ -152,7 +152,7 @@ def write_all(table: pd.DataFrame, folder: Path) -> list[Path]:
         area = Path(folder.name)
         return save(draw(group), folder.parent, area / file_name(group.iloc[0]), area)
 
-    groups = table.groupby("comparison_group")
+    groups = table.groupby(figure_groups(table))
     return each({f"the trade-off of comparison group {name}": partial(written, rows) for name, rows in groups})
 
 

@@ -35,7 +35,6 @@ class Theft:
         members: one row for each defense, strength and adversary (``mad.figures.board.each_member``).
         seconds: one row for each defense and strength, means over its runs.
         chance: the accuracy of guessing, percent.
-        undefended: accuracy of the victim itself, percent.
     """
 
     title: str
@@ -44,7 +43,6 @@ class Theft:
     members: pd.DataFrame
     seconds: pd.DataFrame
     chance: float
-    undefended: float
 
 
 def read(records: pd.DataFrame) -> list[Theft]:
@@ -66,7 +64,6 @@ def read(records: pd.DataFrame) -> list[Theft]:
                 own.reset_index(drop=True),
                 seconds(theft),
                 100 * float(theft.chance.iloc[0]),
-                100 * float(theft.victim_accuracy.mean()),
             )
         )
     return found
@@ -204,11 +201,11 @@ def headline(theft: Theft) -> list[str]:
     for _, none in table[table.defense == "none"].iterrows():
         found.append(
             f"Undefended, the stolen model reaches {none.worst:.1f} % ({none.worst_member}), "
-            f"where the victim has {theft.undefended:.1f} %."
+            f"where the victim has {100 * none.victim_accuracy:.1f} %."
         )
     real = table[~table.defense.isin(("none", *TESTS))]
-    cost = (theft.undefended - 100 * real.defended_accuracy).clip(lower=0)
-    able = real.assign(cost=cost)[cost <= AFFORDABLE]
+    cost = 100 * (real.victim_accuracy - real.defended_accuracy).clip(lower=0)
+    able = real.assign(cost=cost)[cost <= AFFORDABLE + 1e-9]
     if len(able):
         best = able.sort_values("worst", kind="stable").iloc[0]
         found.append(

@@ -13,6 +13,7 @@ import pandas as pd
 from mad.errors import MadError
 from mad.progress import err
 from mad.schema import EVERY, SECTIONS, Record, fault
+from mad.storage import settled
 from mad.storage.files import below, write_alone
 from mad.storage.record_file import read_record
 
@@ -93,15 +94,20 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
     """Return records as a sorted data frame, one row each.
 
     The column ``stolen_accuracy_undefended`` is added: the stolen accuracy without a defense, from the record of the
-    same comparison group and seed.
+    same comparison group, victim and seed. ``mad.storage.settled`` says which records are of one defense and victim.
     """
     every = list(rows)
     names = dict.fromkeys(name for row in every for name in row)
     table = pd.DataFrame({name: column([row.get(name) for row in every]) for name in names})
     if table.empty:
         return table
-    undefended = table[table.defense == "none"].set_index(["comparison_group", "seed"]).stolen_accuracy.to_dict()
-    keys = zip(table.comparison_group, table.seed, strict=True)
+    table = settled.victims(settled.defenses(settled.texts(table)))
+    settled.warn(table)
+    victims = table.get("victim_seed", table.seed)
+    victims = victims.where(victims.notna(), table.seed)
+    keys = pd.Series(list(zip(table.comparison_group, victims, table.seed, strict=True)), index=table.index)
+    none = table.defense == "none"
+    undefended = dict(zip(keys[none], table.stolen_accuracy[none], strict=True))
     table["stolen_accuracy_undefended"] = [undefended.get(key) for key in keys]
     return table.sort_values([key for key in ORDER if key in table], kind="stable").reset_index(drop=True)
 

@@ -244,3 +244,76 @@ def test_the_terminal_shows_what_fits(width):
     assert max(map(len, text)) <= width
     assert any("argmax" in line and "52.0" in line for line in text)
     assert board_views.printed(FRAME, 4, width) == []
+
+
+def twin(**change):
+    """Return the records of the board's theft, and those of another in which the thieves get half as much."""
+    other = [{**each, "stolen_accuracy": each["stolen_accuracy"] / 2, **change} for each in ROWS]
+    other = [{**each, "comparison_group": each["comparison_group"][0] + "f" * 15} for each in other]
+    return records.frame([*ROWS, *other])
+
+
+def test_victims_or_pools_of_the_same_names_have_boards_of_their_own():
+    one, two = "1" * 16, "2" * 16
+    title = "toy (tiny) stolen with 50 queries from blobs"
+    frame = twin(theft_group=two)
+    frame["theft_group"] = frame.theft_group.replace("", one)
+    found = board.boards(frame)
+    assert {name: at.worst.max() for name, at in found.items()} == {
+        f"{title} [11111111]": pytest.approx(82),
+        f"{title} [22222222]": pytest.approx(41),
+    }
+    assert {member for at in found.values() for member in at.worst_member} == {"naive", "argmax"}
+    assert list(board.boards(frame[frame.theft_group == two])) == [title]
+
+
+def test_older_records_are_on_the_board_of_the_only_theft_of_their_names():
+    newer = cells("rounding", 0.5, "naive", (0.3,) * 3, "a", theft_group="1" * 16)
+    ((title, table),) = board.boards(records.frame([*ROWS, *newer])).items()
+    assert title == "toy (tiny) stolen with 50 queries from blobs"
+    assert "rounding" in set(table.defense)
+
+
+def test_no_board_takes_the_place_of_another_with_nearly_its_title(tmp_path):
+    frame = twin(victim_validation=0.104)
+    frame["victim_validation"] = frame.victim_validation.fillna(0.1)
+    assert [title for title in board.boards(frame) if "10% held out" in title or "10.4% held out" in title] == [
+        "toy (tiny, 10% held out) stolen with 50 queries from blobs",
+        "toy (tiny, 10.4% held out) stolen with 50 queries from blobs",
+    ]
+    near = frame.assign(victim_validation=frame.victim_validation.replace(0.104, 0.1 + 1e-9))
+    assert len(board.boards(near)) == 2
+    names = ["Toy" if at == 0.104 else "toy" for at in frame.victim_validation]
+    cased = frame.assign(victim_validation=None, victim=names)
+    written = [path.name for path in board_views.write_all(cased, tmp_path)]
+    assert len(set(written)) == len(written)
+    assert len([name for name in written if name.startswith("board-toy-tiny-stolen") and name.endswith(".csv")]) == 2
+    names = board_views.file_names([f"{'v' * 300} {end}" for end in "ab"])
+    assert len(set(names.values())) == 2
+    assert {len(name) for name in names.values()} == {board_views.LONGEST}
+
+
+def test_each_strength_parameter_has_its_worst_case_curve():
+    shares = {("epsilon", 0.5): 0.6, ("epsilon", 0.9): 0.5, ("scale", 1.0): 0.8, ("scale", 50.0): 0.1}
+    noise = [
+        each
+        for (parameter, at), share in shares.items()
+        for member, group in (("naive", "a"), ("argmax", "b"))
+        for each in cells("random_noise", at, member, (share,) * 3, group, strength_parameter=parameter)
+    ]
+    ((title, table),) = board.boards(records.frame([*ROWS, *noise])).items()
+    drawn = {}
+    for axes in board_views.curves(title, table).axes:
+        (line,) = [line for line in axes.get_lines() if line.get_label() == "worst member"]
+        drawn[axes.get_title()] = line.get_ydata().tolist()
+    assert drawn == {
+        "random_noise, by epsilon": pytest.approx([82, 60, 50]),
+        "random_noise, by scale": pytest.approx([82, 80, 10]),
+    }
+
+
+def test_as_good_with_several_budgets_is_as_good_with_the_least_of_them():
+    level = pd.Series({10: 20.0, 100: 40.0, 1000: 40.0, 10000: 40.0})
+    assert board.equivalent(level, 40) == pytest.approx(100)
+    assert board.equivalent(level, 30) == pytest.approx(10**1.5)
+    assert board.equivalent(level, 41) == pytest.approx(10000)  # no budget is as good: at least the largest

@@ -559,3 +559,71 @@ def test_an_experiment_runs_in_miniature_and_is_drawn(mad_run, tmp_path, monkeyp
 def test_drawing_imports_no_torch():
     script = "import sys, mad.figures.paper; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+PANEL = [
+    {"knockoff_settings": "mixup=0.2", "comparison_group": "0"},
+    {"knockoff_epochs": 18, "comparison_group": "1"},
+    {"knockoff_schedule": "constant", "comparison_group": "2"},
+]
+
+
+def test_other_members_of_a_panel_are_not_the_papers_knockoff():
+    plain = [{**each, "comparison_group": "z"} for each in KNOCKOFF]  # no hash is after it
+    others = [{**each, **change, "stolen_accuracy": 0.1} for change in PANEL for each in plain]
+    recovered = [
+        {**each, "recovery": recovery, "comparison_group": recovery}
+        for recovery in ("argmax", "bayes")
+        for each in plain
+    ]
+    mixed = [{**each, "knockoff_settings": "mixup=0.2", "comparison_group": "3"} for each in [*recovered] * 2]
+    lower = [{**each, "budget": 20, "comparison_group": "4"} for each in [*others[: len(KNOCKOFF)], *plain]]
+    found = theft([*others, *plain, *recovered, *mixed, *lower])
+    assert set(found.plain.comparison_group) == {"z"}
+    assert len(found.plain) == len(plain)
+    assert set(found.cells(recovery="argmax").knockoff_settings) == {""}
+    assert set(moves.by_budget(found).knockoff_settings) == {""}
+    assert set(moves.by_budget(found).stolen_accuracy) == set(found.plain.stolen_accuracy) > {0.7}
+
+
+def test_what_all_knockoffs_of_a_victim_add_is_their_recipe():
+    cropped = [{**each, "knockoff_settings": "augment=crop_flip"} for each in [*KNOCKOFF, *TOP]]
+    mixed = [{**each, "knockoff_settings": "augment=crop_flip mixup=0.2", "comparison_group": "0"} for each in KNOCKOFF]
+    found = theft([*mixed, *cropped])
+    assert (
+        set(found.plain.knockoff_settings)
+        == {"augment=crop_flip"}
+        == set(found.cells(recovery="argmax").knockoff_settings)
+    )
+
+
+def test_figure_9_has_an_entry_for_each_settings_of_the_attack():
+    settings = ["accounts=10", "queries_per_image=2", "queries_per_image=3", "queries_per_image=3 augment=crop"]
+    extra = [each for at in settings for each in curve_rows("mad", {0.95: 0.6}, attack_settings=at)]
+    found = moves.moves(theft([*KNOCKOFF, *extra]))
+    assert set(found) == {"none", *settings[:3], "nquery+aug"}
+    assert {name: set(rows.attack_settings) for name, rows in found.items()} == {
+        **{name: {name} for name in settings[:3]},
+        "nquery+aug": {settings[3]},
+        "none": {""},
+    }
+
+
+def test_victims_of_the_same_names_are_thefts_of_their_own():
+    one, two = "1" * 16, "2" * 16
+    both = [{**each, "theft_group": of, "comparison_group": of} for of in (one, two) for each in KNOCKOFF]
+    found = cells.thefts(records.frame(both[:-1]))
+    assert [(each.victim, each.pool, set(each.rows.theft_group)) for each in found] == [
+        ("mnist", "blobs [11111111]", {one}),
+        ("mnist", "blobs [22222222]", {two}),
+    ]
+    assert [each.pool for each in cells.foremost(found)] == ["blobs [11111111]"]
+    (alone,) = cells.thefts(records.frame([*KNOCKOFF, *both[: len(KNOCKOFF)]]))
+    assert alone.pool == "blobs"
+
+
+def test_victims_of_other_seeds_are_not_mixed_in_the_papers_figures():
+    fixed = [{**each, "victim_seed": 7, "stolen_accuracy": 0.1} for each in KNOCKOFF]
+    found = theft([*fixed, *KNOCKOFF])
+    assert found.plain.stolen_accuracy.min() > 0.1
+    assert set(found.same_victim.victim_seed) == {-1}

@@ -9,7 +9,7 @@ import pytest
 from reporting import EVIL, MEMBERS, ROWS, cell
 
 from mad.errors import MadError
-from mad.figures import board, tradeoff
+from mad.figures import board, board_views, tradeoff
 from mad.report import contents, latex_csv, methods
 from mad.storage import records
 
@@ -122,3 +122,21 @@ def test_latex_is_escaped_and_has_rules():
     assert not re.search(r"(?<!\\)[_%#]", text.partition("\n")[2])
     assert EVIL not in text
     assert latex_csv.escaped(["a\\b_{~}…"]) == [r"a\textbackslash{}b\_\{\textasciitilde{}\}\ldots{}"]
+
+
+def test_the_headline_compares_seed_by_seed_and_is_what_the_board_says():
+    """The victim of seed 0 is less accurate than the other's, and only its defense was run."""
+    lower = {"victim_accuracy": 0.85, "defended_accuracy": 0.85}
+    some = [
+        cell("none", 0.0, "none", 0, 1, **lower),
+        cell("none", 0.0, "none", 1, 2),
+        cell("mad", 0.2, "none", 0, 3, **{**lower, "defended_accuracy": 0.845}),
+    ]
+    (theft,) = contents.read(records.frame(some))
+    first, second = contents.headline(theft)
+    assert first.endswith("where the victim has 87.5 %.")
+    assert "for 0.5 points" in second
+    lost = board_views.texts(theft.table[theft.table.defense == "mad"].iloc[0])["lost"]
+    assert lost == "0.5"
+    exact = [*some[:2], {**some[2], "defended_accuracy": 0.84}]  # one point, which floats round up
+    assert "for 1.0 points" in contents.headline(contents.read(records.frame(exact))[0])[1]

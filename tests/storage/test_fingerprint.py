@@ -1,12 +1,18 @@
 """What names a cell: all that determines its numbers, and nothing else."""
 
+from dataclasses import dataclass, field
+
 import pytest
 from toys import Blobs, Tiny, build, cell, compose, trainer, victim
 
+from mad.attacks.adaptive import KnockoffAdaptive
 from mad.attacks.knockoff_nets import KnockoffNets
+from mad.cell import about
 from mad.cli.compose import PARTS
+from mad.defenses.adaptive_misinformation import AdaptiveMisinformation
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
+from mad.defenses.surrogates import RandomSurrogate, TrainedSurrogate
 from mad.knockoff import Knockoff
 from mad.pipeline import Cell
 from mad.recoveries.argmax import Argmax
@@ -63,3 +69,61 @@ def test_places_stay_out_of_the_name():
     moved = composed("victim=mnist", "pool=fashion_mnist", "data_root=/else", "outputs=there", "device=cpu")
     assert moved.fingerprint == plain.fingerprint
     assert composed("victim=mnist", "pool=kmnist").fingerprint != plain.fingerprint
+
+
+@dataclass(frozen=True)
+class Labelled(Blobs):
+    """A pool with labels."""
+
+    def labels(self):
+        return self.split("pool").labels
+
+
+@dataclass(frozen=True)
+class Filed(Blobs):
+    """A pool whose images are not in its fields."""
+
+    place: int = field(default=0, compare=False)
+
+    def images(self, shape):
+        return super().images(shape) // (1 + self.place)
+
+
+def noise(version):
+    """Return random noise of a version of its class."""
+    kind = type("RandomNoise", (RandomNoise,), {"version": version, "kind": "noise"})
+    kind.__module__, kind.__qualname__ = RandomNoise.__module__, RandomNoise.__qualname__
+    return kind(0.5)
+
+
+def test_a_defense_group_is_all_of_a_defense_but_its_strength():
+    usual = cell(defense=Mad(0.5)).defense_group
+    assert usual == cell(defense=Mad(0.9)).defense_group == cell(defense=Mad(0.5), seed=1).defense_group
+    assert usual == cell(victim=victim(seed=1)).defense_group
+    surrogates = [RandomSurrogate(Tiny), *(TrainedSurrogate(trainer=trainer(epochs=each)) for each in (1, 2))]
+    others = [Mad(0.5, surrogate=each) for each in surrogates]
+    others += [RandomNoise(0.5), RandomNoise(0.5, scale=3), RandomNoise(None, scale=3), noise(7)]
+    others += [AdaptiveMisinformation(outliers=Blobs(size=size)) for size in (40, 50)]
+    others += [AdaptiveMisinformation(outliers=Filed(place=place)) for place in (0, 1)]
+    groups = {cell(defense=each).defense_group for each in others}
+    assert len(groups | {usual}) == len(others) + 1
+    assert cell(defense=RandomNoise(None, scale=9)).defense_group in groups
+
+
+def test_a_theft_group_is_of_the_victim_but_for_its_seed_and_of_the_pools_images():
+    usual = cell()
+    same = ("seed", "epsilon", "defense", "noise", "budget", "recovery", "epochs", "min_steps", "weight_decay")
+    for name, change in CHANGES.items():
+        assert (cell(**change).theft_group == usual.theft_group) == (name in (*same, "victim_seed")), name
+    plain, labelled = (cell(pool=Labelled(), attack=each) for each in (KnockoffNets(50), KnockoffAdaptive(50)))
+    assert labelled.contents() != plain.contents()  # it uses the labels
+    assert labelled.theft_group == plain.theft_group
+    assert cell(pool=Filed()).theft_group != cell(pool=Filed(place=1)).theft_group
+
+
+def test_the_victims_seed_is_recorded_where_it_is_not_the_cells():
+    assert [about(each)["victim_seed"] for each in (cell(), cell(seed=1), cell(seed=1, victim=victim(seed=1)))] == [
+        None,
+        0,
+        None,
+    ]
