@@ -58,14 +58,14 @@ def repair(rows: Tensor, clean: Tensor) -> tuple[Tensor, int]:
     return torch.where(fine, rows, torch.where(whole, mass / total, clean)), int((~whole).sum())
 
 
-def shrink(rows: Tensor, clean: Tensor, epsilon: float) -> Tensor:
+def shrink(rows: Tensor, clean: Tensor, epsilon: float, slack: float = ROUNDING / 10) -> Tensor:
     """Move each row along a straight line toward ``clean`` until their L1 distance is at most ``epsilon``.
 
-    Points between two posteriors are posteriors, so the result also stays on the simplex.
+    A row that is further by no more than ``slack`` stays. Points between two posteriors are posteriors, so the result also stays on the simplex.
     """
     distance = l1(rows, clean)
-    if not len(rows) or distance.amax().item() <= epsilon + ROUNDING / 10:
+    if not len(rows) or distance.amax().item() <= epsilon + slack:
         return rows
     step = (epsilon / distance.clamp(min=1e-12)).unsqueeze(1)
-    near = (distance <= epsilon + ROUNDING / 10).unsqueeze(1)  # by row, as in ``repair``
+    near = (distance <= epsilon + slack).unsqueeze(1)  # by row, as in ``repair``
     return torch.where(near, rows, torch.lerp(clean, rows, step.clamp(max=1)))

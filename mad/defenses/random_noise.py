@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mad import simplex
 from mad.defenses.base import Context, Defense
 from mad.errors import check_choice, check_number
 from mad.seeds import derive
@@ -48,11 +49,8 @@ class RandomNoise(Defense):
 
     @property
     def version(self) -> int:  # type: ignore[override]
-        """3 for the published form, 2 with a budget: the last bits of earlier versions' answers depended on the batch.
-
-        Version 1 of the published form clipped logits.
-        """
-        return 3 if self.epsilon is None else 2
+        """2 for the published form, whose version 1 clipped logits; 1 with a budget, whose answers have not changed."""
+        return 2 if self.epsilon is None else 1
 
     @property
     def strength_parameter(self) -> str:  # type: ignore[override]
@@ -64,7 +62,7 @@ class RandomNoise(Defense):
         self._key = derive(context.seed, "noise")
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
-        """Return the probabilities (B, K) of the noisy logits, not yet rescaled."""
+        """Return the probabilities (B, K) of the noisy logits, rescaled and shrunk to the budget."""
         classes, z = clean.shape[1], torch.logit(clean, eps=EDGE)
         noise = keyed_uniform(images, classes, self._key)
         if self.epsilon is None:
@@ -72,7 +70,9 @@ class RandomNoise(Defense):
             noise = projected(2 * self.scale / classes ** (1 / NORMS[self.norm]) * noise, self.scale, self.norm)
         else:
             noise = (self.scale * (2 * noise - 1)).to(clean.dtype)
-        return torch.sigmoid(z + noise).to(clean.dtype)
+        mass = torch.sigmoid(z + noise).to(clean.dtype)
+        answer = mass / mass.sum(dim=1, keepdim=True)  # every row, however near its sum is to 1
+        return answer if self.epsilon is None else simplex.shrink(answer, clean, self.epsilon, slack=0.0)
 
 
 def projected(noise: Tensor, radius: float, norm: str) -> Tensor:

@@ -186,12 +186,12 @@ def test_projected_noise_lies_in_the_ball_and_some_of_it_did(norm, p):
 def test_noise_of_old_budgets_is_what_it_was():
     assert describe(RandomNoise(0.5)) == {
         "class": "mad.defenses.random_noise.RandomNoise",
-        "version": 2,
+        "version": 1,
         "epsilon": 0.5,
         "scale": 50,
         "norm": "l1",
     }
-    assert describe(RandomNoise(None))["version"] == 3  # whose logits were clipped once
+    assert describe(RandomNoise(None))["version"] == 2  # whose logits were clipped once
     assert "as_published" not in describe(ReverseSigmoid())
     assert describe(ReverseSigmoid(as_published=True))["as_published"] is True
 
