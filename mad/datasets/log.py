@@ -98,7 +98,7 @@ class Log:
             raise MadError(f"{self.name} has {width}, {whose} has {classes} classes")
         total = values.sum(dim=1)
         what = "probabilities from {:g} that sum to {:g}; expected at least 0, and a sum of 1"
-        wrong = (values < 0).any(dim=1) | ~((total - 1).abs() <= simplex.ROUNDED)
+        wrong = (values < 0).any(dim=1) | ~simplex.nearly_one(values)
         self._refuse(wrong, lambda row: what.format(values[row].min(), total[row]))
         off = (total - 1).abs() > simplex.TOLERANCE / 2
         return torch.where(off.unsqueeze(1), values / total.unsqueeze(1), values).float()

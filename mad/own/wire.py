@@ -16,12 +16,13 @@ from torch import Tensor
 
 from mad import simplex
 from mad.errors import MadError
+from mad.own.answering import LEAST, scaled
 
 ANSWERS = ("posteriors", "logits", "labels")
 LAYOUTS = ("nchw", "nhwc")
 DATATYPES = {"FP32": torch.float32, "FP64": torch.float64, "FP16": torch.float16, "UINT8": torch.uint8}
-SLACK = simplex.ROUNDED  # how far from 1 a row may sum; float16 is off by some 5e-4, two decimals by more
 BELOW = 1e-6  # how far below 0 a probability may be
+MENDED = "Once it is mended, remove its file in outputs/answers, where its answers are kept"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class Wire:
     def posteriors(self, rows: Sequence[np.ndarray]) -> Tensor:
         """Return the posteriors, float32 (B, K), that rows of answers stand for.
 
-        Posteriors are rescaled to a sum of 1 within ``SLACK``, logits go through softmax, labels become one-hot.
+        Posteriors that were rounded, see ``simplex.nearly_one``, are rescaled to a sum of 1, logits go through softmax,
+        labels become one-hot.
 
         Raises:
             MadError: if the rows are something else than ``answers`` says.
@@ -125,19 +127,24 @@ class Wire:
                     f"{self.where} answers with {low:g} to {high:g}: expected labels 0 to {self.classes - 1}"
                 )
             return torch.nn.functional.one_hot(labels, self.classes).float()
-        sums = values.sum(dim=1)
-        sound = (values.amin(dim=1) >= -BELOW) & ((sums - 1).abs() <= SLACK)
+        least, sums = values.amin(dim=1), values.sum(dim=1)
         if self.answers == "logits":
-            if len(values) and sound.all():
+            few = len(values) < LEAST  # they may have such sums by chance
+            near = (sums - 1).abs() <= simplex.ROUNDED if few else simplex.nearly_one(values)
+            if len(values) and ((least >= -BELOW) & near).all():
                 raise self._looks_like("posteriors")
+            if (what := scaled(values, LEAST)) is not None:
+                raise MadError(f"{self.where} answers with {what}. {MENDED}")
             return torch.softmax(values, dim=1).float()
-        if not sound.all():
-            if ((values < -BELOW) | (values > 1 + SLACK)).any():
+        if not ((least >= -BELOW) & simplex.nearly_one(values.clamp(min=0))).all():
+            if (what := scaled(values, 2)) is not None:
+                raise MadError(f"{self.where} answers with {what}. {MENDED}")
+            if ((values < -BELOW) | (values > 1 + simplex.ROUNDED)).any():
                 raise self._looks_like("logits")
             low, high = sums.min().item(), sums.max().item()
             raise MadError(
-                f"{self.where} answers with sums of {low:.3g} to {high:.3g}: these are no posteriors. Once it is "
-                "mended, remove its file in outputs/answers, where its answers are kept"
+                f"{self.where} answers with sums of {low:.3g} to {high:.3g}: these are no posteriors (rounded ones "
+                f"need two decimals or more). {MENDED}"
             )
         values = values.clamp(min=0)
         return (values / values.sum(dim=1, keepdim=True)).float()

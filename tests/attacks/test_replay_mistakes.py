@@ -123,3 +123,9 @@ def test_one_command_gives_both_rows(mad_run, asked, tmp_path):
     assert {"none", "mad"} <= set(out.split())
     again = mad_run("attack=replay", "attack.log=answers.parquet", "device=cpu", *quick)
     assert again[2].count("(kept)") == 2
+
+
+def test_answers_of_two_decimals_are_posteriors(written):
+    answers = [[0.26, 0.26, 0.26, 0.24], [0.33, 0.33, 0.32, 0.0]] * 25  # sums of 1.02 and 0.98
+    found = Replay(log=written(name="rounded.parquet", answer=answers)).opened.posteriors(4, "it")
+    assert torch.allclose(found, torch.tensor(answers) / torch.tensor(answers).sum(dim=1, keepdim=True))

@@ -194,6 +194,45 @@ def test_posteriors_that_are_called_logits_are_refused(function):
         api(torch.zeros(8, 1, 8, 8))
 
 
+SOFT = torch.softmax(3 * torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), 1)
+
+
+@pytest.mark.parametrize("answers", [None, "logits", "posteriors"])
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (SOFT * 100, r"that all sum to 100, percent: divide them by 100, and set victim\.answers=posteriors$"),
+        ((SOFT * 100).round(), r"percent: divide them by 100"),
+        (SOFT * 7, r"that all sum to 7, neither posteriors nor logits: divide them by 7, and"),
+    ],
+)
+def test_multiples_of_posteriors_are_neither_posteriors_nor_logits(rows, said, answers):
+    api = deploy(own(function=lambda images: rows, answers=answers)).session()
+    with pytest.raises(MadError, match=rf"answers with rows from \S+ {said}|{said}"):
+        api(torch.zeros(12, 1, 8, 8))
+
+
+def test_a_network_of_constant_logits_is_none_that_answers_with_percent():
+    api = deploy(own(function=lambda images: torch.full((12, 4), 25.0), answers="logits")).session()
+    assert torch.allclose(api(torch.zeros(12, 1, 8, 8)), torch.full((12, 4), 0.25))
+
+
+def test_posteriors_of_two_decimals_are_posteriors_and_no_logits():
+    rows = torch.tensor([[0.26, 0.26, 0.26, 0.24], [0.33, 0.33, 0.32, 0.0]]).repeat(4, 1)
+    assert sorted(set(rows.sum(1).mul(100).round().tolist())) == [98, 102]
+    answers = deploy(own(function=lambda images: rows)).session()(torch.zeros(8, 1, 8, 8))
+    assert torch.allclose(answers, rows / rows.sum(1, keepdim=True))
+    api = deploy(own(function=lambda images: rows, answers="logits")).session()
+    with pytest.raises(MadError, match=r"rows that sum to one: set victim\.answers=posteriors"):
+        api(torch.zeros(8, 1, 8, 8))
+
+
+def test_what_else_lies_between_zero_and_one_is_told_how_to_round():
+    rows = torch.tensor([[0.4, 0.4, 0.4, 0.0], [0.3, 0.3, 0.3, 0.0]])
+    with pytest.raises(MadError, match=r"sum to 0\.9 to 1\.2, no posteriors: if they were rounded, round .* two dec"):
+        deploy(own(function=lambda images: rows)).session()(torch.zeros(2, 1, 8, 8))
+
+
 def test_logits_of_one_image_may_sum_to_one_by_chance():
     api = deploy(own(function=lambda images: torch.tensor([[0.4, 0.3, 0.2, 0.1]]), answers="logits")).session()
     wanted = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).softmax(1)

@@ -134,11 +134,10 @@ def test_what_goes_wrong_is_one_line(server, fault):
     server.tell(release=True)
 
 
-SUMS = (
-    "answers with sums of 0.5 to 0.5: these are no posteriors. "
-    "Once it is mended, remove its file in outputs/answers, where its answers are kept"
-)
+MENDED = "Once it is mended, remove its file in outputs/answers, where its answers are kept"
+HALF = "all sum to 0.5, neither posteriors nor logits: divide them by 0.5, and set victim.answers=posteriors"
 ROWS = softmax(logits(pictures(4).double().numpy()))
+LIKELY = np.full((4, CLASSES), 0.125) + np.eye(CLASSES)[:4] / 4
 BODIES = {
     "rows": ([3, CLASSES], ROWS[:3], "answers with shape (3, 6) to 4 images: expected a row an image"),
     "classes": ([4, 5], ROWS[:, :5], "answers with shape (4, 5), expected (4, 6) or labels"),
@@ -148,7 +147,12 @@ BODIES = {
     "words": ([4, CLASSES], np.full((4, CLASSES), "cat"), "answers with no numbers as the v2 protocol has them"),
     "logits": ([4, CLASSES], np.log(ROWS), "answers look like logits: set victim.answers=logits"),
     "labels": ([4], ROWS.argmax(axis=1), "answers look like labels: set victim.answers=labels"),
-    "sums": ([4, CLASSES], ROWS / 2, SUMS),
+    "half": ([4, CLASSES], LIKELY / 2, f"answers with rows from 0.0625 that {HALF}. {MENDED}"),
+    "sums": (
+        [4, CLASSES],
+        LIKELY * np.linspace(0.5, 1, 4)[:, None],
+        "answers with sums of 0.5 to 1: these are no posteriors (rounded ones need two decimals or more). " + MENDED,
+    ),
 }
 
 
@@ -167,6 +171,25 @@ def test_posteriors_are_not_taken_for_logits_or_labels(server):
     outputs = [{"name": "answers", "shape": [4], "datatype": "INT64", "data": [0, 1, 2, CLASSES]}]
     server.tell(faults=[{"json": {"outputs": outputs}}])
     assert refused(server, pictures(4), answers="labels") == "answers with 0 to 6: expected labels 0 to 5"
+
+
+@pytest.mark.parametrize("answers", ["logits", "posteriors"])
+def test_percent_is_neither_posteriors_nor_logits(server, answers):
+    rows = 100 * softmax(logits(pictures(12).double().numpy()))
+    outputs = [{"name": "answers", "shape": [12, CLASSES], "datatype": "FP32", "data": rows.tolist()}]
+    server.tell(faults=[{"json": {"outputs": outputs}}])
+    said = refused(server, pictures(12), answers=answers, batch=12)
+    assert "that all sum to 100, percent: divide them by 100, and set victim.answers=posteriors. Once it" in said
+
+
+def test_posteriors_of_two_decimals_are_rescaled(server):
+    rows = np.array([[0.26, 0.26, 0.26, 0.24, 0, 0], [0.33, 0.33, 0.33, 0, 0, 0], [0.34, 0.34, 0.33, 0, 0, 0]] * 4)
+    outputs = [{"name": "answers", "shape": [12, CLASSES], "datatype": "FP32", "data": rows.tolist()}]
+    server.tell(faults=[{"json": {"outputs": outputs}}] * 2)
+    with connect(server, batch=12) as connection:
+        found = connection(pictures(12))
+    torch.testing.assert_close(found, torch.from_numpy(rows / rows.sum(axis=1, keepdims=True)).float())
+    assert refused(server, pictures(12), answers="logits", batch=12).endswith("set victim.answers=posteriors")
 
 
 def test_certain_answers_are_posteriors(server):
