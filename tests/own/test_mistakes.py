@@ -116,6 +116,12 @@ def other_shape(file):
         torch.jit.trace(Conv((3, 5, 5), 4).eval(), torch.zeros(1, 3, 5, 5)).save(str(file))
 
 
+def three_channels(file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Conv((3, 8, 8), 4).eval(), torch.zeros(1, 3, 8, 8)).save(str(file))
+
+
 def other_classes(file):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -139,7 +145,13 @@ def nonsense(file):
         (plain_pickle, "w.pkl", "holds more than tensors"),
         (other_head, "w.safetensors", r"is \(7, 384\) there.*another number of classes.*\(1, 8, 8\) and 4 classes"),
         (other_network, "w.safetensors", "fits 0 of the network's .*give weights of this architecture"),
-        (other_shape, "w.ts", r"takes no images of \(1, 8, 8\)"),
+        (
+            other_shape,
+            "w.ts",
+            r"takes no images of \(1, 8, 8\) \(RuntimeError: .* to have 3 channels, but got 1 channels instead\): "
+            r"channels come first; see victim\.dataset\.channels",
+        ),
+        (three_channels, "w.ts", r"takes no images .*: it takes 3 channels: set victim\.dataset\.channels=3$"),
         (other_classes, "w.ts", r"must answer .* with logits .*\(4\), got.*, 7\)|another number of classes"),
         (not_finite, "w.safetensors", "NaN or infinite values"),
         (nonsense, "w.onnx", "cannot be opened as onnx"),
