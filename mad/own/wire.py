@@ -17,6 +17,7 @@ from torch import Tensor
 from mad import simplex
 from mad.errors import MadError
 from mad.own.answering import LEAST, scaled
+from mad.own.transport import Malformed
 
 ANSWERS = ("posteriors", "logits", "labels")
 LAYOUTS = ("nchw", "nhwc")
@@ -85,20 +86,23 @@ class Wire:
         """Return the rows of an answer as they came: float32 (count, K), or (count, 1) for labels.
 
         Raises:
-            MadError: if it holds no numbers of such a shape.
+            Malformed: if it holds no numbers, or others than it says.
+            MadError: if they are of another shape.
         """
         try:
             found = [each for each in answer["outputs"] if self.output in (None, each["name"])]
             names = ", ".join(str(each["name"]) for each in answer["outputs"])
+            if not names:
+                raise Malformed("answers without an output, expected one")
             if len(found) != 1:
                 raise MadError(f"{self.where} answers with outputs {names}: set victim.service.output to one")
             shape = tuple(int(each) for each in found[0]["shape"])
             with np.errstate(over="ignore"):
                 values = np.asarray(found[0]["data"], dtype=np.float64).astype("<f4").ravel()
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise MadError(f"{self.where} answers with no numbers as the v2 protocol has them") from error
+            raise Malformed("answers with no numbers as the v2 protocol has them") from error
         if any(each < 0 for each in shape) or len(values) != np.prod(shape, dtype=object):
-            raise MadError(f"{self.where} answers with {len(values)} numbers, and says their shape is {shape}")
+            raise Malformed(f"answers with {len(values)} numbers, and says their shape is {shape}")
         if not shape or shape[0] != count:
             raise MadError(f"{self.where} answers with shape {shape} to {count} images: expected a row an image")
         width = 1 if len(shape) == 1 else shape[1]
@@ -228,7 +232,8 @@ def arranged(
     ]
     if not fit:
         images = "nor ".join(f"{list(form)} " for name, form in forms.items() if layout in (None, name))
-        raise MadError(f"{where} takes {dims}, which is no batch of {images}images")
+        advice = "see victim.dataset.size and victim.dataset.channels"
+        raise MadError(f"{where} takes {dims}, which is no batch of {images}images: {advice}")
     if len(fit) > 1:
         raise MadError(open_)
     if dims[0] > 1:

@@ -86,6 +86,59 @@ def test_an_answer_that_broke_off_is_asked_for_again(server):
     assert server.answered() == Counter(2 * names(pictures(4)))
 
 
+def body(rows):
+    outputs = [{"name": "answers", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}]
+    return {"json": {"outputs": outputs}}
+
+
+NO_ANSWERS = {
+    "broken JSON": {"status": 200, "text": '{"outputs": [{"name":'},
+    "a page": {"status": 200, "text": "<html>"},
+    "no output": {"json": {"outputs": []}},
+    "an error": {"json": {"error": "busy"}},
+    "too few numbers": {"json": {"outputs": [{"name": "answers", "shape": [4, 6], "data": [0.5] * 9}]}},
+}
+
+
+@pytest.mark.parametrize("what", NO_ANSWERS)
+def test_an_answer_that_is_none_is_asked_for_again(server, what):
+    server.tell(faults=[NO_ANSWERS[what]] * 2)
+    with connect(server, sleep=[].append, retries=2, concurrency=1) as connection:
+        torch.testing.assert_close(connection(pictures(8)), expected(pictures(8)), rtol=0, atol=1e-6)
+        assert (connection.asked, connection.retried) == (8, 8)
+
+
+def test_metadata_that_is_none_is_asked_for_again(server, monkeypatch):
+    found = iter([b"{", b"", b"{"])
+    tried = transport.Transport._try
+
+    def broken(self, path, sent):
+        content, why, wait = tried(self, path, sent)
+        return (content if path else next(found, content)), why, wait
+
+    monkeypatch.setattr(transport.Transport, "_try", broken)
+    with connect(server, sleep=[].append, retries=3) as connection:
+        assert connection.wire.input == "images"
+
+
+def test_only_images_without_an_answer_are_asked_about_again(server, tmp_path):
+    rows = softmax(logits(pictures(4).double().numpy()))
+    rows[2, 3] = np.nan
+    server.tell(faults=[body(rows), body(rows[2:3])])
+    with connect(server, tmp_path, sleep=[].append, retries=2) as connection:
+        torch.testing.assert_close(connection(pictures(4)), expected(pictures(4)), rtol=0, atol=1e-6)
+        assert (connection.asked, connection.retried) == (4, 2)
+    assert server.answered() == Counter(names(pictures(4)[2:3]))  # of the requests that were no faults
+
+
+def test_what_fails_for_good_says_what_is_kept(server, tmp_path):
+    with connect(server, tmp_path) as connection:
+        connection(pictures(4))
+        server.tell(faults=[{"status": 400, "text": "odd"}])
+        with pytest.raises(MadError, match=r"answers 400: odd; 4 answers are kept, and not asked for again$"):
+            connection(pictures(8))
+
+
 def test_progress_is_said(server, capfd):
     fake = Time()
     with Service(server.url, rate=0.05, batch=4, concurrency=1).connect(
@@ -141,10 +194,19 @@ LIKELY = np.full((4, CLASSES), 0.125) + np.eye(CLASSES)[:4] / 4
 BODIES = {
     "rows": ([3, CLASSES], ROWS[:3], "answers with shape (3, 6) to 4 images: expected a row an image"),
     "classes": ([4, 5], ROWS[:, :5], "answers with shape (4, 5), expected (4, 6) or labels"),
-    "size": ([4, CLASSES], ROWS[:3], "answers with 18 numbers, and says their shape is (4, 6)"),
+    "size": ([4, CLASSES], ROWS[:3], "answers with 18 numbers, and says their shape is (4, 6) (tries: 1)"),
     "deep": ([4, CLASSES, 1], ROWS, "answers with shape (4, 6, 1), expected (4, 6) or labels"),
-    "NaN": ([4, CLASSES], ROWS * np.nan, "answers with NaN or infinity to 4 images"),
-    "words": ([4, CLASSES], np.full((4, CLASSES), "cat"), "answers with no numbers as the v2 protocol has them"),
+    "NaN": (
+        [4, CLASSES],
+        ROWS * np.nan,
+        "answers with NaN or infinity to 4 of 4 images, such as row 0 of 4 (from 0): "
+        "mend it, or take such images out (tries: 1)",
+    ),
+    "words": (
+        [4, CLASSES],
+        np.full((4, CLASSES), "cat"),
+        "answers with no numbers as the v2 protocol has them (tries: 1)",
+    ),
     "logits": ([4, CLASSES], np.log(ROWS), "answers look like logits: set victim.answers=logits"),
     "labels": ([4], ROWS.argmax(axis=1), "answers look like labels: set victim.answers=labels"),
     "half": ([4, CLASSES], LIKELY / 2, f"answers with rows from 0.0625 that {HALF}. {MENDED}"),
