@@ -84,6 +84,32 @@ def test_chance_is_told(capsys):
     assert "hardly right more often than chance, 25.0%" in said
 
 
+class Dropping(Conv):
+    """A network whose dropout is never switched off."""
+
+    def forward(self, images):
+        return self.head(torch.nn.functional.dropout(self.body(images).flatten(1), 0.5)) / 9
+
+
+def test_answers_that_change_are_told(tmp_path, capsys):
+    def noisy(images):
+        return torch.softmax(MODEL(images) / 9 + torch.rand(len(images), 4), 1)
+
+    def by_place(images):
+        return torch.softmax(MODEL(images) / 9 + torch.arange(len(images)).unsqueeze(1) * torch.eye(4)[0], 1)
+
+    safetensors(tmp_path / "w.safetensors")
+    weighed = replace(own(weights=str(tmp_path / "w.safetensors")), architecture=Dropping)
+    for victim in (own(function=noisy), own(function=by_place), weighed):
+        said = examined(capsys, victim)
+        assert "warning: victim own: asked again it answers" in said
+        assert "images otherwise" in said
+        assert len([line for line in said.splitlines() if "asked again" in line]) == 1
+        say.cache_clear()
+    for victim in (own(function=predict), own(function=lambda images: MODEL(images).argmax(1), answers="labels")):
+        assert "asked again" not in examined(capsys, victim)
+
+
 def truncated(file):
     safetensors(file)
     file.write_bytes(file.read_bytes()[:500])
