@@ -9,6 +9,8 @@ from torch import Tensor
 
 ROUNDING = 5e-6  # how far a row's sum may be from 1, and a distance above epsilon, without repair
 ROUNDED = 0.01  # how far the sum of a row may be from 1 whose numbers were rounded for sending or writing
+DECIMALS = (2, 3, 4)  # in which rows may be written whose sum is further off
+FLOAT = 1e-6  # how far float32 may be from such a decimal
 TOLERANCE = 1e-4  # how far the sum of a float32 softmax over a thousand classes may be from 1
 
 
@@ -30,14 +32,47 @@ def are_posteriors(rows: Tensor, tolerance: float = TOLERANCE) -> bool:
     return bool(rows.amin().item() >= 0 and least >= 1 - tolerance and most <= 1 + tolerance)  # NaN compares false
 
 
+def nearly_one(rows: Tensor) -> Tensor:
+    """Return whether each row (B, K) of numbers that are not negative sums to one but for rounding, (B,).
+
+    A sum may be off by ``ROUNDED``. That of a row which is written in two decimals (or in three or four) may be off by
+    what rounding to these can cause: half of the last decimal for each of the K numbers, 0.05 for ten classes.
+    """
+    rows = rows.double()
+    sums = rows.sum(dim=1)
+    near = (sums - 1).abs() <= ROUNDED
+    for decimals in DECIMALS:
+        step = 10.0**-decimals
+        written = ((rows / step).round() * step - rows).abs().amax(dim=1) <= FLOAT
+        half = step / 2 + FLOAT
+        # What was rounded may have been more by that, or less where it is not 0: then it may have summed to one.
+        near |= written & (sums > 0) & (sums - half * (rows > 0).sum(dim=1) <= 1) & (sums + half * rows.shape[1] >= 1)
+    return near
+
+
 def rescaled(rows: Tensor) -> Tensor | None:
-    """Return rows (B, K) that sum to one as posteriors do; rounded ones, off by up to ``ROUNDED``, are rescaled.
+    """Return rows (B, K) that sum to one as posteriors do; rounded ones, see ``nearly_one``, are rescaled.
 
     None if a row is not finite, has a negative entry, or is further off.
     """
     if are_posteriors(rows):
         return rows
-    return rows / rows.sum(dim=1, keepdim=True) if are_posteriors(rows, ROUNDED) else None
+    rounded = are_posteriors(rows, ROUNDED) or bool((rows >= 0).all() and nearly_one(rows).all())
+    return rows / rows.sum(dim=1, keepdim=True) if rounded else None
+
+
+def common_sum(rows: Tensor) -> float | None:
+    """Return what rows (B, K) without a negative number all sum to, such as 100 for percent; None if they do not.
+
+    Percent may be rounded as ``nearly_one`` says of posteriors; any other sum holds within ``TOLERANCE`` of itself.
+    """
+    if not len(rows) or not bool((rows >= 0).all() and rows.isfinite().all()):
+        return None
+    sums = rows.double().sum(dim=1)
+    if bool(nearly_one(rows.double() / 100).all()):
+        return 100.0
+    middle = sums.mean().item()
+    return middle if middle > 0 and bool(((sums / middle - 1).abs() <= TOLERANCE).all()) else None
 
 
 def repair(rows: Tensor, clean: Tensor) -> tuple[Tensor, int]:

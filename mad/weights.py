@@ -19,6 +19,8 @@ WRAPPERS = re.compile(r"((module|model|network|_orig_mod)\.)+")  # what may stan
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER = "num_batches_tracked"  # no answer depends on it, and older files lack it
 SHOWN = 3
+SHORT = 150  # characters of another library's message
+KINDS = "safetensors or a state dict of torch.save; victim.weights also takes TorchScript, torch.export and *.onnx"
 NESTED = (
     "state_dict",
     "model_state_dict",
@@ -40,8 +42,13 @@ def read(content: bytes) -> dict[str, Tensor]:
     """
     from safetensors.torch import load
 
+    if not content:
+        raise MadError("is empty: write it anew")
     archive_or_pickle = content[:2] == b"PK" or content[:1] == b"\x80"
-    if content[8:9] == b"{" or not archive_or_pickle:  # a safetensors file begins with a length, then JSON
+    length_and_json = content[8:9] == b"{"  # what a safetensors file begins with
+    if not archive_or_pickle and not length_and_json:
+        raise MadError(f"is no model file of a known kind: expected {KINDS}")
+    if length_and_json:
         try:
             return load(content)
         except Exception as error:
@@ -72,8 +79,17 @@ def read(content: bytes) -> dict[str, Tensor]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the beginning of an error's text, at most 150 characters."""
-    return " ".join(str(error).split())[:150] or type(error).__name__
+    """Return the beginning of an error's text, at most 150 characters; of TorchScript's, which is a traceback, its end.
+
+    It ends with a sentence, or in three dots.
+    """
+    text = str(error).strip()
+    if "TorchScript" in text and (said := re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .*", text, re.MULTILINE)):
+        text = said[-1]
+    text = " ".join(text.split())
+    if len(text) > SHORT:
+        text = text[:SHORT].rpartition(". ")[0] or f"{text[:SHORT].rstrip()}..."
+    return text or type(error).__name__
 
 
 def load_into(model: nn.Module, content: bytes, *, whole: bool = False) -> str:

@@ -13,6 +13,7 @@ from mad.errors import MadError
 from mad.knockoff import Knockoff
 from mad.pipeline import run
 from mad.storage.store import Store
+from mad.weights import first_line
 
 
 class Deep(Tiny):
@@ -124,13 +125,29 @@ def test_weights_without_the_body_are_refused_before_anything_is_trained(tmp_pat
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torch.save", b"\xff" * 20])
-def test_no_safetensors_file_is_one_line_that_names_it(tmp_path, content, fits):
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is empty: write it anew"),
+        (b"PK\x03\x04 torch.save", r"cannot be read as a file of torch.save \(.*[^.]\): is it whole\?"),
+        (b"\xff" * 20, "is no model file of a known kind: expected safetensors or a state dict .* TorchScript"),
+        (b"hello I am not a model", "is no model file of a known kind"),
+        (b"\x10" + 7 * b"\0" + b'{"a": ', r"cannot be read as safetensors \(.*\): is it whole\?"),
+    ],
+)
+def test_a_file_without_weights_is_one_line_that_names_it(tmp_path, content, why, fits):
     (tmp_path / "w.pt").write_bytes(content)
     given = Knockoff(trainer(), initial_weights=str(tmp_path / "w.pt"))
-    with pytest.raises(MadError, match=r"^knockoff\.initial_weights=.*w\.pt cannot be read as (safetensors|a file of)"):
+    with pytest.raises(MadError, match=rf"^knockoff\.initial_weights=.*w\.pt {why}"):
         run(cell(knockoff=given), Store(tmp_path / "outputs"), CPU)
     assert fits == []
+
+
+def test_another_librarys_message_is_cut_where_it_may_end():
+    assert first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError("a\nb ")) == "a b"
+    assert first_line(ValueError("It is so. " + "x" * 200)) == "It is so"
+    assert first_line(ValueError("x" * 200)) == "x" * 150 + "..."
 
 
 @pytest.mark.parametrize("name", ["absent.safetensors", "", ".", "~nobody-of-that-name/w", "a\0b"])

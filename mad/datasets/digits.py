@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import string
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mad.datasets.base import Images, Split
-from mad.errors import check_number
+from mad.errors import MadError, check_number
 from mad.seeds import generator
 
 TEST_IMAGES = 500
 GRID = 8  # the digits' resolution; the letters are reduced to it, so that they are not sharper
 FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmr10*", "cmss10*", "cmtt10*", "cmb10*", "cmmi10*")
 CANVAS = 32
+BYTES = 20_000  # of memory that drawing a letter takes at least
 CAPITALS, SMALL = "ΓΔΘΛΞΠΣΦΨΩ", "δεζθλξπσφψ"  # Greek, without those that look Latin
 
 
@@ -85,7 +87,14 @@ class Letters:
         check_number("pool.size", self.size, 1, whole=True)
 
     def images(self, shape: tuple[int, int, int]) -> Tensor:
-        """Return the letters, uint8 (size, 1, 28, 28)."""
+        """Return the letters, uint8 (size, 1, 28, 28).
+
+        Raises:
+            MadError: if this machine's memory is too small for them.
+        """
+        if self.size * BYTES > (there := memory()):
+            need = f"{self.size * BYTES / 1e9:,.0f} GB of memory to be drawn, and this machine has {there / 1e9:,.0f}"
+            raise MadError(f"pool.size={self.size} needs about {need}: take at most {int(there / BYTES)}")
         draw = generator(self.seed, "letters")
         glyphs = render_glyphs(self.alphabet, self.fonts)
         chosen = torch.randint(len(glyphs), (self.size,), generator=draw)
@@ -123,6 +132,14 @@ class Greek(Letters):
     alphabet: ClassVar[str] = CAPITALS + SMALL
     fonts: ClassVar[tuple[str, ...]] = FONTS[:3]  # those that have them
     name: str = "greek"
+
+
+def memory() -> float:
+    """Return the bytes of memory that this machine has; infinity if it does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def render_glyphs(alphabet: str, fonts: tuple[str, ...]) -> Tensor:

@@ -160,25 +160,32 @@ def inner(place: Path) -> bool:
 
 
 def joined(parts: list[tuple[Path, bool]], who: str) -> Listing:
-    """Return the images of the parts of a data set, each a folder of class folders, and whether it is for testing."""
+    """Return the images of the parts of a data set, each a folder of class folders, and whether it is for testing.
+
+    If no part has folders of classes, the images have no classes.
+    """
     images: list[Source] = []
     labels: list[str] = []
     testing: list[bool] = []
     names: set[str] = set()
+    bare = not any(folders(place) for place, _ in parts)
     for place, tested in parts:
         below, classes = images_below(place, who), folders(place)
+        if not below:
+            raise MadError(f"{who}: no image below {place}; looked for {' '.join(sorted(ENDINGS))}")
         outside: list[Source] = [file for file in below if file.parent == place]
-        if outside and not classes and len(parts) == 1:
-            bare = f"{place} holds images, but no folders of classes; give each class a folder of its images"
-            return Listing(outside, None, [], None, bare)
         if outside and len(outside) < len(below):
             say(f"{who}: left out {len(outside)} images that lie in no class folder, such as {outside[0]}")
-        if len(outside) == len(below):
+        if len(outside) == len(below) and not bare:
             raise MadError(f"{who}: no image in a class folder below {place}; give each class a folder of its images")
-        found = [file for file in below if file.parent != place]
+        found = outside if bare else [file for file in below if file.parent != place]
         images += found
-        labels += [file.relative_to(place).parts[0] for file in found]
         testing += [tested] * len(found)
+        labels += [] if bare else [Path(str(file)).relative_to(place).parts[0] for file in found]
         names |= set(classes)
+    held = testing if len(parts) > 1 else None
+    if bare:
+        why = f"{parts[0][0]} holds images, but no folders of classes; give each class a folder of its images"
+        return Listing(images, None, [], held, why)
     # As text, also numbers: so do torchvision and others that train on such folders.
-    return Listing(images, labels, sorted(names), testing if len(parts) > 1 else None)
+    return Listing(images, labels, sorted(names), held)

@@ -52,7 +52,7 @@ class Log:
             raise MadError(f"{self.name} is empty: it has no row")
         table, rows = table._replace(name=self.name), [(0, row) for row in range(table.rows)]
         self.listing = Listing(tables.images_of(path, [table], image, "attack.image", rows), None, [], None)
-        self.columns = answers_of(table, answer)
+        self.columns = answers_of(table, answer, chosen(table, image, tables.IMAGES, table.pictures, "attack.image"))
         self.values = self._values([table.read(name) for name in self.columns])
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class Log:
         """
         values = torch.from_numpy(self.values)
         lost = values.isnan() if values.dim() == 1 else values.isnan().any(dim=1)
-        self._refuse(lost, lambda row: f"NaN, or nothing, in {shown(self.columns)}")
+        self._refuse(lost, lambda row: f"NaN, or nothing, in {shown(self._lost(row))}")
         if values.dim() == 1:
             wrong = (values != values.round()) | (values < 0) | (values >= classes)
             self._refuse(wrong, lambda row: f"class {values[row]:g}, {whose} has classes 0 to {classes - 1}")
@@ -98,10 +98,18 @@ class Log:
             raise MadError(f"{self.name} has {width}, {whose} has {classes} classes")
         total = values.sum(dim=1)
         what = "probabilities from {:g} that sum to {:g}; expected at least 0, and a sum of 1"
-        wrong = (values < 0).any(dim=1) | ~((total - 1).abs() <= simplex.ROUNDED)
+        wrong = (values < 0).any(dim=1) | ~simplex.nearly_one(values)
         self._refuse(wrong, lambda row: what.format(values[row].min(), total[row]))
         off = (total - 1).abs() > simplex.TOLERANCE / 2
         return torch.where(off.unsqueeze(1), values / total.unsqueeze(1), values).float()
+
+    def _lost(self, row: int) -> list[str]:
+        """Return the columns that hold NaN in a row: of one column of lists, that column."""
+        held = self.values[row]
+        several = len(self.columns) > 1
+        return (
+            [name for name, each in zip(self.columns, held, strict=True) if each != each] if several else self.columns
+        )
 
     def _refuse(self, wrong: Tensor, what: Callable[[int], str]) -> None:
         """Raise MadError about the first row of a mask (N,) that is set, if one is."""
@@ -141,19 +149,23 @@ def opened(path: str, image: str | None = None, answer: str | None = None) -> Lo
     return read(place(path), image, answer)
 
 
-def answers_of(table: Table, given: str | None) -> list[str]:
-    """Return the names of the columns of answers: one, or K in the order of their numbers."""
+def answers_of(table: Table, given: str | None, image: str | None = None) -> list[str]:
+    """Return the names of the columns of answers: one, or K in the order of their numbers; never that of ``image``."""
     every = {**numbered(table.columns), **{name: [name] for name in table.columns}}
+    others = [name for name in every if name != image]
+    if given is not None and given not in every and (gaps := misnumbered(table.columns).get(given)):
+        raise MadError(f"{table.name} has {gaps}")
     name = chosen(table._replace(columns=list(every)), given, (), [], KEY)
     if name is not None:
         return every[name]
     found = [each for name, each in every.items() if len(each) > 1 or name.lower() in POSTERIORS]
     found = found or [each for name, each in every.items() if name.lower() in LABELS]
     if len(found) > 1:
-        raise MadError(f"{table.name} has several answers: {columns(list(every), KEY)}")
+        raise MadError(f"{table.name} has several answers: {columns(others, KEY)}")
     if not found:
+        wrong = next(iter(misnumbered(table.columns).values()), None)
         usual = f"a column {POSTERIORS[0]} of lists, columns p0, p1, ... or a column {LABELS[0]}"
-        raise MadError(f"{table.name} has no answers: {usual}; {columns(list(every), KEY)}")
+        raise MadError(f"{table.name} has no answers: {usual}; {wrong or columns(others, KEY)}")
     return found[0]
 
 
@@ -172,12 +184,29 @@ def number(cell: Any) -> Any:
 
 def numbered(names: Sequence[str]) -> dict[str, list[str]]:
     """Return the columns whose names end in 0 to K - 1, in that order, by what stands before the number."""
+    found = by_number(names)
+    whole = {prefix: each for prefix, each in found.items() if len(each) > 1 and set(each) == set(range(len(each)))}
+    return {prefix: [each[number] for number in range(len(each))] for prefix, each in whole.items()}
+
+
+def misnumbered(names: Sequence[str]) -> dict[str, str]:
+    """Return what is wrong with columns whose names end in other numbers, by what stands before the number."""
+    found = {}
+    for prefix, each in by_number(names).items():
+        if len(each) > 1 and set(each) != set(range(len(each))):
+            first, last = each[min(each)], each[max(each)]
+            stem = first.rstrip("0123456789")
+            found[prefix] = f"{len(each)} columns from {first} to {last}: name them {stem}0 to {stem}{len(each) - 1}"
+    return found
+
+
+def by_number(names: Sequence[str]) -> dict[str, dict[int, str]]:
+    """Return the columns whose names end in a number, by that number, by what stands before it."""
     found: dict[str, dict[int, str]] = {}
     for name in names:
         if match := re.fullmatch(r"(.*?)[_. -]?(\d{1,6})", name):
             found.setdefault(match[1], {})[int(match[2])] = name
-    whole = {prefix: each for prefix, each in found.items() if len(each) > 1 and set(each) == set(range(len(each)))}
-    return {prefix: [each[number] for number in range(len(each))] for prefix, each in whole.items()}
+    return found
 
 
 def shown(names: list[str]) -> str:

@@ -220,8 +220,8 @@ class OwnImages:
         if self._given and all(map(whole, labels)) and not set(labels) <= set(names):
             wrong = next((each for each in labels if not 0 <= int(each) < len(names)), None)
             if wrong is not None:
-                what = f"{len(names)} names, from 0 to {len(names) - 1}"
-                raise MadError(f"victim.dataset.class_names has {what}, {self.place} a {wrong}")
+                what = f"{len(names)} names, which are those of classes 0 to {len(names) - 1}"
+                raise MadError(f"victim.dataset.class_names has {what}; {self.place} has a class {wrong}: name all")
             labels = [names[int(each)] for each in labels]
         numbers = {name: number for number, name in enumerate(names)}
         if unknown := sorted(set(labels) - set(names)):

@@ -20,6 +20,7 @@ IMAGES = ("image", "img", "images", "file", "filename", "file_name", "filepath",
 LABELS = ("label", "labels", "class", "target", "category", "class_name", "label_name", "y")
 SPLIT = "split"
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OTHERS = ",;\t|"  # what separates columns elsewhere
 PARQUET = (".parquet", ".pq")
 SAVED = ("dataset_dict.json", "state.json")  # what Hugging Face's save_to_disk leaves
 KINDS = "a CSV or Parquet file, or a folder of Hugging Face datasets"
@@ -186,7 +187,7 @@ def images_of(
 
 def columns(names: list[str], key: str) -> str:
     """Return the columns that a key chooses from, for errors."""
-    return f"set {key} to one of {', '.join(names)[:300]}"
+    return f"set {key} to one of {', '.join(names)[:300]}" if names else "it has no other column"
 
 
 def chosen(table: Table, given: str | None, usual: Sequence[str], typed: list[str], key: str) -> str | None:
@@ -247,9 +248,12 @@ def csv(path: Path) -> Table:
     """Open a CSV file, or a TSV file, whose first line names its columns."""
     import pandas as pd
 
+    sep = SEPARATORS[path.suffix.lower()]
     # As text: 007 stays 007. Only an empty cell is missing: NA may be a class.
-    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-    frame = pd.read_csv(path, sep=SEPARATORS[path.suffix.lower()], **how)
+    frame = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    if len(frame.columns) == 1 and ({*OTHERS} - {sep}) & {*frame.columns[0]}:
+        only = f"one column, {frame.columns[0][:100]!r}"
+        raise MadError(f"{path} has {only}: separate the columns of this file by {sep!r}")
     return Table(str(path), list(frame.columns), len(frame), lambda name: frame[name].tolist(), [], {})
 
 

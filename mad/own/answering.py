@@ -65,11 +65,7 @@ class Answering(nn.Module):
             raise MadError(f"{self.who} answers with NaN or infinities: check the model on these images")
         rows = simplex.rescaled(found.float())
         if rows is None:
-            low, high = found.sum(dim=1).aminmax()
-            raise MadError(
-                f"{self.who} answers with rows from {found.min():.3g} that sum to {low:.3g} to {high:.3g}, no "
-                "posteriors: if they are logits, set victim.answers=logits"
-            )
+            raise MadError(f"{self.who} answers with {no_posteriors(found.float())}")
         if rows is not found and not simplex.are_posteriors(found.float()):
             say(f"{self.who}: its posteriors are rounded, so they are rescaled to sum to one")
         return rows.log()
@@ -88,7 +84,7 @@ class Answering(nn.Module):
 def check_logits(found: Tensor, who: str) -> Tensor:
     """Return logits (B, K) if they are finite and do not look like posteriors, which a softmax would flatten.
 
-    Logits of a few images may sum to one by chance, so fewer than ``LEAST`` rows are not judged by their sums.
+    Logits of a few images may have such sums by chance, so fewer than ``LEAST`` rows are not judged by their sums.
 
     Raises:
         MadError: if not; ``who`` names their source.
@@ -97,4 +93,31 @@ def check_logits(found: Tensor, who: str) -> Tensor:
         raise MadError(f"{who} answers with NaN or infinite logits: check the model on these images")
     if len(found) >= LEAST and simplex.rescaled(found) is not None:
         raise MadError(f"{who} answers with rows that sum to one: set victim.answers=posteriors")
+    if (what := scaled(found, LEAST)) is not None:
+        raise MadError(f"{who} answers with {what}")
     return found
+
+
+def scaled(rows: Tensor, least: int) -> str | None:
+    """Return in words what rows (B, K) are that are multiples of posteriors, which are no logits; None if they are not.
+
+    Fewer distinct rows than ``least`` may have one sum by chance, and are not judged.
+    """
+    total = simplex.common_sum(rows)
+    if total is None or len(rows.unique(dim=0)) < least:
+        return None
+    what = "percent" if total == 100 else "neither posteriors nor logits"
+    advice = f"divide them by {total:.6g}, and set victim.answers=posteriors"
+    return f"rows from {rows.min():.3g} that all sum to {total:.6g}, {what}: {advice}"
+
+
+def no_posteriors(rows: Tensor) -> str:
+    """Return in words why rows (B, K) are no posteriors, and what to do."""
+    if (words := scaled(rows, 2)) is not None:
+        return words
+    low, high = rows.sum(dim=1).aminmax()
+    what = f"rows from {rows.min():.3g} that sum to {low:.3g} to {high:.3g}, no posteriors"
+    logits = "if they are logits, set victim.answers=logits"
+    if rows.min() < 0 or rows.max() > 1 or high == 0:
+        return f"{what}: {logits}"
+    return f"{what}: if they were rounded, round them to two decimals or more; {logits}"

@@ -18,6 +18,8 @@ from mad.training import logits_of
 
 SAMPLE = 500  # images on which other normalizations are tried
 GAIN = 0.05  # a smaller gain in accuracy is not worth a warning
+TWICE = 8  # images that are asked about twice
+APART = 1e-3  # of a probability; float noise is less
 
 
 def examine(
@@ -41,6 +43,18 @@ def examine(
         said |= normalizations(network, test, device, who, normalization)
     if not said and right < 2 / len(names) and right < 0.5:
         say(f"warning: {who} is hardly right more often than chance, {1 / len(names):.1%}: is it the right model?")
+
+
+def repeated(network: nn.Module, test: Split, device: torch.device, who: str) -> None:
+    """Warn if a network answers a few images otherwise when it is asked again, in another order."""
+    rows = torch.arange(len(test.labels))[:TWICE]
+    first, again = (logits_of(network, test.images, device, some).softmax(dim=1) for some in (rows, rows.flip(0)))
+    apart = (first - again.flip(0)).abs().amax(dim=1)
+    if others := int((apart > APART).sum()):
+        say(
+            f"warning: {who}: asked again it answers {others} of {len(rows)} images otherwise, by up to "
+            f"{apart.amax():.2g}: so will this record, made anew; fix its seed, or call eval()"
+        )
 
 
 def order(predicted: Tensor, labels: Tensor, who: str, names: Sequence[str]) -> bool:

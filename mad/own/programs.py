@@ -136,18 +136,26 @@ def taken(run: Callable[[Tensor], Any], shape: tuple[int, int, int], device: tor
     """Return how many images a program takes at once: None if it takes any number; programs may fix it.
 
     Raises:
-        MadError: if it takes no images of the shape.
+        MadError: if it takes no images of the shape; it names the number of channels that the program does take.
     """
     failures = []
     for size in (3, 1, 2, 4, 8, 16, 32, 64, 128, 256):
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                run(torch.zeros(size, *shape, device=device))
-        except Exception as error:
-            failures.append(error)
-            continue
-        return None if size == 3 else size
-    raise MadError(
-        f"takes no images of {shape} ({first_line(failures[1])}): channels come first; see victim.dataset.size"
-    )
+        if (error := failure(run, (size, *shape), device)) is None:
+            return None if size == 3 else size
+        failures.append(error)
+    channels = 1 if shape[0] == 3 else 3
+    advice = "channels come first; see victim.dataset.channels and victim.dataset.size"
+    if any(failure(run, (size, channels, *shape[1:]), device) is None for size in (3, 1)):
+        advice = f"it takes {channels} channels: set victim.dataset.channels={channels}"
+    raise MadError(f"takes no images of {shape} ({first_line(failures[1])}): {advice}")
+
+
+def failure(run: Callable[[Tensor], Any], size: tuple[int, ...], device: torch.device) -> Exception | None:
+    """Return the error that a program raises on black images (B, C, H, W); None if it takes them."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(torch.zeros(size, device=device))
+    except Exception as error:
+        return error
+    return None

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from mad.datasets.content import place
 from mad.errors import MadError, check_choice, check_flag, check_number
+from mad.own.address import address
 from mad.own.answer_cache import Answers, Rows
-from mad.own.transport import QUIET, Transport
+from mad.own.transport import QUIET, Malformed, Transport
 from mad.own.wire import ANSWERS, DATATYPES, LAYOUTS, agreed, answered
 from mad.progress import err
 from mad.storage.files import file_name
@@ -55,8 +56,9 @@ class Service:
         token: NAME of the environment variable that holds a bearer token, in capitals. The token itself is read when
             the connection is made, and is never shown, recorded or sent to another address.
         timeout: seconds until a connection, or the next bytes of an answer, must be there.
-        retries: how often a request is sent again after a broken connection, no answer in time, or HTTP 408, 429, 500,
-            502, 503 or 504. Waits double from half a second to a minute, or are what Retry-After asks for.
+        retries: how often a request is sent again after a broken connection, no answer in time, HTTP 408, 429, 500,
+            502, 503 or 504, or an answer that is none: broken JSON, NaN. Waits double from half a second to a minute,
+            or are what Retry-After asks for.
         rate: requests a second from all processes of this machine that share the cache; None for no limit.
         concurrency: requests at a time, also from all these processes.
         batch: images a request.
@@ -132,7 +134,7 @@ class Service:
         transport = Transport(self.url, self.token, self.timeout, self.retries, self.rate, verify, clock, sleep)
         try:
             transport.ask("/ready")
-            return Connection(self, transport, transport.read(transport.ask()), shape, classes, cache)
+            return Connection(self, transport, transport.ask(read=transport.read), shape, classes, cache)
         except BaseException:
             transport.close()
             raise
@@ -229,18 +231,26 @@ class Connection:
                 return
             with self._counting:
                 self.asked += len(part)
-            request = self.wire.request(sent[[first[key] for key in part]])
-            content = self._transport.ask("/infer", request, len(part))
-            rows = self.wire.rows(self._transport.read(content), len(part))
-            good = {key: row for key, row in zip(part, rows, strict=True) if answered(row)}
-            self._answers.keep(good, self._transport.pace.next)
-            if len(good) < len(part):
-                raise self._transport.error(f"answers with NaN or infinity to {len(part) - len(good)} images")
-            with self._counting:
-                found.update(good)
-                done = len(found)
+            left = list(part)
+
+            def request() -> tuple[bytes, int]:
+                return self.wire.request(sent[[first[key] for key in left]]), len(left)
+
+            def taken(content: bytes) -> None:
+                """Keep the answers; what has none is left, and asked about again."""
+                rows = self.wire.rows(self._transport.read(content), len(left))
+                good = {key: row for key, row in zip(left, rows, strict=True) if answered(row)}
+                self._answers.keep(good, self._transport.pace.next)
+                with self._counting:
+                    found.update(good)
+                left[:] = [key for key in left if key not in good]
+                if left:
+                    which = f"{len(left)} of {len(rows)} images, such as row {first[left[0]]} of {len(sent)} (from 0)"
+                    raise Malformed(f"answers with NaN or infinity to {which}: mend it, or take such images out")
+
+            self._transport.ask("/infer", request, taken)
             if self._transport.clock() - began > QUIET:
-                self._transport.say(f"{self._transport.url} has answered {done:,} of {len(keys):,} images")
+                self._transport.say(f"{self._transport.url} has answered {len(found):,} of {len(keys):,} images")
 
         under_way: list[Future[None]] = []
         try:
@@ -252,7 +262,9 @@ class Connection:
                 each.cancel()
             wait(under_way)
         for each in done:  # the others failed because of the first that did
-            each.result()
+            if (error := each.exception()) is not None:
+                kept = f"; {len(self._answers):,} answers are kept, and not asked for again"
+                raise MadError(f"{error}{kept}") if isinstance(error, MadError) and len(self._answers) else error
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Connection:
@@ -275,25 +287,3 @@ def closed(transport: Transport, threads: ThreadPoolExecutor, answers: Answers) 
     transport.close()
     threads.shutdown(wait=False)  # it may be one of them that collects garbage
     answers.close()
-
-
-def address(url: Any) -> str:
-    """Return an address without a slash at its end.
-
-    Raises:
-        MadError: if it is not http(s), or holds what requests would have to leave out or must not show.
-    """
-    try:
-        parts = urlsplit(url.strip() if isinstance(url, str) else "")
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        known = False
-    if known and (parts.username is not None or parts.query or parts.fragment):
-        # Not shown: it may hold a password.
-        raise MadError("victim.url must hold no password and no query: set victim.service.token to a token's variable")
-    if not known or not url.strip().isprintable() or " " in url.strip():
-        raise MadError(f"victim.url must be an address such as http://localhost:8080/v2/models/NAME, got {url!r}")
-    whole = url.strip().rstrip("/")
-    if whole.endswith(("/infer", "/ready")):
-        raise MadError(f"victim.url must end before /infer and /ready, got {url!r}")
-    return whole

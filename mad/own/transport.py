@@ -22,6 +22,10 @@ SHOWN = 200  # characters of a server's message
 QUIET = 10.0  # seconds between two lines about retries and progress
 
 
+class Malformed(MadError):
+    """An answer of HTTP 200 that is none; another try may bring one. Its text goes on a sentence after the address."""
+
+
 def library() -> ModuleType:
     """Return the module ``requests``, which is imported only here.
 
@@ -118,13 +122,15 @@ class Transport:
         self.sleep = sleep or self.stop.wait
         self.again = 0  # how often ``images`` were sent again
 
-    def ask(self, path: str = "", body: bytes | None = None, images: int = 0) -> bytes:
-        """GET a path below the address, or POST JSON to it; return what comes back.
+    def ask(
+        self, path: str = "", body: Callable[[], tuple[bytes, int]] | None = None, read: Callable[[bytes], Any] = bytes
+    ) -> Any:
+        """GET a path below the address, or POST JSON to it; return what is read of the answer.
 
         Args:
             path: begins with a slash, or is empty.
-            body: JSON to be posted; None for GET.
-            images: how many images it holds, for the count of what was sent again.
+            body: makes the JSON to be posted, and counts the images in it, before each try; None for GET.
+            read: makes something of the answer; if it raises ``Malformed``, the request is sent again.
 
         Raises:
             MadError: if it is refused, still fails after the retries, or if ``stop`` is set before it succeeds.
@@ -135,15 +141,19 @@ class Transport:
                 self.sleep(turn)
             if self.stop.is_set():
                 break
+            sent, images = (None, 0) if body is None else body()
             with self._lock:
                 self.again += images if tried else 0
-            content, why, wait = self._try(path, body)
+            content, why, wait = self._try(path, sent)
             if content is not None:
-                return content
+                try:
+                    return read(content)
+                except Malformed as error:
+                    why = str(error)
             if tried < self._retries:
                 self.say(f"{self.url} {why}: tries again")
                 self.sleep(max(wait, min(LONGEST_WAIT, FIRST_WAIT * 2**tried) * random.uniform(0.5, 1)))
-        raise self.error(f"{why} (tries: {tried + 1}); answers so far are kept")
+        raise self.error(f"{why} (tries: {tried + 1})")
 
     def _try(self, path: str, body: bytes | None) -> tuple[bytes | None, str, float]:
         """Send a request once. Return its answer, or None, why it may be sent again, and after how many seconds.
@@ -193,13 +203,13 @@ class Transport:
         """Return the JSON that an answer holds.
 
         Raises:
-            MadError: if it holds none.
+            Malformed: if it holds none.
         """
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
             start = self._clean(content[:10_000].decode(errors="replace"))[:40]
-            raise self.error(f"answers what is no JSON: {start!r}") from error
+            raise Malformed(f"answers what is no JSON: {start!r}") from error
 
     def _asked(self, header: str | None) -> float:
         """Return the seconds that a Retry-After header asks to wait; 0 for none, or what cannot be read.
@@ -215,7 +225,7 @@ class Transport:
         except (InvalidHeader, OverflowError):
             return 0.0
         if seconds > LONGEST_ASKED:
-            raise self.error(f"asks to wait {seconds:.0f} s: start again after that; answers so far are kept")
+            raise self.error(f"asks to wait {seconds:.0f} s: start again after that")
         return seconds
 
     def _message(self, response: Any) -> str:

@@ -20,7 +20,7 @@ from mad.datasets.content import place as path_of
 from mad.errors import MadError, check_choice
 from mad.own import programs
 from mad.own.answering import ANSWERS, Answering, check_logits
-from mad.own.examine import examine
+from mad.own.examine import examine, repeated
 from mad.own.normalized import layer, normalized
 from mad.own.service import Service
 from mad.storage.fingerprint import ADDED, describe
@@ -216,6 +216,8 @@ class Own(Victim):
         names = getattr(self.dataset, "names", None) or [str(k) for k in range(self.dataset.classes)]
         if self.form is None and self._answers == "logits":
             check_logits(logits_of(network, test.images, device), self.who)
+        if self.url is None:  # a service may take money
+            repeated(network, test, device, f"victim {self.name}")
         normalization = None if self.weights is None else f"victim.normalize={self.normalize}"
         examine(network, test, device, who=f"victim {self.name}", names=names, normalization=normalization)
 

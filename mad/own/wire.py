@@ -16,12 +16,14 @@ from torch import Tensor
 
 from mad import simplex
 from mad.errors import MadError
+from mad.own.answering import LEAST, scaled
+from mad.own.transport import Malformed
 
 ANSWERS = ("posteriors", "logits", "labels")
 LAYOUTS = ("nchw", "nhwc")
 DATATYPES = {"FP32": torch.float32, "FP64": torch.float64, "FP16": torch.float16, "UINT8": torch.uint8}
-SLACK = simplex.ROUNDED  # how far from 1 a row may sum; float16 is off by some 5e-4, two decimals by more
 BELOW = 1e-6  # how far below 0 a probability may be
+MENDED = "Once it is mended, remove its file in outputs/answers, where its answers are kept"
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,23 @@ class Wire:
         """Return the rows of an answer as they came: float32 (count, K), or (count, 1) for labels.
 
         Raises:
-            MadError: if it holds no numbers of such a shape.
+            Malformed: if it holds no numbers, or others than it says.
+            MadError: if they are of another shape.
         """
         try:
             found = [each for each in answer["outputs"] if self.output in (None, each["name"])]
             names = ", ".join(str(each["name"]) for each in answer["outputs"])
+            if not names:
+                raise Malformed("answers without an output, expected one")
             if len(found) != 1:
                 raise MadError(f"{self.where} answers with outputs {names}: set victim.service.output to one")
             shape = tuple(int(each) for each in found[0]["shape"])
             with np.errstate(over="ignore"):
                 values = np.asarray(found[0]["data"], dtype=np.float64).astype("<f4").ravel()
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise MadError(f"{self.where} answers with no numbers as the v2 protocol has them") from error
+            raise Malformed("answers with no numbers as the v2 protocol has them") from error
         if any(each < 0 for each in shape) or len(values) != np.prod(shape, dtype=object):
-            raise MadError(f"{self.where} answers with {len(values)} numbers, and says their shape is {shape}")
+            raise Malformed(f"answers with {len(values)} numbers, and says their shape is {shape}")
         if not shape or shape[0] != count:
             raise MadError(f"{self.where} answers with shape {shape} to {count} images: expected a row an image")
         width = 1 if len(shape) == 1 else shape[1]
@@ -108,7 +113,8 @@ class Wire:
     def posteriors(self, rows: Sequence[np.ndarray]) -> Tensor:
         """Return the posteriors, float32 (B, K), that rows of answers stand for.
 
-        Posteriors are rescaled to a sum of 1 within ``SLACK``, logits go through softmax, labels become one-hot.
+        Posteriors that were rounded, see ``simplex.nearly_one``, are rescaled to a sum of 1, logits go through softmax,
+        labels become one-hot.
 
         Raises:
             MadError: if the rows are something else than ``answers`` says.
@@ -125,19 +131,24 @@ class Wire:
                     f"{self.where} answers with {low:g} to {high:g}: expected labels 0 to {self.classes - 1}"
                 )
             return torch.nn.functional.one_hot(labels, self.classes).float()
-        sums = values.sum(dim=1)
-        sound = (values.amin(dim=1) >= -BELOW) & ((sums - 1).abs() <= SLACK)
+        least, sums = values.amin(dim=1), values.sum(dim=1)
         if self.answers == "logits":
-            if len(values) and sound.all():
+            few = len(values) < LEAST  # they may have such sums by chance
+            near = (sums - 1).abs() <= simplex.ROUNDED if few else simplex.nearly_one(values)
+            if len(values) and ((least >= -BELOW) & near).all():
                 raise self._looks_like("posteriors")
+            if (what := scaled(values, LEAST)) is not None:
+                raise MadError(f"{self.where} answers with {what}. {MENDED}")
             return torch.softmax(values, dim=1).float()
-        if not sound.all():
-            if ((values < -BELOW) | (values > 1 + SLACK)).any():
+        if not ((least >= -BELOW) & simplex.nearly_one(values.clamp(min=0))).all():
+            if (what := scaled(values, 2)) is not None:
+                raise MadError(f"{self.where} answers with {what}. {MENDED}")
+            if ((values < -BELOW) | (values > 1 + simplex.ROUNDED)).any():
                 raise self._looks_like("logits")
             low, high = sums.min().item(), sums.max().item()
             raise MadError(
-                f"{self.where} answers with sums of {low:.3g} to {high:.3g}: these are no posteriors. Once it is "
-                "mended, remove its file in outputs/answers, where its answers are kept"
+                f"{self.where} answers with sums of {low:.3g} to {high:.3g}: these are no posteriors (rounded ones "
+                f"need two decimals or more). {MENDED}"
             )
         values = values.clamp(min=0)
         return (values / values.sum(dim=1, keepdim=True)).float()
@@ -221,7 +232,8 @@ def arranged(
     ]
     if not fit:
         images = "nor ".join(f"{list(form)} " for name, form in forms.items() if layout in (None, name))
-        raise MadError(f"{where} takes {dims}, which is no batch of {images}images")
+        advice = "see victim.dataset.size and victim.dataset.channels"
+        raise MadError(f"{where} takes {dims}, which is no batch of {images}images: {advice}")
     if len(fit) > 1:
         raise MadError(open_)
     if dims[0] > 1:

@@ -18,8 +18,21 @@ from mad.testing import check_attack
 ROW = r", row {} \(from 0\): "
 ERRORS = {
     "no such column": (dict(image=None, seen=1), " has no column of images .* attack.image to one of answer, seen$"),
-    "no answers": (dict(answer=None, seen=1, p1=1), " has no answers: .* attack.answer to one of image, seen, p1$"),
-    "several": (dict(probs=1), " has several answers: set attack.answer to one of image, answer, probs$"),
+    "no answers": (dict(answer=None, seen=1, p1=1), " has no answers: .* attack.answer to one of seen, p1$"),
+    "images only": (dict(answer=None), " has no answers: .*, p1, \\.\\.\\. or a column label; it has no other column$"),
+    "from one": (
+        dict(answer=None, **{f"p{number}": 0.25 for number in range(1, 5)}),
+        " has no answers: .*; 4 columns from p1 to p4: name them p0 to p3$",
+    ),
+    "a gap": (
+        dict(answer=None, **{f"prob_{number}": 0.25 for number in (0, 1, 3)}),
+        " has no answers: .*; 3 columns from prob_0 to prob_3: name them prob_0 to prob_2$",
+    ),
+    "one of K": (
+        dict(answer=None, p0=1.0, p1=[0.0] * 9 + [None] * 41, p2=0.0, p3=[0.0] * 9 + [None] + [0.0] * 40),
+        ROW.format(9) + "NaN, or nothing, in p1, p3$",
+    ),
+    "several": (dict(probs=1), " has several answers: set attack.answer to one of answer, probs$"),
     "K": (dict(answer=[[0.5, 0.5]] * 50), " has 2 probabilities a row in answer, victim toy has 4 classes$"),
     "ragged": (dict(answer=[[0.5, 0.5]] * 49 + [[1.0]]), ROW.format(49) + "1 probabilities, row 0 has 2$"),
     "NaN": (dict(answer=[[1.0, 0, 0, 0]] * 49 + [[np.nan] * 4]), ROW.format(49) + "NaN, or nothing, in answer$"),
@@ -76,6 +89,12 @@ def test_it_needs_a_log_and_images_of_one_or_three_channels(written):
         Replay(log=written()).check(replace(victim, dataset=replace(victim.dataset, shape=(2, 8, 8))))
 
 
+def test_numbered_answers_that_are_named_must_begin_at_zero(written):
+    path = written(name="one.parquet", answer=None, **{f"p{number}": 0.25 for number in range(1, 5)})
+    with pytest.raises(MadError, match=r"one\.parquet has 4 columns from p1 to p4: name them p0 to p3$"):
+        Replay(log=path, answer="p")
+
+
 def test_without_pyarrow_it_says_what_to_install(written, monkeypatch):
     path = written(name="unread.parquet")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
@@ -123,3 +142,9 @@ def test_one_command_gives_both_rows(mad_run, asked, tmp_path):
     assert {"none", "mad"} <= set(out.split())
     again = mad_run("attack=replay", "attack.log=answers.parquet", "device=cpu", *quick)
     assert again[2].count("(kept)") == 2
+
+
+def test_answers_of_two_decimals_are_posteriors(written):
+    answers = [[0.26, 0.26, 0.26, 0.24], [0.33, 0.33, 0.32, 0.0]] * 25  # sums of 1.02 and 0.98
+    found = Replay(log=written(name="rounded.parquet", answer=answers)).opened.posteriors(4, "it")
+    assert torch.allclose(found, torch.tensor(answers) / torch.tensor(answers).sum(dim=1, keepdim=True))

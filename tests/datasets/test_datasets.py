@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import datasets
 from toys import CPU, Streamed
 
-from mad.datasets import batches, to_unit_range
+from mad.datasets import batches, digits, to_unit_range
 from mad.datasets.digits import Digits, Greek, Letters
 from mad.datasets.folder import ImageFolder
 from mad.datasets.idx import IdxImages
@@ -37,6 +37,16 @@ def test_digits_are_split_once_and_for_all():
     assert torch.equal(again.images, test.images)
     assert torch.equal(again.labels, test.labels)
     assert test.labels[:8].tolist() == [5, 3, 1, 3, 2, 9, 6, 2]
+
+
+@pytest.mark.parametrize("kind", [Letters, Greek])
+def test_more_letters_than_there_is_memory_for_are_one_line(kind, monkeypatch):
+    with pytest.raises(MadError, match=r"^pool\.size=100000000000 needs about 2,000,000 GB .*: take at most \d+$"):
+        kind(size=10**11).images((1, 28, 28))
+    monkeypatch.setattr(digits, "memory", lambda: 2e6)
+    with pytest.raises(MadError, match=r"take at most 100$"):
+        kind(size=101).images((1, 28, 28))
+    assert len(kind(size=100).images((1, 28, 28))) == 100
 
 
 def test_letters_follow_their_seed():

@@ -57,6 +57,12 @@ def no_classes(top):
     return "parts"
 
 
+def half_bare(top):
+    folder(top / "parts" / "train", {"a": 2, "b": 2})
+    save(top / "parts" / "test" / "1.png", 1)
+    return "parts"
+
+
 def flat(top):
     save(top / "flat" / "1.png", 1)
     return "flat"
@@ -94,9 +100,18 @@ WRONG = {
     "one class": (alone, r"one class only, 'cat'"),
     "empty class": (empty, r"no image for training of class 'ape'"),
     "test only": (only_in_test, r"no image for training of class 'c'"),
-    "bare parts": (no_classes, r"no image in a class folder below .*train"),
+    "bare parts": (no_classes, r"parts/train holds images, but no folders of classes"),
     "flat": (flat, r"holds images, but no folders of classes"),
-    "hollow": (hollow, r"no image in a class folder"),
+    "hollow": (hollow, r"no image below .*hollow; looked for \.avif"),
+    "half bare": (half_bare, r"no image in a class folder below .*test; give each class"),
+    "semicolons": (
+        lambda top: table(top, "file;label\ncat/1.png;cat\n"),
+        r"csv has one column, 'file;label': separate the columns of this file by ','$",
+    ),
+    "commas": (
+        lambda top: garbage(top, "t.tsv", b"file,label\ncat/1.png,cat\n"),
+        r"tsv has one column, 'file,label': separate the columns of this file by '\\t'$",
+    ),
     "absent": (lambda top: "absent", r"data must be a folder of images .*, got .*absent'; set data=FOLDER"),
     "another file": (lambda top: garbage(top, "a.zip"), r"data must be a folder of images .*, got .*a\.zip'"),
 }
@@ -139,6 +154,23 @@ def test_wrong_settings_are_one_line(tmp_path, how, words):
     with pytest.raises(MadError, match=words) as error:
         content(OwnImages(**{"path": str(path), **how}))
     assert "\n" not in str(error.value)
+
+
+def test_a_number_without_a_name_is_told_which_have_one(tmp_path):
+    path = tmp_path / table(folder(tmp_path), "file,label\ncat/1.png,0\ncat/2.png,1\ncat/3.png,2\n")
+    said = r"names has 2 names, which are those of classes 0 to 1; .*table\.csv has a class 2: name all$"
+    with pytest.raises(MadError, match=said):
+        content(OwnImages(str(path), class_names=["a", "b"]))
+
+
+def test_a_pool_needs_no_classes_in_its_parts(tmp_path):
+    for part, count in (("train", 3), ("test", 2)):
+        for number in range(count):
+            save(tmp_path / part / f"{number}.png", number)
+    pool = OwnImages(str(tmp_path), key="pool.path", test_share=0.0)
+    assert pool.images((3, 8, 8)).shape == (3, 3, 8, 8)  # not those for testing
+    with pytest.raises(MadError, match="no folders of classes"):
+        pool.labels()
 
 
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):

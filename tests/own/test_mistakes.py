@@ -84,6 +84,32 @@ def test_chance_is_told(capsys):
     assert "hardly right more often than chance, 25.0%" in said
 
 
+class Dropping(Conv):
+    """A network whose dropout is never switched off."""
+
+    def forward(self, images):
+        return self.head(torch.nn.functional.dropout(self.body(images).flatten(1), 0.5)) / 9
+
+
+def test_answers_that_change_are_told(tmp_path, capsys):
+    def noisy(images):
+        return torch.softmax(MODEL(images) / 9 + torch.rand(len(images), 4), 1)
+
+    def by_place(images):
+        return torch.softmax(MODEL(images) / 9 + torch.arange(len(images)).unsqueeze(1) * torch.eye(4)[0], 1)
+
+    safetensors(tmp_path / "w.safetensors")
+    weighed = replace(own(weights=str(tmp_path / "w.safetensors")), architecture=Dropping)
+    for victim in (own(function=noisy), own(function=by_place), weighed):
+        said = examined(capsys, victim)
+        assert "warning: victim own: asked again it answers" in said
+        assert "images otherwise" in said
+        assert len([line for line in said.splitlines() if "asked again" in line]) == 1
+        say.cache_clear()
+    for victim in (own(function=predict), own(function=lambda images: MODEL(images).argmax(1), answers="labels")):
+        assert "asked again" not in examined(capsys, victim)
+
+
 def truncated(file):
     safetensors(file)
     file.write_bytes(file.read_bytes()[:500])
@@ -116,6 +142,12 @@ def other_shape(file):
         torch.jit.trace(Conv((3, 5, 5), 4).eval(), torch.zeros(1, 3, 5, 5)).save(str(file))
 
 
+def three_channels(file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Conv((3, 8, 8), 4).eval(), torch.zeros(1, 3, 8, 8)).save(str(file))
+
+
 def other_classes(file):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -139,7 +171,13 @@ def nonsense(file):
         (plain_pickle, "w.pkl", "holds more than tensors"),
         (other_head, "w.safetensors", r"is \(7, 384\) there.*another number of classes.*\(1, 8, 8\) and 4 classes"),
         (other_network, "w.safetensors", "fits 0 of the network's .*give weights of this architecture"),
-        (other_shape, "w.ts", r"takes no images of \(1, 8, 8\)"),
+        (
+            other_shape,
+            "w.ts",
+            r"takes no images of \(1, 8, 8\) \(RuntimeError: .* to have 3 channels, but got 1 channels instead\): "
+            r"channels come first; see victim\.dataset\.channels",
+        ),
+        (three_channels, "w.ts", r"takes no images .*: it takes 3 channels: set victim\.dataset\.channels=3$"),
         (other_classes, "w.ts", r"must answer .* with logits .*\(4\), got.*, 7\)|another number of classes"),
         (not_finite, "w.safetensors", "NaN or infinite values"),
         (nonsense, "w.onnx", "cannot be opened as onnx"),
@@ -192,6 +230,45 @@ def test_posteriors_that_are_called_logits_are_refused(function):
     api = deploy(own(function=function, answers="logits")).session()
     with pytest.raises(MadError, match=r"rows that sum to one: set victim\.answers=posteriors"):
         api(torch.zeros(8, 1, 8, 8))
+
+
+SOFT = torch.softmax(3 * torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), 1)
+
+
+@pytest.mark.parametrize("answers", [None, "logits", "posteriors"])
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (SOFT * 100, r"that all sum to 100, percent: divide them by 100, and set victim\.answers=posteriors$"),
+        ((SOFT * 100).round(), r"percent: divide them by 100"),
+        (SOFT * 7, r"that all sum to 7, neither posteriors nor logits: divide them by 7, and"),
+    ],
+)
+def test_multiples_of_posteriors_are_neither_posteriors_nor_logits(rows, said, answers):
+    api = deploy(own(function=lambda images: rows, answers=answers)).session()
+    with pytest.raises(MadError, match=rf"answers with rows from \S+ {said}|{said}"):
+        api(torch.zeros(12, 1, 8, 8))
+
+
+def test_a_network_of_constant_logits_is_none_that_answers_with_percent():
+    api = deploy(own(function=lambda images: torch.full((12, 4), 25.0), answers="logits")).session()
+    assert torch.allclose(api(torch.zeros(12, 1, 8, 8)), torch.full((12, 4), 0.25))
+
+
+def test_posteriors_of_two_decimals_are_posteriors_and_no_logits():
+    rows = torch.tensor([[0.26, 0.26, 0.26, 0.24], [0.33, 0.33, 0.32, 0.0]]).repeat(4, 1)
+    assert sorted(set(rows.sum(1).mul(100).round().tolist())) == [98, 102]
+    answers = deploy(own(function=lambda images: rows)).session()(torch.zeros(8, 1, 8, 8))
+    assert torch.allclose(answers, rows / rows.sum(1, keepdim=True))
+    api = deploy(own(function=lambda images: rows, answers="logits")).session()
+    with pytest.raises(MadError, match=r"rows that sum to one: set victim\.answers=posteriors"):
+        api(torch.zeros(8, 1, 8, 8))
+
+
+def test_what_else_lies_between_zero_and_one_is_told_how_to_round():
+    rows = torch.tensor([[0.4, 0.4, 0.4, 0.0], [0.3, 0.3, 0.3, 0.0]])
+    with pytest.raises(MadError, match=r"sum to 0\.9 to 1\.2, no posteriors: if they were rounded, round .* two dec"):
+        deploy(own(function=lambda images: rows)).session()(torch.zeros(2, 1, 8, 8))
 
 
 def test_logits_of_one_image_may_sum_to_one_by_chance():

@@ -200,7 +200,10 @@ def test_a_row_that_is_no_answer_costs_no_other(server, tmp_path):
     rows[2, 3] = np.nan
     outputs = [{"name": "answers", "shape": [4, CLASSES], "datatype": "FP32", "data": rows.tolist()}]
     server.tell(faults=[{"json": {"outputs": outputs}}])
-    assert refused(server, images, cache=tmp_path) == "answers with NaN or infinity to 1 images"
+    assert refused(server, images, cache=tmp_path) == (
+        "answers with NaN or infinity to 1 of 4 images, such as row 2 of 4 (from 0): "
+        "mend it, or take such images out (tries: 1); 3 answers are kept, and not asked for again"
+    )
     assert kept(tmp_path) == 3
     with connect(server, tmp_path) as connection:
         torch.testing.assert_close(connection(images), expected(images), rtol=0, atol=1e-6)

@@ -86,6 +86,59 @@ def test_an_answer_that_broke_off_is_asked_for_again(server):
     assert server.answered() == Counter(2 * names(pictures(4)))
 
 
+def body(rows):
+    outputs = [{"name": "answers", "shape": list(rows.shape), "datatype": "FP32", "data": rows.tolist()}]
+    return {"json": {"outputs": outputs}}
+
+
+NO_ANSWERS = {
+    "broken JSON": {"status": 200, "text": '{"outputs": [{"name":'},
+    "a page": {"status": 200, "text": "<html>"},
+    "no output": {"json": {"outputs": []}},
+    "an error": {"json": {"error": "busy"}},
+    "too few numbers": {"json": {"outputs": [{"name": "answers", "shape": [4, 6], "data": [0.5] * 9}]}},
+}
+
+
+@pytest.mark.parametrize("what", NO_ANSWERS)
+def test_an_answer_that_is_none_is_asked_for_again(server, what):
+    server.tell(faults=[NO_ANSWERS[what]] * 2)
+    with connect(server, sleep=[].append, retries=2, concurrency=1) as connection:
+        torch.testing.assert_close(connection(pictures(8)), expected(pictures(8)), rtol=0, atol=1e-6)
+        assert (connection.asked, connection.retried) == (8, 8)
+
+
+def test_metadata_that_is_none_is_asked_for_again(server, monkeypatch):
+    found = iter([b"{", b"", b"{"])
+    tried = transport.Transport._try
+
+    def broken(self, path, sent):
+        content, why, wait = tried(self, path, sent)
+        return (content if path else next(found, content)), why, wait
+
+    monkeypatch.setattr(transport.Transport, "_try", broken)
+    with connect(server, sleep=[].append, retries=3) as connection:
+        assert connection.wire.input == "images"
+
+
+def test_only_images_without_an_answer_are_asked_about_again(server, tmp_path):
+    rows = softmax(logits(pictures(4).double().numpy()))
+    rows[2, 3] = np.nan
+    server.tell(faults=[body(rows), body(rows[2:3])])
+    with connect(server, tmp_path, sleep=[].append, retries=2) as connection:
+        torch.testing.assert_close(connection(pictures(4)), expected(pictures(4)), rtol=0, atol=1e-6)
+        assert (connection.asked, connection.retried) == (4, 2)
+    assert server.answered() == Counter(names(pictures(4)[2:3]))  # of the requests that were no faults
+
+
+def test_what_fails_for_good_says_what_is_kept(server, tmp_path):
+    with connect(server, tmp_path) as connection:
+        connection(pictures(4))
+        server.tell(faults=[{"status": 400, "text": "odd"}])
+        with pytest.raises(MadError, match=r"answers 400: odd; 4 answers are kept, and not asked for again$"):
+            connection(pictures(8))
+
+
 def test_progress_is_said(server, capfd):
     fake = Time()
     with Service(server.url, rate=0.05, batch=4, concurrency=1).connect(
@@ -134,21 +187,34 @@ def test_what_goes_wrong_is_one_line(server, fault):
     server.tell(release=True)
 
 
-SUMS = (
-    "answers with sums of 0.5 to 0.5: these are no posteriors. "
-    "Once it is mended, remove its file in outputs/answers, where its answers are kept"
-)
+MENDED = "Once it is mended, remove its file in outputs/answers, where its answers are kept"
+HALF = "all sum to 0.5, neither posteriors nor logits: divide them by 0.5, and set victim.answers=posteriors"
 ROWS = softmax(logits(pictures(4).double().numpy()))
+LIKELY = np.full((4, CLASSES), 0.125) + np.eye(CLASSES)[:4] / 4
 BODIES = {
     "rows": ([3, CLASSES], ROWS[:3], "answers with shape (3, 6) to 4 images: expected a row an image"),
     "classes": ([4, 5], ROWS[:, :5], "answers with shape (4, 5), expected (4, 6) or labels"),
-    "size": ([4, CLASSES], ROWS[:3], "answers with 18 numbers, and says their shape is (4, 6)"),
+    "size": ([4, CLASSES], ROWS[:3], "answers with 18 numbers, and says their shape is (4, 6) (tries: 1)"),
     "deep": ([4, CLASSES, 1], ROWS, "answers with shape (4, 6, 1), expected (4, 6) or labels"),
-    "NaN": ([4, CLASSES], ROWS * np.nan, "answers with NaN or infinity to 4 images"),
-    "words": ([4, CLASSES], np.full((4, CLASSES), "cat"), "answers with no numbers as the v2 protocol has them"),
+    "NaN": (
+        [4, CLASSES],
+        ROWS * np.nan,
+        "answers with NaN or infinity to 4 of 4 images, such as row 0 of 4 (from 0): "
+        "mend it, or take such images out (tries: 1)",
+    ),
+    "words": (
+        [4, CLASSES],
+        np.full((4, CLASSES), "cat"),
+        "answers with no numbers as the v2 protocol has them (tries: 1)",
+    ),
     "logits": ([4, CLASSES], np.log(ROWS), "answers look like logits: set victim.answers=logits"),
     "labels": ([4], ROWS.argmax(axis=1), "answers look like labels: set victim.answers=labels"),
-    "sums": ([4, CLASSES], ROWS / 2, SUMS),
+    "half": ([4, CLASSES], LIKELY / 2, f"answers with rows from 0.0625 that {HALF}. {MENDED}"),
+    "sums": (
+        [4, CLASSES],
+        LIKELY * np.linspace(0.5, 1, 4)[:, None],
+        "answers with sums of 0.5 to 1: these are no posteriors (rounded ones need two decimals or more). " + MENDED,
+    ),
 }
 
 
@@ -167,6 +233,25 @@ def test_posteriors_are_not_taken_for_logits_or_labels(server):
     outputs = [{"name": "answers", "shape": [4], "datatype": "INT64", "data": [0, 1, 2, CLASSES]}]
     server.tell(faults=[{"json": {"outputs": outputs}}])
     assert refused(server, pictures(4), answers="labels") == "answers with 0 to 6: expected labels 0 to 5"
+
+
+@pytest.mark.parametrize("answers", ["logits", "posteriors"])
+def test_percent_is_neither_posteriors_nor_logits(server, answers):
+    rows = 100 * softmax(logits(pictures(12).double().numpy()))
+    outputs = [{"name": "answers", "shape": [12, CLASSES], "datatype": "FP32", "data": rows.tolist()}]
+    server.tell(faults=[{"json": {"outputs": outputs}}])
+    said = refused(server, pictures(12), answers=answers, batch=12)
+    assert "that all sum to 100, percent: divide them by 100, and set victim.answers=posteriors. Once it" in said
+
+
+def test_posteriors_of_two_decimals_are_rescaled(server):
+    rows = np.array([[0.26, 0.26, 0.26, 0.24, 0, 0], [0.33, 0.33, 0.33, 0, 0, 0], [0.34, 0.34, 0.33, 0, 0, 0]] * 4)
+    outputs = [{"name": "answers", "shape": [12, CLASSES], "datatype": "FP32", "data": rows.tolist()}]
+    server.tell(faults=[{"json": {"outputs": outputs}}] * 2)
+    with connect(server, batch=12) as connection:
+        found = connection(pictures(12))
+    torch.testing.assert_close(found, torch.from_numpy(rows / rows.sum(axis=1, keepdims=True)).float())
+    assert refused(server, pictures(12), answers="logits", batch=12).endswith("set victim.answers=posteriors")
 
 
 def test_certain_answers_are_posteriors(server):

@@ -18,7 +18,7 @@ CUBE = {"shape": (3, 3, 3)}
 METADATA = {
     "other images": ({"shape": [-1, 3, 32, 32]}, {}, "takes [-1, 3, 32, 32], which is no batch of [3, 4, 5] nor"),
     "flat": ({"shape": [-1, 60]}, {}, "takes [-1, 60], which is no batch of"),
-    "other layout": ({}, {"layout": "nhwc"}, "takes [-1, 3, 4, 5], which is no batch of [4, 5, 3] images"),
+    "other layout": ({}, {"layout": "nhwc"}, "takes [-1, 3, 4, 5], which is no batch of [4, 5, 3] images: see victim"),
     "either layout": (
         {"shape": [-1, -1, -1, -1]},
         {},
