@@ -96,7 +96,8 @@ def repair(rows: Tensor, clean: Tensor) -> tuple[Tensor, int]:
 def shrink(rows: Tensor, clean: Tensor, epsilon: float, slack: float = ROUNDING / 10) -> Tensor:
     """Move each row along a straight line toward ``clean`` until their L1 distance is at most ``epsilon``.
 
-    A row that is further by no more than ``slack`` stays. Points between two posteriors are posteriors, so the result also stays on the simplex.
+    A row that is further by no more than ``slack`` stays. Points between two posteriors are posteriors, so the result
+    also stays on the simplex.
     """
     distance = l1(rows, clean)
     if not len(rows) or distance.amax().item() <= epsilon + slack:
