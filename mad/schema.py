@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ KINDS: dict[str, Any] = {
     "true or false": bool,
     "series": list,
 }
+COUNTED = ("bits", "nats", "queries", "seconds")  # units of numbers that are at least 0
+ROUNDING = 1e-4  # how far rounding may take a number out of its range
 FORMER = {"scene": "comparison_group", "dial": "strength_parameter"}  # names in records of earlier versions
 
 
@@ -48,6 +51,16 @@ class Column:
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.kind not in KINDS:
             raise MadError(f"a column has an identifier as name and a kind of {', '.join(KINDS)}, got {self}")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest number that its unit allows; infinite where it names none."""
+        if self.unit == "share":
+            return 0.0, 1.0
+        least, most = re.search(r"at least (\d+)$", self.unit), re.search(r"(-?\d+) to (\d+)$", self.unit)
+        if most:
+            return float(most[1]), float(most[2])
+        return float(least[1]) if least else 0.0 if self.unit in COUNTED else -math.inf, math.inf
 
     def fits(self, value: Any) -> bool:
         """Return whether a value is of the column's kind, or None."""
@@ -126,6 +139,19 @@ def fault(columns: Mapping[Any, Any], known: Mapping[str, Column] = EVERY) -> st
                 return f"{name} is {type(each).__name__}, no number and no text"
         if name in known and not known[name].fits(value):
             return f"{name} must be {known[name].kind}, got {value!r}"
+    return None
+
+
+def out_of_range(record: Record) -> str | None:
+    """Return which number of a record that was read, perhaps after somebody edited it, cannot be; None if all can."""
+    for name, value in record.items():
+        if name not in EVERY or isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        low, high = EVERY[name].bounds
+        if not low - ROUNDING <= value <= high + ROUNDING:
+            return (
+                f"{name} must be {f'in [{low:g}, {high:g}]' if high < math.inf else f'at least {low:g}'}, got {value!r}"
+            )
     return None
 
 

@@ -5,6 +5,7 @@ All numbers are those of ``mad.figures``; nothing is computed from single runs h
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Hashable
@@ -184,7 +185,8 @@ def said(rows: pd.DataFrame) -> dict[str, Any]:
 def seconds(theft: pd.DataFrame) -> pd.DataFrame:
     """Return the mean seconds of a run of each defense and strength: its parts, and on which devices."""
     parts = ["seconds_queries", "seconds_knockoff", "seconds_victim"]
-    there = theft.assign(device=theft.get("device", pd.Series("", index=theft.index)))
+    lacking = {name: math.nan for name in parts if name not in theft}  # a published table has not all of them
+    there = theft.assign(device=theft.get("device", pd.Series("", index=theft.index)), **lacking)
     by = there.groupby(board.DEFENSE, dropna=False, sort=False)
     found = by.agg(
         **{name: (name, "mean") for name in parts},

@@ -12,15 +12,16 @@ import pandas as pd
 
 from mad.errors import MadError
 from mad.progress import err
-from mad.schema import EVERY, SECTIONS, Record, fault
+from mad.schema import EVERY, SECTIONS, Record, fault, out_of_range
 from mad.storage import settled
-from mad.storage.files import below, write_alone
+from mad.storage.files import DamagedError, below, set_aside, write_alone
 from mad.storage.record_file import read_record
 
 ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "strength", "seed"]
 
 UNTIMED = [column.name for column in SECTIONS["Where and how long"]]  # no board or figure needs these
 NAMES = ("victim", "pool", "defense", "attack", "recovery", "comparison_group", "fingerprint")  # none is empty
+FINGERPRINT = b"fingerprint"  # a column of every table of records
 EXACT = 2**53  # above it floats cannot hold every whole number
 
 
@@ -68,7 +69,7 @@ def read_csv(path: Path) -> list[Record]:
         lacking = next((name for name in needed if name not in record), None)
         lacking = lacking or next((name for name in NAMES if not record[name]), None)
         extra = "more cells than the head" if None in line else None
-        wrong = extra or (f"no {lacking}" if lacking else fault(record))
+        wrong = extra or (f"no {lacking}" if lacking else fault(record) or out_of_range(record))
         if wrong:
             raise MadError(f"{path}, record {number}: {wrong}; expected lines as mad-figures writes to records.csv")
         found.append(record)
@@ -134,7 +135,8 @@ def encodes(text: str) -> bool:
 def write_csv(table: pd.DataFrame, outputs: Path) -> Path:
     """Write ``records.csv`` and return its path. Series are left out; characters that UTF-8 cannot hold are escaped.
 
-    Whole numbers are written as such, also in a column with gaps, which a data frame holds as floats.
+    Whole numbers are written as such, also in a column with gaps, which a data frame holds as floats. A file of that
+    name that is no table of records is set aside.
     """
     series = [name for name in table if table[name].map(lambda value: isinstance(value, list)).any()]
     counts = [name for name in table.select_dtypes("float") if name in EVERY and EVERY[name].kind == "whole number"]
@@ -142,4 +144,7 @@ def write_csv(table: pd.DataFrame, outputs: Path) -> Path:
     text = table.to_csv(index=False)
     if "\r" in text:  # readers take it for the end of a line, and to_csv does not quote it by default
         text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    there = below(outputs, path)
+    if there.is_file() and FINGERPRINT not in there.read_bytes().partition(b"\n")[0]:
+        set_aside(DamagedError(there, "it is no table of records"))
     return write_alone(outputs, path, path, text.encode(errors="backslashreplace"))

@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from reporting import EVIL, MEMBERS, ROWS, cell
 
 from mad.errors import MadError
 from mad.figures import board, board_views, tradeoff
-from mad.report import contents, latex_csv, methods
+from mad.report import contents, latex_csv, methods, tables
 from mad.storage import records
 
 TABLE = records.frame(ROWS)
@@ -140,3 +141,13 @@ def test_the_headline_compares_seed_by_seed_and_is_what_the_board_says():
     assert lost == "0.5"
     exact = [*some[:2], {**some[2], "defended_accuracy": 0.84}]  # one point, which floats round up
     assert "for 1.0 points" in contents.headline(contents.read(records.frame(exact))[0])[1]
+
+
+def test_published_records_make_a_report_by_themselves():
+    """Their table lacks columns that no board needs, such as the seconds of the victim's training."""
+    panel = Path(__file__).parents[2] / "docs" / "bench" / "panel.csv"
+    rows = [row for row in records.read_csv(panel) if row["victim"] == "fashion_mnist"]
+    (theft,) = contents.read(records.frame(rows))
+    assert theft.seconds.seconds_victim.isna().all()
+    assert theft.seconds.seconds_knockoff.notna().any()
+    assert tables.seconds(theft).rows

@@ -171,3 +171,30 @@ def test_a_table_that_holds_no_records_is_refused_with_its_line(real, tmp_path, 
     with pytest.raises(MadError, match=said) as error:
         records.read_csv(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("stolen_accuracy", 42, r"stolen_accuracy must be in \[0, 1\], got 42"),
+        ("l1_mean", -3, r"l1_mean must be in \[0, 2\], got -3"),
+        ("budget", -5, "budget must be at least 1, got -5"),
+        ("answer_entropy", -0.5, "answer_entropy must be at least 0"),
+    ],
+)
+def test_a_number_that_cannot_be_is_no_record(real, tmp_path, name, value, said):
+    table = real.assign(**{name: value})
+    with pytest.raises(MadError, match=f"record 1: {said}"):
+        records.read_csv(records.write_csv(table, tmp_path))
+    rounded = real.assign(l1_mean=2 + 1e-6)
+    assert len(records.read_csv(records.write_csv(rounded, tmp_path))) == len(real)
+
+
+def test_a_file_of_somebody_elses_is_set_aside(real, tmp_path, capfd):
+    mine = tmp_path / "records.csv"
+    mine.write_text("my notes\n")
+    for _ in range(2):  # the second time it is ours
+        records.write_csv(real, tmp_path)
+    assert (tmp_path / "records.csv.damaged").read_text() == "my notes\n"
+    assert capfd.readouterr().err.count("it is no table of records") == 1
+    assert len(records.read_csv(mine)) == len(real)
