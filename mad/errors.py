@@ -13,6 +13,9 @@ class MadError(Exception):
     """An error in the user's input or data; its text is one line."""
 
 
+RAISED = (Exception, SystemExit)  # what a plug-in may raise, sys.exit() too; Ctrl-C, a KeyboardInterrupt, is none of it
+
+
 class BudgetExceededError(MadError):
     """The black-box API refused a query because the budget is spent."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mad import __version__
 from mad.architectures import imagenet
-from mad.errors import MadError
+from mad.errors import RAISED, MadError
 from mad.recipes import Absent, absent, made, recipe_of
 from mad.seeds import generator
 from mad.storage.files import write
@@ -131,7 +131,7 @@ def loaded(make: Architecture, size: tuple[tuple[int, int, int], int], tensors: 
         return network.eval()
     except MadError:
         raise
-    except Exception as error:  # whatever an architecture raises
+    except RAISED as error:  # whatever an architecture raises
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise MadError(f"the exported network cannot be made again ({why})") from error
 

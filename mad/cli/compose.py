@@ -34,6 +34,8 @@ def cell_of(config: DictConfig, words: Iterable[str] = ()) -> Cell:
                 f"{name}={part}: {name} has keys of its own, so a word cannot stand for it; set one of them, "
                 f"or choose another {name.partition('.')[0]}, as mad-run --help lists them"
             )
+        if part is not None and "_target_" not in part:
+            raise MadError(f"the YAML of {name} has no _target_: add the class, such as _target_: my_module.MyClass")
     config = chained.expanded(config)
     found = {name: None if config[name] is None else configs.at_home(config[name], name) for name in PARTS}
     parts: dict[str, Any] = {"attack": hydra.utils.instantiate(found["attack"], _convert_="all")}

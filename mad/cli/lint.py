@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mad.cli import configs
-from mad.cli.command import Parser, command
+from mad.cli.command import Leave, Parser, command
 from mad.errors import MadError
 from mad.progress import out
 
@@ -56,7 +56,7 @@ def main() -> None:
 
         write(Path(configs.home("--json", arguments.json)), content(told, findings))
     if told["fail"]:
-        sys.exit(1)
+        raise Leave(1)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
