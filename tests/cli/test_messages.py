@@ -1,4 +1,4 @@
-"""One line for every mistake on any of the four command lines, before anything is trained; paths that begin with ~."""
+"""One line for every mistake on a command line, before anything is trained; paths that begin with ~."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from toys import compose
 
-from mad.cli import configs, data, status
+from mad.cli import configs, data, status, tune
 from mad.cli import figures as figures_command
 from mad.cli import run as run_command
 from mad.errors import MadError, near
@@ -19,6 +19,7 @@ ENTRIES = {
     "mad-figures": figures_command.main,
     "mad-status": status.main,
     "mad-data": data.main,
+    "mad-tune": tune.main,
 }
 MISTAKES = {
     # no override, or one that Hydra cannot read
@@ -59,6 +60,9 @@ MISTAKES = {
     "mad-run victim=null": ("null",),
     "mad-run +experiment=mnist": ("experiment=", "without the +"),
     "mad-run +seed=1": ("seed=", "without the +"),
+    "mad-tune victim=digits los=0.01": ("unknown key 'los'", "seeds", "did you mean loss?"),
+    "mad-tune victim=digits sed=1": ("unknown key 'sed'", "latency", "did you mean seed?"),
+    "mad-tune victim=digits trainer.loss=1": ("unknown key 'loss' in trainer",),
     "mad-run ~nothing": ("nothing is not there",),
     "mad-run knockoff.architecture=resnet18": ("knockoff/architecture=",),
     "mad-run architecture.foo=1": ("unknown key 'foo' in architecture", "none to choose"),
