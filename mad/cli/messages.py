@@ -152,6 +152,8 @@ def unknown_key(error: BaseException, own: Sequence[str] = ()) -> str | None:
     known = [str(name) for name in parent if name != "hydra" and not str(name).startswith("_")]
     known += [] if above else own
     where = f" in {above}" if above else ""
+    if others := configs.choices_with(str(getattr(error, "full_key", ""))):
+        return f"unknown key {key!r}{where}: it is one of {', '.join(others)}; here choose from {', '.join(known)}"
     group = f"{above.replace('.', '/')}/{key}"
     if group in configs.groups():
         return f"unknown key {key!r}{where}: a part is chosen with {group}="
