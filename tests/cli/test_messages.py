@@ -79,6 +79,13 @@ MISTAKES = {
     "mad-run seed=1e3": ("got 1000.0: write it out, 1000",),
     "mad-run attack.budget=1e9": ("attack.budget must be", "write it out, 1000000000"),
     "mad-run architecture=torchvision architecture.name=foo": ("no such model, as there are", "list_models()"),
+    # keys of other choices
+    "mad-run data=foo": ("unknown key 'data': it is one of victim=own; here choose from seed",),
+    "mad-run victim.weights=x.pt": ("unknown key 'weights' in victim: it is one of victim=own;",),
+    "mad-run victim.service.rate=1": ("unknown key 'service' in victim: it is one of victim=own;",),
+    "mad-run defense.beta=1": ("'beta' in defense: it is one of defense=dcp, defense=reverse_sigmoid; here",),
+    # what cannot be written
+    "mad-run export=/proc/x": ("mad: cannot write /proc/x/stolen", "; export to another folder"),
     "mad-run ~nothing": ("nothing is not there",),
     "mad-run knockoff.architecture=resnet18": ("knockoff/architecture=",),
     "mad-run architecture.foo=1": ("unknown key 'foo' in architecture", "none to choose"),
