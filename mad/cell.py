@@ -62,6 +62,13 @@ class Cell:
     def __post_init__(self) -> None:
         check_number("seed", self.seed, 0, 2**62, whole=True)
         check_flag("probe", self.probe)
+        for part, base in (("defense", Defense), ("attack", Attack), ("recovery", Recovery)):
+            given = getattr(self, part)
+            if not isinstance(given, base):
+                what, module = base.__name__, base.__module__.rpartition(".")[0]
+                raise MadError(
+                    f"{part} {type(given).__name__} needs the base class {what}: from {module} import {what}"
+                )
         if not self.attack.needs_pool:
             object.__setattr__(self, "pool", None)
         elif self.pool is None:

@@ -11,7 +11,7 @@ from mad.cell import Cell
 from mad.cli import configs, grid
 from mad.cli.compose import cell_of
 from mad.cli.messages import one_line
-from mad.errors import MadError
+from mad.errors import RAISED, MadError
 
 ELSEWHERE = ("outputs", "device", "threads", "force", "export")
 
@@ -36,7 +36,7 @@ def load(*words: str, config_dir: str | Path | None = None) -> Cell:
         place = configs.further(None if config_dir is None else str(config_dir))
         with configs.own_hydra():
             return cell_of(configs.composed(words, place), words)
-    except Exception as error:  # Hydra's and OmegaConf's errors have many lines
+    except RAISED as error:  # Hydra's and OmegaConf's errors have many lines
         raise MadError(one_line(error)) from error
 
 

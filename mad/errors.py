@@ -13,6 +13,25 @@ class MadError(Exception):
     """An error in the user's input or data; its text is one line."""
 
 
+RAISED = (Exception, SystemExit)  # what a plug-in may raise, sys.exit() too; Ctrl-C, a KeyboardInterrupt, is none of it
+
+
+class SettingError(MadError):
+    """A setting has a wrong value.
+
+    Args:
+        name: the setting, as the code that checks it calls it; the command line may have a longer key for it.
+        what: what it must be, and what was given.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"{name} {what}")
+        self.name, self.what = name, what
+
+    def __reduce__(self) -> tuple[type[SettingError], tuple[str, str]]:  # from a process of its own
+        return SettingError, (self.name, self.what)
+
+
 class BudgetExceededError(MadError):
     """The black-box API refused a query because the budget is spent."""
 
@@ -24,10 +43,12 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf, *, w
         MadError: if it is not a number, not whole where ``whole`` is asked for, or out of range.
     """
     kind = "a whole number" if whole else "a number"
-    bounds = f"in [{low:g}, {high:g}]" if high < 1e9 else f"of at least {low:g}"
+    bounds = f"of at least {low:g}" if math.isinf(high) else f"in [{low:.15g}, {high if whole else f'{high:g}'}]"
     right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not right or not math.isfinite(value) or not low <= value <= high:
-        raise MadError(f"{name} must be {kind} {bounds}, got {value!r}")
+        written = whole and isinstance(value, float) and value.is_integer() and low <= value <= min(high, 1e15)
+        hint = f": write it out, {int(value)}" if written else ""
+        raise SettingError(name, f"must be {kind} {bounds}, got {value!r}{hint}")
     return value
 
 
@@ -38,7 +59,7 @@ def check_flag(name: str, value: Any) -> None:
         MadError: if it is not.
     """
     if not isinstance(value, bool):
-        raise MadError(f"{name} must be true or false, got {value!r}")
+        raise SettingError(name, f"must be true or false, got {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -48,7 +69,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         MadError: if it is not.
     """
     if value not in choices:
-        raise MadError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise SettingError(name, f"must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_name(name: str, value: Any) -> None:
@@ -60,9 +81,11 @@ def check_name(name: str, value: Any) -> None:
         MadError: if it is not.
     """
     if not isinstance(value, str) or not re.fullmatch(r"\w[\w.+-]{0,63}", value):
-        raise MadError(f"{name} must be up to 64 letters, digits and any of _ . + - that name a folder, got {value!r}")
+        what = f"must be up to 64 letters, digits and any of _ . + - that name a folder, got {value!r}"
+        raise SettingError(name, what)
     if len(value.encode()) > 255:
-        raise MadError(f"{name} must be up to 255 bytes, got {len(value.encode())}: {value!r}; choose a shorter name")
+        what = f"must be up to 255 bytes, got {len(value.encode())}: {value!r}; choose a shorter name"
+        raise SettingError(name, what)
 
 
 def near(name: str, choices: Sequence[str], most: int = 1) -> str:

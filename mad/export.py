@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 from mad import __version__
 from mad.architectures import imagenet
-from mad.errors import MadError
+from mad.errors import RAISED, MadError
 from mad.recipes import Absent, absent, made, recipe_of
 from mad.seeds import generator
-from mad.storage.files import write
+from mad.storage.files import advising, check_writable, write
 from mad.training import place
 from mad.victim import Architecture
 
 WEIGHTS, RECIPE, STOLEN = "weights.safetensors", "recipe.json", "stolen"
 TRIED, CLOSE = 8, 1e-6  # random images on which what was exported must answer as before, this closely
+ELSEWHERE = "export to another folder"  # where one cannot be written
 SCORES = (
     *("victim_accuracy", "defended_accuracy", "l1_mean", "stolen_accuracy", "agreement", "learned"),
     *("victim", "defense", "strength", "attack", "budget", "seed", "chance"),
@@ -33,13 +34,16 @@ SCORES = (
 
 
 def check(folder: Path, architecture: Architecture | None, fingerprint: str) -> None:
-    """Check, before anything is trained, that a network can be exported to a folder.
+    """Check, before anything is trained, that a network can be exported to a folder, which is made.
 
     Raises:
-        MadError: if the folder holds something else, or if the architecture cannot be imported by name.
+        MadError: if the folder cannot be written or holds something else, or if the architecture cannot be imported by
+            name.
     """
     recipe_of(architecture, "the stolen model's architecture")
     refuse(folder, "model", fingerprint)
+    with advising(ELSEWHERE):
+        check_writable(folder / WEIGHTS)
 
 
 def refuse(folder: Path, kind: str, fingerprint: str) -> None:
@@ -82,11 +86,8 @@ def written(folder: Path, recipe: dict[str, Any], content: bytes) -> None:
     refuse(folder, recipe["kind"], recipe["fingerprint"])
     recipe = recipe | {"weights_sha256": hashlib.sha256(content).hexdigest()}
     for name, each in ((WEIGHTS, content), (RECIPE, json.dumps(recipe, indent=2).encode())):
-        try:
+        with advising(ELSEWHERE):
             write(folder / name, each)
-        except MadError as error:
-            why = getattr(error.__cause__, "strerror", None) or error
-            raise MadError(f"{folder / name} cannot be written ({why}): export to another folder") from error
 
 
 def read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -131,7 +132,7 @@ def loaded(make: Architecture, size: tuple[tuple[int, int, int], int], tensors: 
         return network.eval()
     except MadError:
         raise
-    except Exception as error:  # whatever an architecture raises
+    except RAISED as error:  # whatever an architecture raises
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise MadError(f"the exported network cannot be made again ({why})") from error
 

@@ -19,7 +19,7 @@ from mad.architectures import imagenet
 from mad.cached_network import CachedNetwork
 from mad.context import AbsentContext
 from mad.defenses import Defense
-from mad.errors import MadError
+from mad.errors import RAISED, MadError
 from mad.export import CLOSE, RECIPE, loaded, packed, read, size_of, trial, written
 from mad.recipes import Absent, absent, made, recipe_of
 from mad.storage.fingerprint import digest
@@ -151,7 +151,7 @@ def prepared(
             setattr(owner, own, tensors[name].clone().to(context.device))
     except MadError:
         raise
-    except Exception as error:  # whatever a plug-in raises
+    except RAISED as error:  # whatever a plug-in raises
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise MadError(f"it cannot be prepared without its data ({why})") from error
     for name, value in recipe["values"].items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mad import simplex
 from mad.architectures import imagenet
-from mad.errors import MadError
+from mad.errors import RAISED, MadError
 from mad.seeds import seeded
 
 
@@ -114,7 +114,7 @@ def fits(who: str, architecture: Any, shape: Sequence[int], classes: int) -> Non
             found = network.eval()(torch.zeros(2, *shape)) if isinstance(network, nn.Module) else network
     except MadError:
         raise
-    except Exception as error:  # any error of a plug-in
+    except RAISED as error:  # any error of a plug-in
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise MadError(f"{who} cannot take images of {tuple(shape)} to {classes} classes ({why})") from error
     right = isinstance(found, Tensor) and found.shape == (2, classes) and found.is_floating_point()

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from mad.datasets import Split
-from mad.errors import MadError
+from mad.errors import RAISED, MadError
 
 MAIN = ("__main__", "__mp_main__")
 REFUSED = ("builtins", "torch", "numpy", *sys.stdlib_module_names)  # their functions can do anything
@@ -117,7 +117,7 @@ def imported(path: Any, what: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # whatever a module raises
+    except RAISED as error:  # whatever a module raises
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise MadError(
             f"{what} needs {path}, which cannot be imported ({why}): "
@@ -155,7 +155,7 @@ def made(recipe: Any, what: str) -> Any:
         return imported(recipe["new"], what)(**{name: made(each, what) for name, each in recipe["fields"].items()})
     except MadError:
         raise
-    except Exception as error:  # whatever a constructor raises
+    except RAISED as error:  # whatever a constructor raises
         raise MadError(
             f"{what} cannot be made from its recipe ({type(error).__name__}: {' '.join(str(error).split())[:150]})"
         ) from error

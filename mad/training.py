@@ -15,7 +15,7 @@ from mad import simplex
 from mad.augmentation import augmented, mixed
 from mad.datasets import Images, batch_limit, batches, to_device, to_unit_range
 from mad.device import choose, fast_bfloat16, keep_freed_memory, warn_of_emulation
-from mad.errors import MadError, check_choice, check_number
+from mad.errors import MadError, SettingError, check_choice, check_number
 from mad.progress import bar
 from mad.seeds import generator, seeded
 from mad.storage.fingerprint import ADDED
@@ -100,8 +100,8 @@ class Trainer:
             check_choice("a key of trainer.knockoff", name, tuple(known))
         try:
             _ = self.knockoff and self.for_knockoffs()
-        except MadError as error:  # now, not after the victim is trained
-            raise MadError(f"trainer.knockoff: {error}") from error
+        except SettingError as error:  # now, not after the victim is trained
+            raise SettingError(f"trainer.knockoff.{error.name}", error.what) from error
 
     def but(self, **changes: Any) -> Trainer:
         """Return this recipe with the changes that are not None; they also hold for ``for_knockoffs``.

@@ -21,6 +21,7 @@ from mad.deployment import deploy
 from mad.errors import MadError
 from mad.export import RECIPE, WEIGHTS
 from mad.pipeline import run
+from mad.storage.files import unwritable
 from mad.storage.store import Store
 
 
@@ -146,11 +147,11 @@ def test_an_architecture_that_cannot_travel_costs_nothing(tmp_path, fits):
 
 def test_a_folder_that_cannot_be_written_costs_no_record(tmp_path, monkeypatch):
     def full(path, content):
-        raise MadError("full") from OSError(28, "No space left on device")
+        raise unwritable(path, OSError(28, "No space left on device"))
 
     monkeypatch.setattr("mad.export.write", full)
     store = Store(tmp_path / "outputs")
-    with pytest.raises(MadError, match=r"cannot be written \(No space left on device\): export to another folder$"):
+    with pytest.raises(MadError, match=r"cannot write .* \(No space left on device\); make room, or export to"):
         run(cell(), store, CPU, exported=tmp_path / "stolen")
     assert store.find(cell().path) is not None
 

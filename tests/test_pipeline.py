@@ -110,7 +110,8 @@ def test_a_failure_is_noted_until_it_succeeds(tmp_path, monkeypatch):
         with pytest.raises(IndexError):
             run(cell(), Store(tmp_path), CPU)
     (note,) = (tmp_path / "failed").iterdir()
-    assert json.loads(note.read_text())["error"] == "IndexError: list index out of range"
+    noted = json.loads(note.read_text())["error"]
+    assert noted == "test_pipeline.py line 109 raised IndexError: list index out of range"
     run(cell(), Store(tmp_path), CPU)
     assert list((tmp_path / "failed").iterdir()) == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class Library(nn.Module, ABC):
     Raises:
         MadError: if the library is not installed, or if the model does not exist or does not take such images.
     """
+
+    listed: ClassVar[str]  # the library's function that lists its models
 
     def __init__(self, shape: tuple[int, int, int], classes: int, name: str, weights: str | None = None) -> None:
         super().__init__()
@@ -55,7 +57,8 @@ class Library(nn.Module, ABC):
     def known(self, name: Any, choices: Sequence[str]) -> None:
         """Raise MadError if the library has no model of this name."""
         if name not in choices:
-            raise MadError(f"{self.about}: no such model{near(str(name), choices, 3)}")
+            similar = near(str(name), choices, 3) or f", as there are {', '.join(choices[:3])}"
+            raise MadError(f"{self.about}: no such model{similar}; {self.listed} in Python names all")
 
     @torch.no_grad()
     def _try(self, shape: tuple[int, ...], classes: int) -> None:
@@ -73,6 +76,8 @@ class Library(nn.Module, ABC):
 
 class Torchvision(Library):
     """A classifier of torchvision."""
+
+    listed = "torchvision.models.list_models()"
 
     def build(
         self, channels: int, classes: int, name: str, pretrained: bool
@@ -94,6 +99,8 @@ class Torchvision(Library):
 
 class Timm(Library):
     """A classifier of timm."""
+
+    listed = "timm.list_models()"
 
     def build(
         self, channels: int, classes: int, name: str, pretrained: bool

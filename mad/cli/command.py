@@ -13,12 +13,16 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from mad.cli.messages import report
-from mad.errors import MadError
+from mad.errors import RAISED, MadError
 from mad.progress import err
 
 STOPPED = "stopped; what is finished is kept: give the same command again to go on"
 GONE = (errno.EPIPE, errno.EBADF, errno.EIO)  # the reader of the output has closed it
 OBJECTS = 50_000  # between two collections of garbage; at 700, they take up to a tenth of the time of a short run
+
+
+class Leave(SystemExit):
+    """The end of a command, with its exit code; any other ``SystemExit`` is a plug-in's, and an error."""
 
 
 class Stream:
@@ -89,9 +93,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             err.print(STOPPED)
             code = 130
-        except SystemExit as end:
+        except Leave as end:
             code = end.code
-        except Exception as error:
+        except RAISED as error:
             report(error)
             code = 1
         sys.stdout.flush()
@@ -112,3 +116,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise MadError for a command line that is not valid."""
         raise MadError(f"{message}; {self.prog} --help says what it takes")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the command, such as after ``--help``."""
+        if message:
+            self._print_message(message, sys.stderr)
+        raise Leave(status)

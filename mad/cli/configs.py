@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,22 @@ def experiments() -> list[str]:
     """Return the names of all experiments, as ``experiment=`` takes them; also those in subfolders and the user's."""
     places = [folder / "experiment" for folder in (config_dir(), *FURTHER)]
     return sorted({file.relative_to(at).with_suffix("").as_posix() for at in places for file in at.rglob("*.yaml")})
+
+
+def choices_with(full_key: str) -> list[str]:
+    """Return the choices, such as ``victim=own``, whose YAML sets a key, such as ``victim.weights`` or ``data``."""
+    found = []
+    for file in (file for folder in (config_dir(), *FURTHER) for file in sorted(folder.glob("*/*.yaml"))):
+        group = file.parent.name
+        with suppress(Exception):  # a file that cannot be read is told of where it is chosen
+            whole = "# @package _global_" in file.read_text(encoding="utf-8")
+            if group not in groups() or not (whole or full_key.startswith(f"{group}.")):
+                continue
+            part = OmegaConf.load(file)
+            above, _, key = (full_key if whole else full_key.removeprefix(f"{group}.")).rpartition(".")
+            within = OmegaConf.select(part, above) if above else part
+            found += [f"{group}={file.stem}"] if isinstance(within, DictConfig) and key in within else []
+    return found
 
 
 def home(name: str, value: Any) -> str:

@@ -16,7 +16,7 @@ from mad.cli.known import FOLDER, package
 from mad.errors import MadError
 from mad.progress import out
 from mad.schema import Record
-from mad.storage.files import locked, write_alone
+from mad.storage.files import UnwritableError, advising, locked, write_alone
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -36,31 +36,44 @@ def finish(paths: list[Path], outputs: Path) -> None:
     """
     from mad.figures.board import PANEL, boards
     from mad.figures.table import show
-    from mad.storage import records
 
     if not paths:
         return
-    shown, panel, written = None, False, list[Path]()
+    found, panel, written = None, False, list[Path]()
     try:
         with locked(outputs, DERIVED):
-            table = records.read(outputs)
-            mine = table if table.empty else table[table.fingerprint.isin([path.parent.name for path in paths])]
-            if mine.empty:
+            found = beside(paths, outputs)
+            if found is None:
                 return
-            groups = table[table.comparison_group.isin(mine.comparison_group)]
-            reference = (groups.defense == "none") & groups.seed.isin(mine.seed)
-            shown = groups[groups.fingerprint.isin(mine.fingerprint) | reference]
+            table, groups, _ = found
             panel = bool(boards(groups, PANEL))  # its groups' figures, dozens with a point or two each, tell nothing
             written.extend(derive(table, groups, outputs, what="board" if panel else None))
+    except UnwritableError:
+        found = found or beside(paths, outputs)  # what cannot be written can be read
+        panel = found is not None and bool(boards(found[1], PANEL))
+        raise
     finally:  # show the table even if a figure failed
-        if shown is not None:
-            show(shown)
-        if panel:
+        if found is not None:
+            show(found[2])
+        if found is not None and panel:
             from mad.figures.board_views import printed  # needs matplotlib
 
-            for text in printed(groups, PANEL, out.width):
+            for text in printed(found[1], PANEL, out.width):
                 out.print(text, soft_wrap=True, markup=False)
         listed(written)
+
+
+def beside(paths: list[Path], outputs: Path) -> tuple[DataFrame, DataFrame, DataFrame] | None:
+    """Return all records, those of the comparison groups of some, and of these the ones to show; None without any."""
+    from mad.storage import records
+
+    table = records.read(outputs)
+    mine = table if table.empty else table[table.fingerprint.isin([path.parent.name for path in paths])]
+    if mine.empty:
+        return None
+    groups = table[table.comparison_group.isin(mine.comparison_group)]
+    reference = (groups.defense == "none") & groups.seed.isin(mine.seed)
+    return table, groups, groups[groups.fingerprint.isin(mine.fingerprint) | reference]
 
 
 def derive(table: DataFrame, groups: DataFrame, outputs: Path, *, what: str | None = None) -> Iterator[Path]:
@@ -169,7 +182,7 @@ def main() -> None:
 
     written = list[Path]()
     try:
-        with locked(outputs, DERIVED):
+        with advising("make it writable, or name a copy of the outputs: --outputs COPY"), locked(outputs, DERIVED):
             table = records.read(outputs)
             every = records.read(outputs, others) if others else table
             if every.empty:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mad.cli import configs
-from mad.cli.command import Parser, command
+from mad.cli.command import Leave, Parser, command
 from mad.errors import MadError
 from mad.progress import out
+from mad.storage.files import advising, check_writable, write
 
 if TYPE_CHECKING:
     from mad.lint.finding import Finding
@@ -30,6 +31,7 @@ QUICK = {  # a victim of the digits that is trained in a second
     "trainer.min_steps": "200",
     "pool.size": "2000",
 }
+ELSEWHERE = "say --json FILE, in a folder you may write"
 NAMING = ("victim", "dataset", "experiment")  # words with these names say which victim; it is then kept
 ABOUT = """Review a defense: what it promises (fail), and what its author should know (note).
 It takes mad-run's words; without a victim, a small one of the digits is trained, which takes seconds and is not kept.
@@ -45,18 +47,21 @@ def main() -> None:
     named = any(word.lstrip("+~").partition("=")[0].partition(".")[0] in NAMING for word in arguments.words)
     words = arguments.words if named else [*quick(arguments.words), *arguments.words]
     config = configs.composed(words, place)
+    file = None if arguments.json is None else Path(configs.home("--json", arguments.json))
+    if file is not None:
+        with advising(ELSEWHERE):
+            check_writable(file)
     with subject(config, words, named) as given:
         from mad.lint.review import review
 
         findings = list(review(given))
         told = summary(given, findings)
     show(findings, told)
-    if arguments.json is not None:
-        from mad.storage.files import write
-
-        write(Path(configs.home("--json", arguments.json)), content(told, findings))
+    if file is not None:
+        with advising(ELSEWHERE):
+            write(file, content(told, findings))
     if told["fail"]:
-        sys.exit(1)
+        raise Leave(1)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

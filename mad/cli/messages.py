@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from hydra.errors import InstantiationException, MissingConfigException, Overrid
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from mad import foreign
 from mad.cli import configs
 from mad.environment import TRACEBACK
 from mad.errors import MadError, near
@@ -44,6 +48,8 @@ def one_line(error: BaseException) -> str:
     if "Unknown plugin class" in str(error) or "IS THE PLUGIN INSTALLED" in str(error):
         extra = next((extra for package, extra in EXTRAS.items() if package in str(error)), "mad")
         return f"this launcher is not installed: pip install '{extra}'"
+    if theirs := foreign.said(error):
+        return theirs
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if (merged := re.match(r"Error merging override (.*)", str(error))) and error.__cause__:
@@ -51,10 +57,8 @@ def one_line(error: BaseException) -> str:
     for each in causes(error):
         if isinstance(each, InterpolationKeyError):
             return f"{' '.join(str(each).splitlines()[0].split())}: ${{...}} stands for another key's value"
-        if isinstance(each, OmegaConfBaseException) and each.full_key:
-            said = unknown_key(str(each.full_key), each.parent_node)
-            if said:
-                return said
+        if said := unknown_key(each):
+            return said
     return composition(str(error)) or plain(error)
 
 
@@ -63,9 +67,27 @@ def unimported(target: str, error: BaseException) -> str:
     module = target.partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and error.name == module:
         return f"{target} cannot be imported: a plug-in's file lies where the command is started, or is installed"
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    where = f", {Path(last[0].filename).name} line {last[0].lineno}" if last else ""
-    return f"{target} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]}{where})"
+    if lacking := absent(target):
+        return lacking
+    where = foreign.located(error)
+    why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{target} cannot be imported ({why}{', ' * bool(where)}{where or ''})"
+
+
+def absent(target: str) -> str | None:
+    """Say which part of a class's import path its module or class does not have; None if the module is not loaded."""
+    parts = target.split(".")
+    loaded = [count for count in range(1, len(parts)) if ".".join(parts[:count]) in sys.modules]
+    if not loaded:
+        return None
+    within: Any = sys.modules[".".join(parts[: loaded[-1]])]
+    where = Path(getattr(within, "__file__", None) or within.__name__).name
+    for part in parts[loaded[-1] :]:
+        if not hasattr(within, part):
+            classes = [name for name, each in vars(within).items() if isinstance(each, type)]
+            return f"{where} has no {part}{near(part, classes)}: correct _target_: {target} in the YAML"
+        within, where = getattr(within, part), part
+    return None
 
 
 def mistaken(text: str) -> str | None:
@@ -75,6 +97,8 @@ def mistaken(text: str) -> str | None:
         return f"{found[1]} needs {missing[1]}: set it in the YAML, or give the field a default"
     if found and (extra := re.match(r"got an unexpected keyword argument ('\w+')", found[2])):
         return f"{found[1]} takes no {extra[1]}: correct the key in the YAML, or make it a field of the class"
+    if takes := re.match(r"(\w+)\(\) takes no arguments", text):
+        return f"{takes[1]} takes no settings: make it a dataclass, with the base class that docs/extending.md names"
     return None
 
 
@@ -102,13 +126,34 @@ def choose(name: str, known: list[str]) -> str:
     return f"choose from {', '.join(known)}{near(name, known)}" if known else "there is none to choose"
 
 
-def unknown_key(full_key: str, parent: Any) -> str | None:
-    """Return the message for an unknown key, with a similar key; None if the key exists."""
-    above, _, key = full_key.rpartition(".")
+@contextmanager
+def beside(own: Sequence[str]) -> Iterator[None]:
+    """Name a command's own keys, too, where a key of the command line is unknown to the config."""
+    try:
+        yield
+    except Exception as error:
+        said = next(filter(None, (unknown_key(each, own) for each in causes(error))), None)
+        if said is None:
+            raise
+        raise MadError(said) from error
+
+
+def unknown_key(error: BaseException, own: Sequence[str] = ()) -> str | None:
+    """Return the message for an unknown key, with a similar key; None for any other error.
+
+    Args:
+        error: what composing a config raised.
+        own: keys that the command takes beside those of the config.
+    """
+    parent = error.parent_node if isinstance(error, OmegaConfBaseException) and error.full_key else None
+    above, _, key = str(getattr(error, "full_key", "")).rpartition(".")
     if not isinstance(parent, DictConfig) or key in parent:
         return None
     known = [str(name) for name in parent if name != "hydra" and not str(name).startswith("_")]
+    known += [] if above else own
     where = f" in {above}" if above else ""
+    if others := configs.choices_with(str(getattr(error, "full_key", ""))):
+        return f"unknown key {key!r}{where}: it is one of {', '.join(others)}; here choose from {', '.join(known)}"
     group = f"{above.replace('.', '/')}/{key}"
     if group in configs.groups():
         return f"unknown key {key!r}{where}: a part is chosen with {group}="

@@ -10,6 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from mad.cli import grid, known, messages
+from mad.errors import RAISED
 from mad.schema import Record
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def plan(jobs: list[grid.Job]) -> list[Planned]:
             if kept is not None:
                 KEPT[tuple(job)] = kept
             both = reference_and_cell(config, kept[0] if kept else None, label)
-        except Exception as error:
+        except RAISED as error:
             found[label] = Planned(label, error=messages.one_line(error))
             continue
         for path, name in both:

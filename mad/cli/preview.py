@@ -14,7 +14,7 @@ from mad.cli import grid
 from mad.cli.configs import home, outputs_of
 from mad.cli.messages import one_line
 from mad.cli.plan import reference_label
-from mad.errors import MadError, check_flag
+from mad.errors import RAISED, MadError, check_flag
 from mad.progress import out
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def show(config: DictConfig, jobs: list[tuple[list[str], Any]], parallel: int) -
                 for key, each in estimates(estimator, composed, cell, label, set(found)):
                     found[key] = each
                 cells.append(cell)
-            except Exception as error:
+            except RAISED as error:
                 found[label] = Estimate(label, error=one_line(error))
     out.print(table(list(found.values())))
     for line in summary(list(found.values()), estimator, parallel):

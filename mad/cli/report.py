@@ -8,6 +8,7 @@ from mad.cli import configs
 from mad.cli.command import Parser, command
 from mad.cli.figures import add_records, given_records, listed, no_record
 
+ELSEWHERE = "say --to FILE, in a folder you may write"
 ENDINGS = {"html": ".html", "latex": ".tex", "csv": ".csv"}
 
 
@@ -22,8 +23,10 @@ def main() -> None:
     outputs, others = given_records(given)
     to = Path(configs.home("--to", given.to)) if given.to is not None else outputs / f"report{ENDINGS[given.format]}"
     from mad.storage import records
-    from mad.storage.files import write
+    from mad.storage.files import advising, check_writable, write
 
+    with advising(ELSEWHERE):
+        check_writable(to)
     table = records.read(outputs, others)
     if table.empty:
         raise no_record(outputs)
@@ -41,6 +44,7 @@ def main() -> None:
         else:
             for name, content in latex_csv.csv(thefts).items():
                 files[to.with_name(f"{to.stem}-{name}{to.suffix}")] = content
-    for file, content in files.items():
-        write(file, content)
+    with advising(ELSEWHERE):
+        for file, content in files.items():
+            write(file, content)
     listed(list(files))

@@ -9,7 +9,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 
 from mad.cli import configs, sweep_folder
-from mad.cli.command import Parser, command
+from mad.cli.command import Leave, Parser, command
 from mad.cli.task import Task
 from mad.environment import TRACEBACK
 from mad.errors import MadError
@@ -28,6 +28,8 @@ def main() -> None:
     try:
         with configs.quiet():
             hydra.main(config_path=str(configs.config_dir()), config_name="config", version_base="1.3")(Task())()
+    except SystemExit as end:  # Hydra's own, such as after --help: Task and Sweep catch those of plug-ins
+        raise Leave(end.code) from end
     finally:
         sys.argv[1:] = given
         sweep_folder.end()

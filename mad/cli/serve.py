@@ -16,6 +16,7 @@ audit_files=10 device=auto threads=1
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import shlex
 import sys
@@ -26,8 +27,10 @@ from omegaconf import OmegaConf
 
 from mad.cli import configs
 from mad.cli.command import command
+from mad.cli.messages import beside
 from mad.errors import MadError, near
 from mad.progress import out
+from mad.serve.book import POSTGRES
 from mad.serve.settings import Settings
 from mad.storage.record_file import read_record
 
@@ -58,6 +61,7 @@ def main() -> None:
     settings = Settings(**values(ours))
     rest = [word for word in given if word not in ours]
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
+    installed(settings)
     keys = {word.partition("=")[0] for word in rest}
     deployment = opened(rest) if "deployment" in keys else (recorded if "record" in keys else composed)(rest, place)
     from mad.serve.server import serve
@@ -72,6 +76,22 @@ def main() -> None:
         say(f"{deployment.victim.name} behind defense {deployment.defense.name}{mode}, at {said}")
 
     serve(deployment, settings, started)
+
+
+def installed(settings: Settings) -> None:
+    """Check that what serves is installed, before a victim is trained.
+
+    Raises:
+        MadError: if it is not.
+    """
+    needed = {"mad.serve.server": "serve"}
+    if str(settings.ledger).startswith(POSTGRES):
+        needed["mad.serve.postgres"] = "postgres"
+    for module, extra in needed.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise MadError(f"this needs {error.name or module}: pip install 'mad[{extra}]'") from error
 
 
 def add_client(given: list[str]) -> None:
@@ -130,7 +150,8 @@ def composed(words: list[str], place: Path | None, fingerprint: str | None = Non
     Raises:
         MadError: if the cell has not the ``fingerprint``.
     """
-    config = configs.composed(words, place)
+    with beside(("deployment", "record", "check", *OURS)):
+        config = configs.composed(words, place)
     from mad.cli.compose import cell_of
     from mad.deployment import deploy
     from mad.device import choose, use_threads

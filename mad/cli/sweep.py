@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from mad.cli import grid, launchers, preview, sweep_folder
+from mad.cli.command import Leave
 from mad.cli.configs import outputs_of
 from mad.cli.figures import finish
 from mad.cli.messages import report
 from mad.cli.plan import KEPT, PLAN, launched, plan
 from mad.cli.task import tell
-from mad.errors import MadError
+from mad.errors import RAISED, MadError
 from mad.progress import err
 from mad.storage.files import write
 
@@ -34,7 +34,7 @@ class Sweep(Callback):
             words = list(config.hydra.overrides.task)
             if preview.wanted(config, words):
                 preview.sweep(config, words)
-                sys.exit(0)
+                raise Leave(0)
             folder = Path(config.hydra.sweep.dir)
             if folder.parts[:1] == ("~",):
                 raise MadError(f"hydra.sweep.dir={folder}: write it without the ~")
@@ -49,9 +49,11 @@ class Sweep(Callback):
             sweep_folder.plan(folder, [*first, *kept])  # a job that dies cannot write its own note
             for number, job in enumerate(kept, len(first)):
                 self.keep(folder, number, job)
-        except Exception as error:
+        except Leave:
+            raise
+        except RAISED as error:
             report(error)
-            sys.exit(1)
+            raise Leave(1) from error
 
     def keep(self, folder: Path, number: int, job: grid.Job) -> None:
         """Note that a job is done, and say so; nothing is launched for it."""
@@ -70,7 +72,7 @@ class Sweep(Callback):
             every = sweep_folder.read(Path(config.hydra.sweep.dir))
             finish([Path(each["record"]) for each in every if "record" in each], outputs_of(config))
             drawn = True
-        except Exception as error:
+        except RAISED as error:
             report(error)
         for doubt in sorted({each["doubt"] for each in every if each.get("doubt")}):
             err.print(doubt, soft_wrap=True)
@@ -79,4 +81,4 @@ class Sweep(Callback):
             sweep_folder.list_failures(failed, every)
             err.print(f"{len(failed)} of {len(every)} cells failed; the others are kept")
         if failed or not drawn:
-            sys.exit(1)
+            raise Leave(1)

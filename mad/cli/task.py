@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from mad import progress
 from mad.cli import configs, known, launchers, preview, sweep_folder
-from mad.cli.command import guard
+from mad.cli.command import Leave, guard
 from mad.cli.configs import outputs_of
 from mad.cli.figures import finish
 from mad.cli.messages import one_line, report
 from mad.cli.plan import reference_label
-from mad.errors import MadError
+from mad.errors import RAISED, MadError
 from mad.progress import err
 from mad.schema import Record
 
@@ -58,9 +58,9 @@ def one(config: DictConfig) -> None:
             preview.one(config, list(HydraConfig.get().overrides.task))
         else:
             finish([run_cell(config)[0]], outputs_of(config))
-    except Exception as error:  # Hydra would add lines to an error that is raised
+    except RAISED as error:  # Hydra would add lines to an error that is raised
         report(error)
-        sys.exit(1)
+        raise Leave(1) from error
 
 
 def one_of_a_sweep(config: DictConfig) -> None:
@@ -72,7 +72,7 @@ def one_of_a_sweep(config: DictConfig) -> None:
     try:
         path, made = run_cell(config, sweep)
         found = {"record": str(path)}
-    except Exception as error:
+    except RAISED as error:
         report(error)
         found, made = {"error": one_line(error)}, False
     err.print(sweep_folder.over(sweep, number, found, made=made), soft_wrap=True)

@@ -24,7 +24,7 @@ from typing import Any
 
 from mad.cli import configs
 from mad.cli.command import command
-from mad.cli.messages import one_line
+from mad.cli.messages import beside, one_line
 from mad.errors import MadError
 from mad.progress import err, out
 
@@ -117,7 +117,8 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
         seeds = [int(each) for each in told.get("seeds", "0").split(",")]
     except ValueError as error:
         raise MadError(f"seeds must be whole numbers with commas between them, got {told['seeds']!r}") from error
-    config = configs.composed(words, place)
+    with beside((*LIMITS, "seeds")):
+        config = configs.composed(words, place)
     outputs, device = configs.outputs_of(config), choose(config.device)
     store = Store(outputs)
 

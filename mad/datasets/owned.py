@@ -21,7 +21,7 @@ from mad.datasets.content import place
 from mad.datasets.folder import Files, loaded, say_frames
 from mad.datasets.held_out import Part
 from mad.datasets.listing import Listing, of_folder, whole
-from mad.errors import MadError, check_name, check_number
+from mad.errors import MadError, SettingError, check_name, check_number
 
 USUAL = 0.2  # the share of the images that are for testing
 KINDS = f"a folder of images with one folder a class, {tables.KINDS}"
@@ -76,16 +76,16 @@ class OwnImages:
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_name("dataset.name", self.name)
+        check_name("name", self.name)
         if self.channels not in (None, 1, 3):
-            raise MadError(f"channels must be 1 or 3, or null, got {self.channels!r}")
+            raise SettingError("channels", f"must be 1 or 3, or null, got {self.channels!r}")
         if self.test_share is not None:
-            check_number("victim.dataset.test_share", self.test_share, 0, 1)
+            check_number("test_share", self.test_share, 0, 1)
         check_number("split_seed", self.split_seed, 0, 2**62, whole=True)
         if self.size is not None:
             sides = [self.size] * 2 if isinstance(self.size, int) else self.size
             if not isinstance(sides, (list, tuple)) or len(sides) != 2:
-                raise MadError(f"size must be one number of pixels or two, [H, W], got {self.size!r}")
+                raise SettingError("size", f"must be one number of pixels or two, [H, W], got {self.size!r}")
             object.__setattr__(self, "size", [check_number("size", side, 1, 10_000, whole=True) for side in sides])
         assert self.place  # raises if it is not there
 
@@ -184,7 +184,8 @@ class OwnImages:
     def _listing(self) -> Listing:
         found = self.place
         if tables.is_table(found):
-            return tables.of_table(found, self.image_column, self.label_column, self.who)
+            group = "pool" if self.key.startswith("pool") else "victim.dataset"
+            return tables.of_table(found, self.image_column, self.label_column, self.who, group)
         return of_folder(found, self.who)
 
     @cached_property

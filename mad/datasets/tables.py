@@ -126,7 +126,7 @@ def kept(read: Callable[..., T]) -> Callable[..., T]:
 
 
 @kept
-def of_table(path: Path, image: str | None, label: str | None, who: str) -> Listing:
+def of_table(path: Path, image: str | None, label: str | None, who: str, group: str) -> Listing:
     """Return what a table lists.
 
     Args:
@@ -134,6 +134,7 @@ def of_table(path: Path, image: str | None, label: str | None, who: str) -> List
         image: the column of images; None to find it by its type or by a usual name.
         label: the column of classes; None to find it alike. If there is none, the images have no classes.
         who: the data set or pool, for lines on stderr.
+        group: where the command line has its keys, such as ``pool``.
 
     Raises:
         MadError: if it cannot be read, or if a row lacks its image, class or part.
@@ -147,12 +148,13 @@ def of_table(path: Path, image: str | None, label: str | None, who: str) -> List
     taken = [number for number, part in enumerate(parts) if part in (train, test)]
     if not taken:
         raise MadError(f"{path} lists no image for training")
-    images = images_of(path, tables, image, "image_column", [rows[number] for number in taken])
+    images = images_of(path, tables, image, f"{group}.image_column", [rows[number] for number in taken])
     testing = [parts[number] == test for number in taken] if test else None
-    named = [chosen(table, label, LABELS, list(table.classes), "label_column") for table in tables]
+    key = f"{group}.label_column"
+    named = [chosen(table, label, LABELS, list(table.classes), key) for table in tables]
     if None in named:
         bare = next(table for table, name in zip(tables, named, strict=True) if name is None)
-        why = f"{bare.name} has no column of classes that is known; {columns(bare.columns, 'label_column')}"
+        why = f"{bare.name} has no column of classes that is known; {columns(bare.columns, key)}"
         return Listing(images, None, [], testing, why)
     labels = [each for table, name in zip(tables, named, strict=True) for each in classes_of(table, str(name))]
     labels = [labels[number] for number in taken]

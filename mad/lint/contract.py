@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mad import promises, simplex
 from mad.deployment import deploy
-from mad.errors import MadError
+from mad.errors import RAISED, MadError
 from mad.lint.finding import Finding, failed, noted, passed
 from mad.lint.subject import Subject, ask, global_seeds
 from mad.promises import CLOSE, KINDS, MOST, ROWS
@@ -32,7 +32,7 @@ def gradients(subject: Subject) -> Finding:
         with torch.set_grad_enabled(enabled):
             try:
                 return session.perturb(subject.shown[:ROWS].clone(), subject.clean[:ROWS].clone())
-            except Exception as error:  # any; the next check raises it again
+            except RAISED as error:  # any; the next check raises it again
                 return error
 
     without, found = attempt(False), attempt(True)
@@ -215,6 +215,6 @@ def differing(found: Tensor, before: Tensor) -> float:
     return ((found - before).abs().amax(dim=1) > CLOSE).double().mean().item()
 
 
-def line(error: Exception) -> str:
+def line(error: BaseException) -> str:
     """Return an error's text as one short line."""
     return " ".join(str(error).split())[:120]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from mad.errors import MadError
+from mad import foreign
+from mad.errors import RAISED, MadError
 from mad.lint import contract, observations, settings
 from mad.lint.contract import line
 from mad.lint.finding import FAIL, Finding, failed, noted
@@ -62,6 +63,6 @@ def run(name: str, check: Callable[[Subject], Finding], subject: Subject) -> Fin
             found = check(subject)
     except MadError as error:
         found = failed(str(error))
-    except Exception as error:  # whatever a plug-in raises
-        found = failed(f"it raised {type(error).__name__}: {line(error)}")
+    except RAISED as error:  # whatever a plug-in raises
+        found = failed(foreign.said(error) or f"it raised {type(error).__name__}: {line(error)}")
     return replace(found, check=name)

@@ -22,6 +22,7 @@ from mad.api import BlackBox
 from mad.defenses import Defense
 from mad.deployment import Deployment
 from mad.errors import MadError
+from mad.foreign import said
 from mad.seeds import generator
 
 Both = tuple[Tensor, Tensor]  # clean and defended posteriors (B, K)
@@ -103,8 +104,10 @@ class Engine:
             try:
                 found = self._answered(some)
             except BaseException as error:
+                # A SystemExit of a plug-in would end the event loop that waits for the answer.
+                told = MadError(str(said(error))) if isinstance(error, SystemExit) else error
                 for each in some:
-                    each.answer.set_exception(error)
+                    each.answer.set_exception(told)
                 continue
             for each, both in zip(some, found, strict=True):
                 each.answer.set_result(both)

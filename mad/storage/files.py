@@ -30,9 +30,54 @@ class DamagedError(MadError):
         self.path, self.why = path, why
 
 
-def unwritable(path: Path, error: OSError) -> MadError:
+class UnwritableError(MadError):
+    """A path that cannot be written; ``path`` is the path, ``error`` the system's error, and ``remedy`` what to do."""
+
+    def __init__(self, path: Path, error: OSError, remedy: str) -> None:
+        room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        super().__init__(f"cannot write {path} ({error.strerror}); {room}{remedy}")
+        self.path, self.error, self.remedy = path, error, remedy
+
+    def __reduce__(self) -> tuple[type[UnwritableError], tuple[Path, OSError, str]]:  # from a process of its own
+        return UnwritableError, (self.path, self.error, self.remedy)
+
+
+def unwritable(path: Path, error: OSError) -> UnwritableError:
     """Return the one-line error for a path that cannot be written."""
-    return MadError(f"cannot write {path} ({error.strerror}); set outputs= to a folder you may write")
+    return UnwritableError(path, error, "set outputs= to a folder you may write")
+
+
+@contextlib.contextmanager
+def advising(remedy: str) -> Iterator[None]:
+    """Say what helps where the block cannot write: commands have other keys and flags than ``outputs=``."""
+    try:
+        yield
+    except UnwritableError as error:
+        raise UnwritableError(error.path, error.error, remedy) from error
+
+
+def check_writable(path: Path) -> None:
+    """Check, before some work, that a file can be written after it; its folder is made.
+
+    Raises:
+        MadError: if it cannot.
+    """
+    if path.is_dir():
+        raise unwritable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    beside = beside_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.open("xb").close()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def beside_of(path: Path) -> Path:
+    """Return the path of a temporary file in the same folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -41,7 +86,7 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         MadError: if it cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    beside = beside_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("xb") as file:  # x: does not follow a link of that name

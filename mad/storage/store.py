@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from mad import foreign
 from mad.architectures import imagenet
-from mad.errors import MadError, check_name
+from mad.errors import RAISED, MadError, check_name
 from mad.schema import Record, fault, number_of
 from mad.storage.files import (
     DamagedError,
@@ -259,9 +260,10 @@ class Store:
         note = Path(FAILED, f"{path.parent.name}.json")
         try:
             yield
-        except Exception as error:
+        except RAISED as error:
             kind = "" if isinstance(error, MadError) else f"{type(error).__name__}: "
-            content = {"error": kind + " ".join(str(error).split())[:300], **whoami()}
+            found = None if isinstance(error, MadError) else foreign.said(error)
+            content = {"error": found or kind + " ".join(str(error).split())[:300], **whoami()}
             with contextlib.suppress(MadError):  # a failure to write the note must not hide the error
                 write_alone(self.outputs, Path(FAILED), note, json.dumps(content).encode())
             raise

@@ -88,6 +88,8 @@ def test_the_usual_review_asks_two_thousand_queries(mad_lint, tmp_path):
         (["mad"], "'mad' is no setting: it must be key=value, like defense=mad"),
         (["defense=madd"], "(did you mean mad?)"),
         (["defense=mad", "--jsn=x"], "unrecognized arguments: --jsn=x; mad-lint --help says what it takes"),
+        (["defense=mad", "--json", "/proc/x/y"], "cannot write /proc/x/y (No such file or directory); say --json FILE"),
+        (["defense=mad", "--json", "."], "cannot write . (Is a directory); say --json FILE"),
         (["defense=mad", "--config-dir", "nowhere"], "there is no such folder"),
         (["defense=mad", "defense.epsilon=3"], "defense.epsilon must be a number in [0, 2]"),
     ],

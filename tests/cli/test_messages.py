@@ -1,4 +1,4 @@
-"""One line for every mistake on any of the four command lines, before anything is trained; paths that begin with ~."""
+"""One line for every mistake on a command line, before anything is trained; paths that begin with ~."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from toys import compose
 
-from mad.cli import configs, data, status
+from mad.cli import configs, data, status, tune
 from mad.cli import figures as figures_command
 from mad.cli import run as run_command
 from mad.errors import MadError, near
@@ -19,6 +19,7 @@ ENTRIES = {
     "mad-figures": figures_command.main,
     "mad-status": status.main,
     "mad-data": data.main,
+    "mad-tune": tune.main,
 }
 MISTAKES = {
     # no override, or one that Hydra cannot read
@@ -59,6 +60,32 @@ MISTAKES = {
     "mad-run victim=null": ("null",),
     "mad-run +experiment=mnist": ("experiment=", "without the +"),
     "mad-run +seed=1": ("seed=", "without the +"),
+    "mad-tune victim=digits los=0.01": ("unknown key 'los'", "seeds", "did you mean loss?"),
+    "mad-tune victim=digits sed=1": ("unknown key 'sed'", "latency", "did you mean seed?"),
+    "mad-tune victim=digits trainer.loss=1": ("unknown key 'loss' in trainer",),
+    # wrong values, with the key as it is typed
+    "mad-run knockoff.epochs=0": ("mad: knockoff.epochs must be a whole number of at least 1, got 0",),
+    "mad-run victim.epochs=0": ("mad: victim.epochs must be",),
+    "mad-run trainer.epochs=0": ("mad: trainer.epochs must be",),
+    "mad-run trainer.knockoff.epochs=0": ("mad: trainer.knockoff.epochs must be",),
+    "mad-run trainer.schedule=x": ("mad: trainer.schedule must be one of",),
+    "mad-run knockoff.mixup=-1": ("mad: knockoff.mixup must be",),
+    "mad-run knockoff.rotation=-1": ("mad: knockoff.rotation must be",),
+    "mad-run victim=own data=. victim.dataset.size=x": ("mad: victim.dataset.size must be one number of pixels",),
+    "mad-run victim=own data=. victim.dataset.channels=2": ("mad: victim.dataset.channels must be 1 or 3",),
+    "mad-run victim=own data=. victim.dataset.split_seed=-1": ("mad: victim.dataset.split_seed must be",),
+    "mad-run pool=own pool.path=. pool.test_share=4": ("mad: pool.test_share must be a number in [0, 1], got 4",),
+    "mad-run seed=99999999999999999999": ("seed must be a whole number in [0, 4611686018427387904]",),
+    "mad-run seed=1e3": ("got 1000.0: write it out, 1000",),
+    "mad-run attack.budget=1e9": ("attack.budget must be", "write it out, 1000000000"),
+    "mad-run architecture=torchvision architecture.name=foo": ("no such model, as there are", "list_models()"),
+    # keys of other choices
+    "mad-run data=foo": ("unknown key 'data': it is one of victim=own; here choose from seed",),
+    "mad-run victim.weights=x.pt": ("unknown key 'weights' in victim: it is one of victim=own;",),
+    "mad-run victim.service.rate=1": ("unknown key 'service' in victim: it is one of victim=own;",),
+    "mad-run defense.beta=1": ("'beta' in defense: it is one of defense=dcp, defense=reverse_sigmoid; here",),
+    # what cannot be written
+    "mad-run export=/proc/x": ("mad: cannot write /proc/x/stolen", "; export to another folder"),
     "mad-run ~nothing": ("nothing is not there",),
     "mad-run knockoff.architecture=resnet18": ("knockoff/architecture=",),
     "mad-run architecture.foo=1": ("unknown key 'foo' in architecture", "none to choose"),

@@ -107,6 +107,7 @@ def test_a_record_that_cannot_be_made_again(mad_serve, tmp_path, monkeypatch):
         (["deployment=api", "max_images=10", "waiting=5"], "waiting must be at least max_images=10, got 5"),
         (["victim=digitz"], "unknown victim 'digitz'"),
         (["victim=digits", "defense=nope"], "unknown defense 'nope'"),
+        (["victim=digits", "prt=1"], "unknown key 'prt': choose from seed, probe, victim, outputs"),
         (["add-client"], "say mad-serve add-client NAME clients=FILE"),
         (["add-client", "a", "clients=keys.json", "budgit=3"], "say mad-serve add-client NAME clients=FILE"),
     ],
@@ -116,6 +117,29 @@ def test_a_word_that_is_wrong_is_a_line(mad_serve, fits, words, line):
     assert (code, served, fits) == (1, [], [])
     assert len(said.err.splitlines()) == 1
     assert said.err.startswith(f"mad: {line}")
+
+
+def test_a_typo_in_a_servers_setting_is_found(mad_serve):
+    _, _, said = mad_serve("victim=digits", "prt=1")
+    assert "grpc_port" in said.err
+    assert said.err.endswith("(did you mean port?)\n")
+
+
+@pytest.mark.parametrize("words", [QUICK, ["deployment=api"], ["record=12ab"]])
+def test_an_extra_that_is_missing_is_found_before_any_work(mad_serve, monkeypatch, fits, words):
+    monkeypatch.delitem(sys.modules, "mad.serve.server")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, served, said = mad_serve(*words)
+    assert (code, served, fits) == (1, [], [])
+    assert said.err == "mad: this needs uvicorn: pip install 'mad[serve]'\n"
+
+
+def test_a_ledgers_extra_is_looked_for_where_it_is_asked_for(mad_serve, monkeypatch, fits):
+    monkeypatch.delitem(sys.modules, "mad.serve.postgres", raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    code, _, said = mad_serve(*QUICK, "clients=keys.json", "ledger=postgresql://me@here/mad")
+    assert (code, fits) == (1, [])
+    assert said.err == "mad: this needs psycopg: pip install 'mad[postgres]'\n"
 
 
 def test_a_key_is_printed_once(mad_serve, tmp_path):

@@ -88,7 +88,10 @@ WRONG = {
     ),
     "no file": (lambda top: table(top, "file,label\ncat/1.png,cat\n,dog\n"), r"csv, row 1 .*got nothing"),
     "no label": (lambda top: table(top, "file,label\ncat/1.png,cat\ndog/1.png,\n"), r"csv, row 1 .*no class"),
-    "columns": (lambda top: table(top, "a,b\n1,2\n"), r"no column of images.*set image_column to one of a, b"),
+    "columns": (
+        lambda top: table(top, "a,b\n1,2\n"),
+        r"no column of images.*set victim.dataset.image_column to one of a, b",
+    ),
     "no classes": (lambda top: table(top, "file,b\ncat/1.png,2\n"), r"no column of classes.*label_column.*file, b"),
     "split": (lambda top: table(top, "file,label,split\ncat/1.png,2,tset\n"), r"row 0 .*split must be .*'tset'"),
     "no rows": (lambda top: table(top, "file,label\n"), r"lists no image"),
@@ -144,8 +147,8 @@ def test_what_is_wrong_is_one_line(tmp_path, case):
         ({"class_names": ["cat", "dog", "emu", "yak", "ape"]}, "no image for training of class 'ape'"),
         ({"class_names": ["cat", "cat"]}, "'cat' twice"),
         ({"class_names": "absent.txt"}, r"class_names=absent\.txt cannot be read"),
-        ({"image_column": "x"}, "has no column 'x'; set image_column to one of file, label"),
-        ({"label_column": "x"}, "has no column 'x'; set label_column to one of file, label"),
+        ({"image_column": "x"}, "has no column 'x'; set victim.dataset.image_column to one of file, label"),
+        ({"label_column": "x"}, "has no column 'x'; set victim.dataset.label_column to one of file, label"),
     ],
 )
 def test_wrong_settings_are_one_line(tmp_path, how, words):
@@ -178,3 +181,9 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(MadError, match=r"^[^\n]*needs datasets to be read: pip install 'mad\[datasets\]'$"):
         content(OwnImages(str(path)))
+
+
+def test_a_pools_column_is_chosen_with_the_pools_key(tmp_path):
+    file = tmp_path / table(tmp_path, "file,label\ncat/1.png,cat\n")
+    with pytest.raises(MadError, match=r"has no column 'x'; set pool\.image_column to one of file, label"):
+        OwnImages(str(file), image_column="x", key="pool.path").images((3, 8, 8))
