@@ -7,11 +7,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mad.errors import MadError
 from mad.storage.source import INSTALLED, provided, top
 
 KINDS = {"Defense": "defense", "Attack": "attack", "Recovery": "recovery"}  # the base classes of plug-ins with a name
 LIBRARIES = ("hydra", "omegaconf", "hydra_plugins", "importlib")  # which call code of others
-MOST = 200  # characters of an error's text
+MOST, LONGEST = 200, 300  # characters of an error's text, of a plug-in's and of others
 
 
 def said(error: BaseException) -> str | None:
@@ -24,6 +25,13 @@ def said(error: BaseException) -> str | None:
     if whose is not None:
         return f"{whose} {deed(error)}{at}"
     return f"{place or 'a plug-in'} {deed(error)}"
+
+
+def in_short(error: BaseException) -> str:
+    """Return an error on one line: of a plug-in's, as ``said``; of any other, its text."""
+    kind = "" if isinstance(error, MadError) else f"{type(error).__name__}: "
+    found = None if isinstance(error, MadError) else said(error)
+    return found or kind + " ".join(str(error).split())[:LONGEST]
 
 
 def deed(error: BaseException) -> str:

@@ -58,8 +58,7 @@ class OwnImages:
             the order above. Whole numbers that are no names count along them, from 0.
         test_share: share of the images, in [0, 1], that are for testing where no part is; None for 0.2.
         split_seed: another one chooses other images for testing.
-        image_column: the column of images; None to find it.
-        label_column: the column of classes; None to find it.
+        image_column, label_column: the columns of images and of classes of a table; None to find them.
         key: the key by which a user sets ``path``, for errors.
     """
 
@@ -221,8 +220,8 @@ class OwnImages:
         if self._given and all(map(whole, labels)) and not set(labels) <= set(names):
             wrong = next((each for each in labels if not 0 <= int(each) < len(names)), None)
             if wrong is not None:
-                what = f"{len(names)} names, which are those of classes 0 to {len(names) - 1}"
-                raise MadError(f"victim.dataset.class_names has {what}; {self.place} has a class {wrong}: name all")
+                what = f"has names for classes 0 to {len(names) - 1}, {self.place} has a class {wrong}: name all"
+                raise MadError(f"victim.dataset.class_names {what}")
             labels = [names[int(each)] for each in labels]
         numbers = {name: number for number, name in enumerate(names)}
         if unknown := sorted(set(labels) - set(names)):

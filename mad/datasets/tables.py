@@ -20,7 +20,6 @@ IMAGES = ("image", "img", "images", "file", "filename", "file_name", "filepath",
 LABELS = ("label", "labels", "class", "target", "category", "class_name", "label_name", "y")
 SPLIT = "split"
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-OTHERS = ",;\t|"  # what separates columns elsewhere
 PARQUET = (".parquet", ".pq")
 SAVED = ("dataset_dict.json", "state.json")  # what Hugging Face's save_to_disk leaves
 KINDS = "a CSV or Parquet file, or a folder of Hugging Face datasets"
@@ -153,9 +152,9 @@ def of_table(path: Path, image: str | None, label: str | None, who: str, group: 
     key = f"{group}.label_column"
     named = [chosen(table, label, LABELS, list(table.classes), key) for table in tables]
     if None in named:
-        bare = next(table for table, name in zip(tables, named, strict=True) if name is None)
-        why = f"{bare.name} has no column of classes that is known; {columns(bare.columns, key)}"
-        return Listing(images, None, [], testing, why)
+        bare = tables[named.index(None)]
+        known = columns(bare.columns, key)
+        return Listing(images, None, [], testing, f"{bare.name} has no column of classes that is known; {known}")
     labels = [each for table, name in zip(tables, named, strict=True) for each in classes_of(table, str(name))]
     labels = [labels[number] for number in taken]
     known = [each for table, name in zip(tables, named, strict=True) for each in table.classes.get(str(name), [])]
@@ -253,9 +252,8 @@ def csv(path: Path) -> Table:
     sep = SEPARATORS[path.suffix.lower()]
     # As text: 007 stays 007. Only an empty cell is missing: NA may be a class.
     frame = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if len(frame.columns) == 1 and ({*OTHERS} - {sep}) & {*frame.columns[0]}:
-        only = f"one column, {frame.columns[0][:100]!r}"
-        raise MadError(f"{path} has {only}: separate the columns of this file by {sep!r}")
+    if len(frame.columns) == 1 and ({*",;\t|"} - {sep}) & {*frame.columns[0]}:
+        raise MadError(f"{path} has one column, {frame.columns[0][:100]!r}: separate its columns by {sep!r}")
     return Table(str(path), list(frame.columns), len(frame), lambda name: frame[name].tolist(), [], {})
 
 

@@ -201,7 +201,7 @@ def test_whole_numbers_are_ordered_as_such_and_count_along_the_names(tmp_path):
     data = OwnImages(str(top / "numbers.parquet"), class_names=["a", "b", "c", "d"])
     assert data.names == ["a", "b", "c", "d"]
     assert data.labels().tolist() == OwnImages(str(top / "numbers.parquet")).labels().tolist()
-    with pytest.raises(MadError, match=r"class_names has 3 names, [^\n]* 0 to 2; [^\n]* has a class 3: name all$"):
+    with pytest.raises(MadError, match=r"class_names has names for classes 0 to 2, [^\n]* has a class 3: name all$"):
         _ = OwnImages(data.path, class_names=["a", "b", "c"]).names
 
 

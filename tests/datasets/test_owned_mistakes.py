@@ -161,7 +161,7 @@ def test_wrong_settings_are_one_line(tmp_path, how, words):
 
 def test_a_number_without_a_name_is_told_which_have_one(tmp_path):
     path = tmp_path / table(folder(tmp_path), "file,label\ncat/1.png,0\ncat/2.png,1\ncat/3.png,2\n")
-    said = r"names has 2 names, which are those of classes 0 to 1; .*table\.csv has a class 2: name all$"
+    said = r"names has names for classes 0 to 1, .*table\.csv has a class 2: name all$"
     with pytest.raises(MadError, match=said):
         content(OwnImages(str(path), class_names=["a", "b"]))
 
