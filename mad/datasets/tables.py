@@ -153,8 +153,8 @@ def of_table(path: Path, image: str | None, label: str | None, who: str, group: 
     named = [chosen(table, label, LABELS, list(table.classes), key) for table in tables]
     if None in named:
         bare = tables[named.index(None)]
-        known = columns(bare.columns, key)
-        return Listing(images, None, [], testing, f"{bare.name} has no column of classes that is known; {known}")
+        which = columns(bare.columns, key)
+        return Listing(images, None, [], testing, f"{bare.name} has no column of classes that is known; {which}")
     labels = [each for table, name in zip(tables, named, strict=True) for each in classes_of(table, str(name))]
     labels = [labels[number] for number in taken]
     known = [each for table, name in zip(tables, named, strict=True) for each in table.classes.get(str(name), [])]

@@ -109,11 +109,11 @@ WRONG = {
     "half bare": (half_bare, r"no image in a class folder below .*test; give each class"),
     "semicolons": (
         lambda top: table(top, "file;label\ncat/1.png;cat\n"),
-        r"csv has one column, 'file;label': separate the columns of this file by ','$",
+        r"csv has one column, 'file;label': separate its columns by ','$",
     ),
     "commas": (
         lambda top: garbage(top, "t.tsv", b"file,label\ncat/1.png,cat\n"),
-        r"tsv has one column, 'file,label': separate the columns of this file by '\\t'$",
+        r"tsv has one column, 'file,label': separate its columns by '\\t'$",
     ),
     "absent": (lambda top: "absent", r"data must be a folder of images .*, got .*absent'; set data=FOLDER"),
     "another file": (lambda top: garbage(top, "a.zip"), r"data must be a folder of images .*, got .*a\.zip'"),
