@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mad.errors import MadError
 from mad.storage.source import INSTALLED, provided, top
 
 KINDS = {"Defense": "defense", "Attack": "attack", "Recovery": "recovery"}  # the base classes of plug-ins with a name
@@ -24,6 +25,12 @@ def said(error: BaseException) -> str | None:
     if whose is not None:
         return f"{whose} {deed(error)}{at}"
     return f"{place or 'a plug-in'} {deed(error)}"
+
+
+def told(error: BaseException) -> str:
+    """Return an error's text in one line; but for this package's own errors, with its kind or with whose it is."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, MadError) else said(error) or f"{type(error).__name__}: {text}"
 
 
 def deed(error: BaseException) -> str:

@@ -261,9 +261,7 @@ class Store:
         try:
             yield
         except RAISED as error:
-            kind = "" if isinstance(error, MadError) else f"{type(error).__name__}: "
-            found = None if isinstance(error, MadError) else foreign.said(error)
-            content = {"error": found or kind + " ".join(str(error).split())[:300], **whoami()}
+            content = {"error": foreign.told(error), **whoami()}
             with contextlib.suppress(MadError):  # a failure to write the note must not hide the error
                 write_alone(self.outputs, Path(FAILED), note, json.dumps(content).encode())
             raise
