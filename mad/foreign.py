@@ -27,11 +27,10 @@ def said(error: BaseException) -> str | None:
     return f"{place or 'a plug-in'} {deed(error)}"
 
 
-def in_short(error: BaseException) -> str:
-    """Return an error on one line: of a plug-in's, as ``said``; of any other, its text."""
-    kind = "" if isinstance(error, MadError) else f"{type(error).__name__}: "
-    found = None if isinstance(error, MadError) else said(error)
-    return found or kind + " ".join(str(error).split())[:LONGEST]
+def told(error: BaseException) -> str:
+    """Return an error's text in one line; but for this package's own errors, with its kind or with whose it is."""
+    text = " ".join(str(error).split())[:LONGEST]
+    return text if isinstance(error, MadError) else said(error) or f"{type(error).__name__}: {text}"
 
 
 def deed(error: BaseException) -> str:

@@ -183,8 +183,7 @@ class OwnImages:
     def _listing(self) -> Listing:
         found = self.place
         if tables.is_table(found):
-            group = "pool" if self.key.startswith("pool") else "victim.dataset"
-            return tables.of_table(found, self.image_column, self.label_column, self.who, group)
+            return tables.of_table(found, self.image_column, self.label_column, self.who)
         return of_folder(found, self.who)
 
     @cached_property

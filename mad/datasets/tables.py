@@ -125,7 +125,7 @@ def kept(read: Callable[..., T]) -> Callable[..., T]:
 
 
 @kept
-def of_table(path: Path, image: str | None, label: str | None, who: str, group: str) -> Listing:
+def of_table(path: Path, image: str | None, label: str | None, who: str) -> Listing:
     """Return what a table lists.
 
     Args:
@@ -133,11 +133,11 @@ def of_table(path: Path, image: str | None, label: str | None, who: str, group: 
         image: the column of images; None to find it by its type or by a usual name.
         label: the column of classes; None to find it alike. If there is none, the images have no classes.
         who: the data set or pool, for lines on stderr.
-        group: where the command line has its keys, such as ``pool``.
 
     Raises:
         MadError: if it cannot be read, or if a row lacks its image, class or part.
     """
+    group = "pool" if who.startswith("pool") else "victim.dataset"  # where the command line has its keys
     tables = opened(path)
     words = {part for table in tables for part in parts_of(table) if part}
     train, test = sides(words, f"{who}, {path}") if words else (None, None)

@@ -261,7 +261,7 @@ class Store:
         try:
             yield
         except RAISED as error:
-            content = {"error": foreign.in_short(error), **whoami()}
+            content = {"error": foreign.told(error), **whoami()}
             with contextlib.suppress(MadError):  # a failure to write the note must not hide the error
                 write_alone(self.outputs, Path(FAILED), note, json.dumps(content).encode())
             raise

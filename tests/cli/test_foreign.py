@@ -1,17 +1,24 @@
 """Errors in plug-ins: one line that says whose it is and where; also sys.exit(), which ends no other cell."""
 
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
-from toys import exit_code
+from toys import exit_code, victim
 
+import mad
+from mad import plugins
 from mad.cli import lint as lint_command
 from mad.cli.command import Leave, command
 from mad.cli.messages import one_line
+from mad.defenses import Defense
+from mad.errors import MadError
 from mad.foreign import said
 from mad.lint import review
 from mad.lint.finding import FAIL
+from mad.recipes import imported
+from mad.serve.engine import Engine
 from mad.storage.store import Store
 
 SMALL = (
@@ -165,10 +172,51 @@ def test_an_error_outside_plugins_has_no_owner():
 
 def test_the_note_of_a_failed_cell_says_whose_error_it_is(tmp_path, mine, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    import mine as plugins
+    import mine as own
 
     store, path = Store(tmp_path / "outputs"), tmp_path / "runs" / "name" / "record.json"
     with pytest.raises(SystemExit), store.noting_failure(path):
-        plugins.Leaves()(torch.zeros(5, 1, 8, 8), torch.full((5, 4), 0.25))
+        own.Leaves()(torch.zeros(5, 1, 8, 8), torch.full((5, 4), 0.25))
     (note,) = (tmp_path / "outputs" / "failed").glob("*.json")
     assert LEFT in note.read_text()
+
+
+@dataclass
+class Later(Defense):
+    """Ends the program at the second request, not where the engine tries batches."""
+
+    name = "later"
+    epsilon: float | None = 0.5
+    stateful = True
+
+    def perturb(self, images, clean):
+        sys.exit(0)
+
+
+def test_a_served_defense_that_ends_the_program_ends_no_server():
+    engine = Engine(mad.deploy(victim(), Later()))
+    try:
+        asked = engine.ask(torch.zeros(2, 1, 8, 8), mad.deploy(victim(), Later()).session())
+        with pytest.raises(MadError, match=r"defense later: perturb ended the program with sys.exit\(0\)"):
+            asked.result(timeout=60)
+        assert engine.alive
+    finally:
+        engine.close()
+
+
+def leaves(shape, classes):
+    sys.exit(0)
+
+
+def test_an_architecture_that_ends_the_program_is_named():
+    with pytest.raises(MadError, match="my net cannot take images"):
+        plugins.fits("my net", leaves, (1, 8, 8), 4)
+
+
+def test_in_python_a_module_that_ends_the_program_is_a_mistake(mine, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MadError, match=r"^gone.py line 2 ended the program"):
+        mad.load("defense=gone", config_dir="conf")
+    with pytest.raises(MadError, match=r"my net needs gone:Gone, which cannot be imported"):
+        imported("gone:Gone", "my net")
