@@ -266,7 +266,7 @@ def test_what_a_client_asked_before_a_restart_counts(tmp_path):
             memory = it.service._session(client).defense.remembered()
     assert memory[:4] == inside.defense.remembered()[:4]  # the queries of one restart may have come in another order
     ledger = Ledger(tmp_path / "clients.ledger")
-    assert ledger.memory(client.id, "gate 2") == memory
+    assert ledger.memory(client.id, "gate 3") == memory
     assert ledger.memory(client.id, "prada 1") is None
     ledger.close()
 
