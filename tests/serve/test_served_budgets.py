@@ -274,7 +274,7 @@ def test_what_a_client_asked_before_a_restart_counts(tmp_path):
 def test_a_memory_that_is_none_answers_nobody(tmp_path, capfd):
     with running(guarded(), tmp_path, [("a", {})]) as it:
         (client,) = it.service.clients.all()
-        it.service.ledger.remember(client.id, "gate 2", [1, 2]).result()
+        it.service.ledger.remember(client.id, "gate 3", [1, 2]).result()
         assert it.infer(pictures(1), it.keys["a"])[0] == 503
     assert "defense=gate cannot go on from [1, 2]: it is no memory of a client" in capfd.readouterr().err
 
