@@ -160,9 +160,12 @@ def prepared(
     return ready
 
 
+SAID = ("_said", "_told")  # whether a line was written on stderr
+
+
 def prepared_values(defense: Defense) -> dict[str, Any]:
     """Return what a defense has prepared, by attribute; what its part 0 has prepared as ``0._attribute``."""
-    own = {name: value for name, value in vars(defense).items() if name.startswith("_") and name != "_said"}
+    own = {name: value for name, value in vars(defense).items() if name.startswith("_") and name not in SAID}
     for number, part in enumerate(defense.held()):
         own |= {f"{number}.{name}": value for name, value in prepared_values(part).items()}
     return own

@@ -9,6 +9,7 @@ from torch import Tensor
 
 ROUNDING = 5e-6  # how far a row's sum may be from 1, and a distance above epsilon, without repair
 ROUNDED = 0.01  # how far the sum of a row may be from 1 whose numbers were rounded for sending or writing
+FAR = 0.1  # how far the sum of such a row may be from 1 at most: what is further off was cut, not rounded
 DECIMALS = (2, 3, 4)  # in which rows may be written whose sum is further off
 FLOAT = 1e-6  # how far float32 may be from such a decimal
 TOLERANCE = 1e-4  # how far the sum of a float32 softmax over a thousand classes may be from 1
@@ -36,7 +37,8 @@ def nearly_one(rows: Tensor) -> Tensor:
     """Return whether each row (B, K) of numbers that are not negative sums to one but for rounding, (B,).
 
     A sum may be off by ``ROUNDED``. That of a row which is written in two decimals (or in three or four) may be off by
-    what rounding to these can cause: half of the last decimal for each of the K numbers, 0.05 for ten classes.
+    what rounding to these can cause: half of the last decimal for each of the K numbers, 0.05 for ten classes; never
+    by more than ``FAR``.
     """
     rows = rows.double()
     sums = rows.sum(dim=1)
@@ -46,7 +48,8 @@ def nearly_one(rows: Tensor) -> Tensor:
         written = ((rows / step).round() * step - rows).abs().amax(dim=1) <= FLOAT
         half = step / 2 + FLOAT
         # What was rounded may have been more by that, or less where it is not 0: then it may have summed to one.
-        near |= written & (sums > 0) & (sums - half * (rows > 0).sum(dim=1) <= 1) & (sums + half * rows.shape[1] >= 1)
+        close = (sums - 1).abs() <= FAR
+        near |= written & close & (sums - half * (rows > 0).sum(dim=1) <= 1) & (sums + half * rows.shape[1] >= 1)
     return near
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -179,7 +180,9 @@ class Trainer:
             ).float()
         place(model, device).train()
         order, draw = generator(seed, f"order of {task}"), generator(seed, f"augmentation of {task}")
-        parts = parted(model, len(rows), self.batch_size)
+        parts = [len(part) for part in torch.arange(len(rows)).split(self.batch_size)]
+        if len(parts) > 1 and parts[-1] == 1 < self.batch_size and refuses_one(model, images.shape[1:]):
+            parts[-2:] = [self.batch_size + 1]
         steps = len(parts)
         optimizer = self._optimizer(model, device)
         epochs = max(self.epochs, -(-self.min_steps // steps))
@@ -239,20 +242,16 @@ class Trainer:
         )
 
 
-def parted(model: nn.Module, count: int, most: int) -> list[int]:
-    """Return the sizes of an epoch's batches: ``most`` images each, and the rest.
-
-    A single image that is left joins the batch before it where the network has a batch norm, which may refuse one.
-    """
-    parts = [most] * (count // most) + [count % most] * (count % most > 0)
-    if len(parts) > 1 and parts[-1] == 1 and normed(model):
-        parts[-2:] = [most + 1]
-    return parts
-
-
-def normed(model: nn.Module) -> bool:
-    """Return whether a network has a batch norm."""
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
+def refuses_one(model: nn.Module, shape: Sequence[int]) -> bool:
+    """Return whether a network in train mode takes no single image (C, H, W): a batch norm of 1 x 1 maps does not."""
+    trial = copy.deepcopy(model).train()
+    one = torch.zeros(1, *shape, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad(), seeded(0, "one image"):
+            trial(one.contiguous(memory_format=torch.channels_last))
+    except ValueError:
+        return True
+    return False
 
 
 def extras(trainer: Trainer) -> str:

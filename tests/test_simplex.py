@@ -46,8 +46,10 @@ def test_what_was_rounded_to_two_decimals_or_more_is_rescaled(classes, decimals)
         rows = torch.softmax(scale * torch.randn(500, classes, generator=draw, dtype=torch.float64), 1)
         rounded = (rows * 10**decimals).round() / 10**decimals
         for given in (rounded, rounded.float()):
-            given = given[given.sum(dim=1) > 0]
-            found = rescaled(given)
+            far = (given.sum(dim=1) - 1).abs() > 0.1
+            assert not far.any() or rescaled(given) is None  # as if all but the largest were cut
+            assert (classes, decimals) in ((100, 2), (150, 2)) or not far.any()
+            found = rescaled(given[~far])
             assert found is not None
             assert are_posteriors(found)
 

@@ -426,12 +426,21 @@ class Normed(nn.Module):
 def test_a_batch_norm_never_gets_a_single_image():
     recipe = trainer(batch_size=20, epochs=2)
     recipe.fit(Normed(), SPLIT.images[:41], SPLIT.labels[:41], seed=0, device=CPU, task="test")
-    for count in range(1, 130):
-        for most in (1, 2, 20):
-            parts, plain = training.parted(Normed(), count, most), training.parted(Tiny((1, 8, 8), 4), count, most)
-            assert sum(parts) == sum(plain) == count
-            assert plain == [len(part) for part in torch.arange(count).split(most)]
-            assert most == 1 or count == 1 or min(parts) > 1
+    assert training.refuses_one(Normed(), (1, 8, 8))
+    assert not training.refuses_one(Tiny((1, 8, 8), 4), (1, 8, 8))
+    wide = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(72, 4))
+    mean, before = wide[1].running_mean.clone(), torch.get_rng_state()
+    assert not training.refuses_one(wide, (1, 8, 8))  # whose maps have several places
+    assert torch.equal(wide[1].running_mean, mean)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("network", "sizes"), [(Normed(), [20, 21]), (Tiny((1, 8, 8), 4), [20, 20, 1])])
+def test_a_single_image_joins_the_batch_before_it_where_it_must(network, sizes):
+    seen = []
+    network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])) if module.training else None)
+    trainer(batch_size=20, epochs=1).fit(network, SPLIT.images[:41], SPLIT.labels[:41], seed=0, device=CPU, task="test")
+    assert seen[-len(sizes) :] == sizes
 
 
 def test_batches_of_given_sizes_are_alike_for_a_tensor_and_a_stream():

@@ -20,7 +20,7 @@ from mad.errors import MadError, check_choice, check_number
 from mad.schema import Column
 from mad.seeds import generator
 from mad.simplex import entropy_in_bits
-from mad.training import DivergedError, normed, place
+from mad.training import DivergedError, place, refuses_one
 
 REWARDS = ("certainty", "diversity", "loss")
 WINDOW = 25  # number of last rewards whose mean is the baseline
@@ -67,6 +67,7 @@ class KnockoffAdaptive(Attack):
         bandit, scale = Bandit(adversary.labels, adversary.seed), Scale()
         network = place(adversary.untrained("policy"), adversary.device)
         optimizer = SGD(network.parameters(), lr=self.learning_rate, momentum=MOMENTUM)
+        single = refuses_one(network, pool.shape[1:])
         asked: list[Tensor] = []
         answers: list[Tensor] = []
         total, budget = torch.zeros(adversary.classes), api.budget or 0
@@ -92,7 +93,7 @@ class KnockoffAdaptive(Attack):
                     )
                 if api.queries < budget:
                     optimizer.zero_grad()
-                    network.train(len(there) > 1 or not normed(network))
+                    network.train(len(there) > 1 or not single)
                     F.cross_entropy(network(there), targets.to(adversary.device)).backward()
                     optimizer.step()
             taken = rewards if self.reward == "all" else {self.reward: rewards[self.reward]}

@@ -49,6 +49,12 @@ class Maze(DataFree):
         check_number("attack.replay_size", self.replay_size, 1, whole=True)
 
     @property
+    def amended(self) -> str | None:
+        """As of every attack; and a small memory once mixed up images and targets."""
+        mixed = "a memory of less than a batch" if self.replay_size < self.batch_size else None
+        return "; ".join(filter(None, [super().amended, mixed])) or None
+
+    @property
     def replays(self) -> int:
         """Steps of the student on earlier images in a round."""
         return self.replay_steps

@@ -92,6 +92,11 @@ class Chain(Defense):
         costs = [part.most_costs() for part in self.parts]
         return min(1.0, sum(loss for loss, _ in costs)), min(2.0, sum(moved for _, moved in costs))
 
+    @property
+    def amended(self) -> str | None:
+        """See ``mad.storage.fingerprint``: the parts of chains in a chain once drew on the same keys as others."""
+        return "keys of chains in chains" if any(isinstance(part, Chain) for part in self.parts) else None
+
     def check(self, victim: Victim) -> None:
         """Raise MadError if a part cannot guard the victim, or if two parts serve a model of their own."""
         if len(serving := self.serving()) > 1:
@@ -105,7 +110,7 @@ class Chain(Defense):
         seen: Counter[type] = Counter()
         ready = []
         for part in self.parts:
-            kinds = {type(part), *map(type, part.components())}
+            kinds = [*map(type, part.components()), *([type(part)] if isinstance(part, Chain) else [])]
             twin = max(seen[kind] for kind in kinds)
             own = replace(context, seed=derive(context.seed, f"part {twin}") >> 1) if twin else context
             ready.append(part.prepared(own))

@@ -59,6 +59,17 @@ def victims(table: pd.DataFrame) -> pd.DataFrame:
     given = [None if pd.isna(each) else int(each) for each in table.victim_seed]  # floats, where a column has gaps
     seeds = pd.Series(given, index=table.index, dtype=object)
     seeds = seeds.where(seeds != table.seed, None)
+    if (
+        "theft_group" in table
+    ):  # an older record does not say: it has the victim of the newer ones of its group and seed
+        older, newer = table.index[table.theft_group == ""], table[table.theft_group != ""]
+        known = {}
+        for key, rows in newer.groupby(["comparison_group", "seed"]):
+            known[key] = set(seeds[rows.index])
+        for row in older:
+            found = known.get((table.comparison_group[row], table.seed[row]), set())
+            if len(found) == 1:
+                seeds[row] = next(iter(found))
     for _, rows in alike(table, ["theft_group"]):
         fixed, own = seeds[rows.index].dropna(), rows.seed[seeds[rows.index].isna()]
         if own.nunique() == 1 and own.iloc[0] in set(fixed):

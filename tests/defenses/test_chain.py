@@ -97,6 +97,10 @@ def test_twins_draw_on_their_own():
     outer, inner = (part(some, clean).argmax(dim=1) for part in (ready.held()[0], ready.held()[1].held()[0]))
     assert (outer != inner).float().mean() > 0.5
     assert torch.equal(outer, first)
+    deep = Chain(parts=[Chain(parts=[MadRandom(0.4), MadRandom(0.4)]), MadRandom(0.4)])
+    ready = deep.prepared(Context(toy, toy.untrained(seed=0, purpose="victim"), 0, CPU))
+    keys = [each._key for each in (*ready.held()[0].held(), ready.held()[1])]
+    assert len(set(keys)) == 3
 
 
 def test_sessions_are_apart_and_what_is_shared_is_shared():

@@ -51,7 +51,7 @@ def test_one_defense_has_one_text_and_older_records_have_theirs():
 
 def test_what_is_settled_is_settled_again_from_records_csv(tmp_path):
     rows = [ORIGIN, *(noise(seed, at, defense_group=of) for seed in (0, 1) for at, of in ((0.9, ONE), (0.5, TWO)))]
-    rows = [{**each, "agreement": 0.5, "recovery": "none"} for each in rows]
+    rows = [{**each, "agreement": 0.5, "recovery": "none", "epsilon": None} for each in rows]
     frame = records.frame(rows)
     back = records.read_csv(records.write_csv(frame, tmp_path))
     again = records.frame([*back, noise(2, 0.5, defense_group=TWO)])
@@ -127,3 +127,14 @@ def test_what_no_column_tells_apart_is_said_once(capfd):
 
 def test_a_frame_without_new_columns_is_as_it_was():
     assert set(GROUP) == {*ROWS[0], "stolen_accuracy_undefended"}
+
+
+def test_an_older_undefended_record_has_the_victim_of_the_newer_ones_of_its_group_and_seed():
+    older = [row("none", 0.0, seed, 0.9, 0.8, 0.0) for seed in (1, 2)]
+    newer = [noise(seed, 0.5, theft_group=ONE, victim_seed=0) for seed in (1, 2)]
+    frame = records.frame([*older, *newer])
+    assert frame.stolen_accuracy_undefended.notna().all()
+    assert groups.figure_groups(frame).nunique() == 1
+    apart = records.frame([*older, *newer, noise(1, 0.4, theft_group=ONE, victim_seed=5)])
+    lone = apart[(apart.defense == "none") & (apart.seed == 1)]
+    assert lone.victim_seed.isna().all()  # it may be of either
