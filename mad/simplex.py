@@ -48,7 +48,7 @@ def nearly_one(rows: Tensor) -> Tensor:
         written = ((rows / step).round() * step - rows).abs().amax(dim=1) <= FLOAT
         half = step / 2 + FLOAT
         # What was rounded may have been more by that, or less where it is not 0: then it may have summed to one.
-        close = (sums - 1).abs() <= FAR
+        close = (sums - 1).abs() <= FAR + FLOAT * rows.shape[1]
         near |= written & close & (sums - half * (rows > 0).sum(dim=1) <= 1) & (sums + half * rows.shape[1] >= 1)
     return near
 
