@@ -63,6 +63,12 @@ class RandomNoise(Defense):
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return the probabilities (B, K) of the noisy logits, rescaled and shrunk to the budget."""
+        mass = self.noisy(images, clean)
+        answer = mass / mass.sum(dim=1, keepdim=True)  # every row, however near its sum is to 1
+        return answer if self.epsilon is None else simplex.shrink(answer, clean, self.epsilon, slack=0.0)
+
+    def noisy(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Return the probabilities (B, K) of the noisy logits."""
         classes, z = clean.shape[1], torch.logit(clean, eps=EDGE)
         noise = keyed_uniform(images, classes, self._key)
         if self.epsilon is None:
@@ -70,9 +76,7 @@ class RandomNoise(Defense):
             noise = projected(2 * self.scale / classes ** (1 / NORMS[self.norm]) * noise, self.scale, self.norm)
         else:
             noise = (self.scale * (2 * noise - 1)).to(clean.dtype)
-        mass = torch.sigmoid(z + noise).to(clean.dtype)
-        answer = mass / mass.sum(dim=1, keepdim=True)  # every row, however near its sum is to 1
-        return answer if self.epsilon is None else simplex.shrink(answer, clean, self.epsilon, slack=0.0)
+        return torch.sigmoid(z + noise).to(clean.dtype)
 
 
 def projected(noise: Tensor, radius: float, norm: str) -> Tensor:

@@ -202,7 +202,7 @@ def test_noise_is_uniform():
     defense = RandomNoise(2.0, scale=1.0)
     defense.prepare(Context(victim(), nn.Identity(), 0, CPU))
     half = torch.full((400, 100), 0.5)
-    noise = torch.logit(defense.perturb(torch.rand(400, 1, 8, 8), half)).double()
+    noise = torch.logit(defense.noisy(torch.rand(400, 1, 8, 8), half)).double()
     assert noise.abs().max() <= 1 + 1e-5
     assert abs(noise.mean()) < 0.02
     assert abs(noise.var() - 1 / 3) < 0.02
