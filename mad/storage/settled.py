@@ -52,24 +52,20 @@ def victims(table: pd.DataFrame) -> pd.DataFrame:
     """Return records in which ``victim_seed`` tells the victims of one comparison group and seed apart.
 
     It is empty where the victim's seed is the cell's. But if all such records of a theft have one seed, and others of
-    the theft have a victim with that seed, then these are one victim, as in ``seed=0,1,2 victim.seed=0``.
+    the theft have a victim with that seed, then these are one victim, as in ``seed=0,1,2 victim.seed=0``. An older
+    record has the victim of the newer ones of its comparison group and seed, if they have one.
     """
     if "victim_seed" not in table:
         return table
     given = [None if pd.isna(each) else int(each) for each in table.victim_seed]  # floats, where a column has gaps
     seeds = pd.Series(given, index=table.index, dtype=object)
     seeds = seeds.where(seeds != table.seed, None)
-    if (
-        "theft_group" in table
-    ):  # an older record does not say: it has the victim of the newer ones of its group and seed
+    if "theft_group" in table:  # an older record does not say which victim it is of
         older, newer = table.index[table.theft_group == ""], table[table.theft_group != ""]
-        known = {}
-        for key, rows in newer.groupby(["comparison_group", "seed"]):
-            known[key] = set(seeds[rows.index])
+        known = {key: set(seeds[rows.index]) for key, rows in newer.groupby(["comparison_group", "seed"])}
         for row in older:
             found = known.get((table.comparison_group[row], table.seed[row]), set())
-            if len(found) == 1:
-                seeds[row] = next(iter(found))
+            seeds[row] = next(iter(found)) if len(found) == 1 else seeds[row]
     for _, rows in alike(table, ["theft_group"]):
         fixed, own = seeds[rows.index].dropna(), rows.seed[seeds[rows.index].isna()]
         if own.nunique() == 1 and own.iloc[0] in set(fixed):
