@@ -62,6 +62,14 @@ def experiments() -> list[str]:
     return sorted({file.relative_to(at).with_suffix("").as_posix() for at in places for file in at.rglob("*.yaml")})
 
 
+def sweeps(name: str) -> bool:
+    """Return whether an experiment's YAML says that it is a sweep; False if there is no such experiment."""
+    for file in (folder / "experiment" / f"{name}.yaml" for folder in (*FURTHER, config_dir())):
+        with suppress(Exception):  # a file that cannot be read is told of where it is chosen
+            return bool(OmegaConf.select(OmegaConf.load(file), "hydra.mode") == "MULTIRUN")
+    return False
+
+
 def choices_with(full_key: str) -> list[str]:
     """Return the choices, such as ``victim=own``, whose YAML sets a key, such as ``victim.weights`` or ``data``."""
     found = []

@@ -14,6 +14,8 @@ from mad.cli.task import Task
 from mad.environment import TRACEBACK
 from mad.errors import MadError
 
+MODES = ("run", "multirun", "cfg", "info", "help", "hydra_help", "version", "shell_completion")  # one of them at most
+
 
 @command
 def main() -> None:
@@ -38,6 +40,9 @@ def main() -> None:
 def words(given: list[str]) -> list[str]:
     """Return the arguments of a command line, flags before overrides, as Hydra takes them.
 
+    An experiment that is a sweep gets its ``-m`` here: Hydra reads this from a config, which a mistyped key spoils, and
+    then reports that ``-m`` is missing instead of the key.
+
     Raises:
         MadError: if a flag is unknown or lacks its value, or if the folder of configs does not exist.
     """
@@ -52,4 +57,10 @@ def words(given: list[str]) -> list[str]:
     rest = [spelled.get(word, word) for word in given]
     for word in flags.overrides:
         rest.remove(word)
+    chosen = [word.removeprefix("experiment=") for word in flags.overrides if word.startswith("experiment=")]
+    moded = any(getattr(flags, name, None) for name in MODES) or any(
+        w.startswith("hydra.mode=") for w in flags.overrides
+    )
+    if not moded and any(map(configs.sweeps, chosen)):
+        rest.insert(0, "--multirun")
     return [*rest, *configs.quoted(flags.overrides)]  # Hydra needs the overrides together

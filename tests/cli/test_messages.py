@@ -44,6 +44,8 @@ MISTAKES = {
     "mad-run defense.epsilon=0.5,0.8": ("defense.epsilon=0.5,0.8 is a sweep", "-m"),
     "mad-run attack.budget=50,000": ("-m", "no comma"),
     "mad-run defense=mad,none": ("defense=mad,none is a sweep", "-m"),
+    "mad-run experiment=panel defense=mad,none out=x": ("unknown key 'out'", "did you mean outputs?"),
+    "mad-run experiment=paper/fig4 defense.epsilon=0.5,0.9 sede=0": ("unknown key 'sede'", "did you mean seed?"),
     "mad-run -m outputs=a,b": ("outputs cannot be swept over",),
     "mad-run -m 'defense=glob(zz*)'": ("no cell", "glob(zz*)"),
     "mad-run -m hydra.launcher.n_jobs=x": ("hydra.launcher.n_jobs=x", "Integer"),
