@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +27,15 @@ def said(error: BaseException) -> str | None:
     if whose is not None:
         return f"{whose} {deed(error)}{at}"
     return f"{place or 'a plug-in'} {deed(error)}"
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Raise MadError for a plug-in's ``sys.exit()``, which would end the caller's program."""
+    try:
+        yield
+    except SystemExit as error:
+        raise MadError(str(said(error))) from error
 
 
 def told(error: BaseException) -> str:

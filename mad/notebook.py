@@ -12,6 +12,7 @@ from mad.deployment import Deployment
 from mad.device import choose, computing
 from mad.errors import MadError
 from mad.export import STOLEN
+from mad.foreign import staying
 from mad.schema import Record
 from mad.storage.store import Store
 from mad.victim import Victim
@@ -46,7 +47,7 @@ def run(
         MadError: if the cell cannot be run.
     """
     store = Store(Path(outputs).expanduser())
-    with computing(threads):
+    with computing(threads), staying():
         where = choose(device)
         if reference and cell.reference.path != cell.path:
             pipeline.run(cell.reference, store, where)
@@ -106,4 +107,5 @@ def deploy(
             raise MadError("a cell has a defense of its own: give mad.deploy a cell, or a victim and a defense")
         return deploy(what.victim, what.defense, seed=what.seed, outputs=outputs, device=device)
     store = None if outputs is None else Store(Path(outputs).expanduser())
-    return deployment.deploy(what, defense, seed=seed, store=store, device=choose(device))
+    with staying():
+        return deployment.deploy(what, defense, seed=seed, store=store, device=choose(device))

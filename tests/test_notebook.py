@@ -1,5 +1,8 @@
 """What a notebook calls: run, records, plot, deploy."""
 
+import sys
+from dataclasses import dataclass
+
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -34,6 +37,27 @@ def test_threads_are_as_they_were(tmp_path):
     before = torch.get_num_threads()
     assert mad.run(cell(), tmp_path, device="cpu", threads=2, reference=False)["threads"] == 2
     assert torch.get_num_threads() == before
+
+
+@dataclass
+class Leaving(Mad):
+    """A plug-in that ends the program."""
+
+    name = "leaving"
+    when: str = "perturb"
+
+    def prepare(self, context):
+        return sys.exit(3) if self.when == "prepare" else super().prepare(context)
+
+    def perturb(self, images, clean):
+        sys.exit(3)
+
+
+def test_a_plug_in_does_not_end_the_callers_program(tmp_path):
+    with pytest.raises(MadError, match=r"sys\.exit\(3\)"):
+        mad.run(cell(defense=Leaving(0.5)), tmp_path, device="cpu", reference=False)
+    with pytest.raises(MadError, match=r"prepare ended the program with sys\.exit\(3\)"):
+        mad.deploy(victim(), Leaving(0.5, when="prepare"), outputs=tmp_path, device="cpu")
 
 
 def test_records_are_a_table(outputs, tmp_path):
