@@ -18,6 +18,7 @@ from mad.attacks import Attack
 from mad.cache import Cache
 from mad.datasets import Labelled, Pool, checked
 from mad.defenses import Defense, Undefended
+from mad.defenses.surrogates import Surrogate
 from mad.errors import MadError, check_choice, check_flag, check_name, check_number
 from mad.knockoff import Knockoff
 from mad.knowledge import KNOWLEDGE
@@ -228,9 +229,11 @@ class Cell:
         return checked.pool_contents(self.pool, self.victim.dataset.shape, self.victim.name, self.attack.labelled)
 
     def owned_contents(self) -> list[Any]:
-        """Return what identifies the data of the pools that the defense owns, where their fields do not."""
+        """Return what the defense's fields do not say: the data of its pools, and how its surrogates are trained."""
         shape, name = self.victim.dataset.shape, self.victim.name
         found = [checked.pool_contents(pool, shape, name, False) for pool in owned_pools(self.defense)]
+        trained = [each for each in surrogates(self.defense) if isinstance(each, Surrogate)]
+        found += [describe(each.training(self.victim)) for each in trained]
         return [each for each in found if each is not None]
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,19 @@ class RotationTrainer(Trainer):
         return F.cross_entropy(logits[: len(images)], targets) + self.rotation * F.cross_entropy(guesses, turns)
 
 
+class Drawn:
+    """An iterator over batches of images; that of a copy of a network yields none."""
+
+    def __init__(self, images: Iterator[Tensor]) -> None:
+        self.images = images
+
+    def __next__(self) -> Tensor:
+        return next(self.images)
+
+    def __deepcopy__(self, memo: Any) -> Drawn:
+        return Drawn(iter(()))
+
+
 class TwoHeads(nn.Module):
     """A network, and a second linear head on what its last layer takes; images to the logits of the first.
 
@@ -98,7 +112,7 @@ class TwoHeads(nn.Module):
 
     def __init__(self, network: nn.Module, images: Iterator[Tensor]) -> None:
         super().__init__()
-        self.network, self.images = network, images
+        self.network, self.images = network, Drawn(images)
         self.last = last_layer(network.get_submodule(last_path(network)))[1]
         assert isinstance(self.last, nn.Linear | nn.Conv2d)
         size = self.last.in_features if isinstance(self.last, nn.Linear) else self.last.in_channels

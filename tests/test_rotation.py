@@ -133,6 +133,12 @@ def test_streams_and_seeds():
     assert not torch.equal(found[0], found[2])
 
 
+def test_one_image_left_over_is_no_obstacle():
+    model = made()
+    rotating(batch_size=len(SPLIT.images) - 1).fit(model, SPLIT.images, SPLIT.labels, **HOW)
+    assert not model.head._forward_pre_hooks
+
+
 class Mapped(nn.Module):
     """Its last layer is a convolution, whose map is averaged: as SqueezeNet."""
 

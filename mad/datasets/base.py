@@ -208,7 +208,10 @@ class Decoded(data.Dataset[Tensor | MadError]):
     def __getitem__(self, rows: list[int]) -> Tensor | MadError:
         """Return images (B, C, H, W), or the error of the first image that cannot be read."""
         try:
-            return torch.stack([self._image(row) for row in rows])
+            found = [self._image(row) for row in rows]
+            if len({each.dtype for each in found}) > 1:  # stacked, uint8 would become floats of up to 255
+                found = [to_unit_range(each) for each in found]
+            return torch.stack(found)
         except MadError as error:
             return error
 

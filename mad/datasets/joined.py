@@ -17,7 +17,7 @@ class Joined:
 
     Args:
         first: the stream.
-        then: images of the same shape, uint8 (n, C, H, W).
+        then: images of the same shape, uint8 or float in [0, 1], (n, C, H, W).
     """
 
     first: Images
@@ -34,7 +34,7 @@ class Joined:
         return len(self.first) + len(self.then)
 
     def __getitem__(self, row: int) -> Tensor:
-        """Return one image, uint8 (C, H, W)."""
+        """Return one image, (C, H, W), of the type that its source has; ``batches`` puts both types into one range."""
         here = len(self.first)
         return self.first[row] if row < here else self.then[row - here]
 

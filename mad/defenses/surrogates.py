@@ -32,6 +32,10 @@ class Surrogate(ABC):
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError if this surrogate does not fit the victim; called before anything is trained."""
 
+    def training(self, victim: Victim) -> Trainer | None:
+        """Return how this surrogate of a victim is trained if their fields do not say all of it."""
+        return None
+
     @abstractmethod
     def build(self, context: Context) -> nn.Module:
         """Return a network in eval mode, images (B, C, H, W) to logits (B, K) for the victim's K classes."""

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import datasets
-from toys import CPU, Streamed
+from toys import CPU, Blobs, Streamed
 
 from mad.datasets import batches, digits, to_unit_range
 from mad.datasets.digits import Digits, Greek, Letters
 from mad.datasets.folder import ImageFolder
 from mad.datasets.idx import IdxImages
+from mad.datasets.joined import joined
 from mad.datasets.vision import Vision
 from mad.errors import MadError
 from mad.storage.fingerprint import describe
@@ -247,3 +248,16 @@ def test_greek_letters_are_drawn_as_letters_and_are_none():
     assert ink.min() > 0.02
     assert greek.labels().unique().tolist() == list(range(len(Greek.alphabet)))
     assert not set(Greek.alphabet) & set(Letters.alphabet)
+
+
+@pytest.mark.parametrize("kinds", [("uint8", "float"), ("float", "uint8"), ("uint8", "uint8")])
+def test_images_of_two_sources_are_in_one_range_in_memory_and_as_a_stream(kinds):
+    whole = Blobs(size=12).images((1, 8, 8))
+    first, more = (
+        {"uint8": some, "float": to_unit_range(some)}[kind] for some, kind in zip((whole, whole), kinds, strict=True)
+    )
+    rows, order = torch.arange(6), torch.tensor([0, 1, 6, 7])
+    expected = to_unit_range(whole)[[0, 1, 0, 1]]
+    for images in (first, Streamed(first)):
+        (found,) = batches(joined(images, rows, more[:4]), order, 4, CPU)
+        assert torch.allclose(to_unit_range(found), expected, atol=1e-6)

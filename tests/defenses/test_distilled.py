@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_surrogates import Wide
-from toys import CPU, Blobs, trainer, victim
+from toys import CPU, Blobs, cell, trainer, victim
 
 from mad import simplex
 from mad.defenses import Context
@@ -11,6 +11,7 @@ from mad.defenses.distilled import DistilledSurrogate
 from mad.defenses.gradient_redirection import GradientRedirection
 from mad.defenses.mad import Mad
 from mad.defenses.mad_argmax import MadArgmax
+from mad.storage.fingerprint import describe, digest
 from mad.storage.store import Store
 
 POOL = Blobs(size=60, name="guess")
@@ -41,3 +42,19 @@ def test_a_distilled_surrogates_recipe():
     assert (few.epochs, few.min_steps, few.weight_decay, few.learning_rate) == (10, 0, 0, 0.2)
     assert (whole.epochs, whole.min_steps) == (7, 500)
     assert DistilledSurrogate(POOL, trainer=trainer(learning_rate=0.3)).training(toy).learning_rate == 0.3
+
+
+@pytest.mark.parametrize("kind", [GradientRedirection, Mad])
+@pytest.mark.parametrize("change", [{"learning_rate": 0.3}, {"optimizer": "adam"}, {"augment": "crop"}])
+@pytest.mark.parametrize("owner", ["the victim", "the surrogate"])
+def test_a_cell_is_another_if_its_surrogate_is_trained_in_another_way(kind, change, owner):
+    def made(**own):
+        recipe = trainer(knockoff=own)
+        surrogate = DistilledSurrogate(POOL, trainer=None if owner == "the victim" else recipe)
+        toy = victim(trainer=recipe) if owner == "the victim" else victim()
+        return cell(victim=toy, defense=kind(0.5, surrogate))
+
+    usual, other = made(), made(**change)
+    for name in ("fingerprint", "defense_group", "asked_by"):
+        assert digest(describe(getattr(usual, name))) != digest(describe(getattr(other, name)))
+    assert made(**change).fingerprint == other.fingerprint
