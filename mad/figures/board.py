@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mad.figures.groups import KNOCKOFF, said, value
+from mad.figures.groups import KNOCKOFF, learned, said, value
 from mad.storage import settled
 from mad.storage.fingerprint import digest
 
@@ -97,7 +97,7 @@ def members(records: pd.DataFrame) -> pd.Series:
     groups = [(str(group), own) for group, own in records.groupby("comparison_group")]
     for group, own in sorted(groups, key=lambda each: -len(each[1])):
         row = own.iloc[0]
-        plain = usual[(usual[apart] == row[apart]).all(axis=1)]
+        plain = untouched(usual[(usual[apart] == row[apart]).all(axis=1)])
         parts = [row.attack, row.get("attack_settings"), row.recovery, row.get("recovery_settings")]
         words = [str(each) for each in parts if each and not pd.isna(each) and each not in ("knockoff", "none")]
         trained = said(row, [name for name in KNOCKOFF if name in plain and differs(row, plain[name].dropna(), name)])
@@ -106,6 +106,15 @@ def members(records: pd.DataFrame) -> pd.Series:
         names[group] = f"{name} [{group[:8]}]" if (theft, name) in taken else name
         taken.add((theft, name))
     return records.comparison_group.map(names)
+
+
+def untouched(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the records whose overrides leave the knockoff as it is by default; all, if none says so."""
+    if "overrides" not in rows:
+        return rows
+    said = rows.overrides.fillna("").astype(str)
+    left = rows[(said != "") & ~said.str.contains(r"(?:^|[\s'])[+~]*knockoff[./]")]
+    return left if len(left) else rows
 
 
 def differs(row: pd.Series, usual: pd.Series, name: str) -> bool:
@@ -132,10 +141,11 @@ def board(theft: pd.DataFrame, undefended: pd.Series) -> pd.DataFrame:
     ``knows``; ``agreement``, the highest mean agreement of any member, and the ``agreement_member``; ``naive``,
     ``labels`` and the best member that is given the clean answers (``informed``, ``informed_member``), empty where they
     were not run; ``unaided``, that of the best ``unaided_member`` of those that know nothing but the answers; ``own``,
-    that of the best of those that train on their own images of the victim's kind and on nothing else;
+    that of the best of those that train on their own images of the victim's kind and on nothing else (``own_member``);
     ``honest``, how many undefended answers make the naive thief as good as the worst member is, by interpolation
     between the budgets of ``undefended`` and empty with fewer than two; the API's costs, means over the seeds;
-    ``chance``; ``seconds`` of a seed's thefts; and ``by_member``, the mean of each member, informed ones too.
+    ``chance``; ``seconds`` of a seed's thefts; ``by_member``, the mean of each member, informed ones too; and the
+    members that are ``unlearned``: a stolen model of theirs learned nothing.
     """
     every = [cells for _, cells in theft.groupby(DEFENSE, dropna=False)]
     found = [row(cells) for cells in every if not informed(cells).all()]  # others have no thief yet
@@ -152,9 +162,11 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
     scores, agreed = (means(cells[~given], name) for name in (STOLEN, AGREEMENT))
     told = worst(scores)
     own = ~given & aided & (cells.attack == "augmented") & cells.attack_settings.map(lambda each: OWN in each.split())
-    bound, unaided, owned = (means(cells[some], STOLEN).mean() for some in (given, ~aided, own))
-    first, counted = cells.iloc[0], cells[cells.seed.isin(scores.index)]
-    counted = (counted if len(counted) else cells).sort_values("member", key=lambda each: each != NAIVE, kind="stable")
+    shared = cells.seed.isin(scores.index)  # of no record where the members share no seed: then all count
+    shared |= not shared.any()
+    bound, unaided, owned = (means(cells[some & shared], STOLEN).mean() for some in (given, ~aided, own))
+    first = cells.iloc[0]
+    counted = cells[shared].sort_values("member", key=lambda each: each != NAIVE, kind="stable")
     costs = [name for name in COSTS if name in cells]
     knows = cells.groupby("member").recovery_knows.first().to_dict()
     each = scores.mean().combine_first(100 * cells[~given].groupby("member")[STOLEN].mean())
@@ -179,6 +191,8 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
         "unaided": unaided.max() if len(unaided) else None,
         "unaided_member": unaided.idxmax() if len(unaided) else "",
         "own": owned.max() if len(owned) else None,
+        "own_member": owned.idxmax() if len(owned) else "",
+        "unlearned": sorted(cells[~learned(cells)].member.unique()),
     }
 
 
@@ -194,7 +208,7 @@ def means(cells: pd.DataFrame, column: str) -> pd.DataFrame:
     seeds = table.count()
     strongest = table.loc[:, seeds == seeds.max()].mean().idxmax()
     counted = table.loc[:, (seeds == seeds.max()) | (table.max() >= table[strongest].min())].dropna()
-    return counted if len(counted) else table.mean().to_frame().T
+    return counted if len(counted) else table.mean().to_frame(math.nan).T  # the mean of each over its own seeds
 
 
 def seconds(cells: pd.DataFrame) -> float:

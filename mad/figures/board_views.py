@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mad.errors import MadError
-from mad.figures.board import AGREEMENT, DEFENSE, LEAST, STOLEN, boards, checks, each_member
+from mad.figures.board import AGREEMENT, DEFENSE, LABELS, LEAST, NAIVE, STOLEN, boards, checks, each_member
 from mad.figures.board import COSTS as MEASURED
 from mad.figures.drawing import HUES, INK, SMALL, Shown, sheet, surround
 from mad.figures.groups import SAID
@@ -54,11 +54,13 @@ COSTS = {
     "AUROC of confidence": "auroc_pool",
     "seconds": "seconds",
 }
+SHARES = ("worst", "unaided", "own", "naive", "labels", "informed", "agreement")
 RECORD = (  # the columns of a record that a board is made of, and what names it
     *SAID,
     *DEFENSE,
     *("recovery_knows", "seed", "comparison_group", "fingerprint", "overrides", "chance"),
     *("defense_group", "theft_group"),
+    "learned",
     *MEASURED,
     *(STOLEN, AGREEMENT, "seconds_queries", "seconds_knockoff"),
 )
@@ -70,6 +72,7 @@ MEANING = (
     "those that are given the clean answers, a bound. honest answers: how many undefended answers make the naive thief "
     "as good as the worst."
 )
+FAILED = "!: a stolen model of this member learned nothing."
 
 
 def texts(at: Any) -> dict[str, str]:
@@ -79,8 +82,7 @@ def texts(at: Any) -> dict[str, str]:
         return "" if found is None or pd.isna(found) else f"{factor * found:,.{digits}f}"
 
     interval = "" if at.low is None or pd.isna(at.low) else f"{at.low:.1f} to {at.high:.1f}"
-    shares = ("worst", "unaided", "own", "naive", "labels", "informed", "agreement")
-    percents = {name: number(at[name]) for name in shares}
+    percents = {name: number(at[name]) + mark(at, name) for name in SHARES}
     rest = {name: number(at.get(name), 2) for name in ("l1_mean", "l1_max", "nll", "auroc_pool")}
     return {
         **percents,
@@ -96,6 +98,17 @@ def texts(at: Any) -> dict[str, str]:
         "members": str(at.members) if at.members == at.most else f"{at.members} of {at.most}",
         "seeds": str(at.seeds),
     }
+
+
+def mark(at: Any, column: str) -> str:
+    """Return ``!`` if a stolen model of the member that a column tells of learned nothing."""
+    member = {"naive": NAIVE, "labels": LABELS}.get(column) or at[f"{column}_member"]
+    return "!" * (member in at.unlearned)
+
+
+def marked(table: pd.DataFrame) -> list[str]:
+    """Return what the mark means, if a board has one."""
+    return [FAILED] if any(mark(at, name) for _, at in table.iterrows() for name in SHARES) else []
 
 
 def label(at: Any) -> str:
@@ -124,7 +137,7 @@ def lines(title: str, table: pd.DataFrame, width: int) -> list[str]:
         if any(row[name] for row in rows)
     ]
     head, body = grid("defense", [label(at) for _, at in table.iterrows()], columns, width)
-    notes = [text for each in (MEANING, *checks(table)) for text in fold(each, width)]
+    notes = [text for each in (MEANING, *marked(table), *checks(table)) for text in fold(each, width)]
     return [*fold(f"The board: {title}", width), "", *head, *(text for each in body for text in each), "", *notes]
 
 
@@ -137,7 +150,7 @@ def markdown(title: str, table: pd.DataFrame) -> str:
             cells = texts(at)
             found.append(f"| {' | '.join([label(at), *(cells[name] for name in wanted.values())])} |")
         found.append("")
-    return "\n".join([*found, *(f"- {each}" for each in checks(table))]).rstrip() + "\n"
+    return "\n".join([*found, *(f"- {each}" for each in (*marked(table), *checks(table)))]).rstrip() + "\n"
 
 
 def draw(title: str, table: pd.DataFrame) -> Figure:
@@ -223,11 +236,11 @@ def write_all(records: pd.DataFrame, outputs: Path, least: int = LEAST) -> Itera
     text = f"{MEANING}\n\n" + "\n".join(markdown(title, table) for title, table in found.items())
     yield write_alone(outputs, AREA, AREA / "board.md", text.encode())
     yield written(each_member(records), outputs, "board-members")
-    yield written(records[[name for name in RECORD if name in records]], outputs, "board-records", "%.6g")
+    yield written(shortened(records[[name for name in RECORD if name in records]]), outputs, "board-records", "%.15g")
     names = file_names(found)
     for title, table in found.items():
         name = names[title]
-        yield written(table.drop(columns=["by_member"]), outputs, name)
+        yield written(table.drop(columns=["by_member"]).assign(unlearned=table.unlearned.map("; ".join)), outputs, name)
         yield save(draw(title, table), outputs, AREA / name, AREA)
         drawn = curves(title, table)
         if drawn is not None:
@@ -246,6 +259,14 @@ def written(table: pd.DataFrame, outputs: Path, name: str, numbers: str = "%.4f"
     """Write a table as CSV below the outputs folder, and return its path."""
     content = table.to_csv(index=False, float_format=numbers).encode()
     return write_alone(outputs, AREA, AREA / f"{name}.csv", content)
+
+
+def shortened(records: pd.DataFrame) -> pd.DataFrame:
+    """Return records with their measured numbers to six digits; settings stay whole, since they tell records apart."""
+    measured = [
+        name for name in (*MEASURED, STOLEN, AGREEMENT, "seconds_queries", "seconds_knockoff") if name in records
+    ]
+    return records.assign(**{name: records[name].map(lambda each: float(f"{each:.6g}")) for name in measured})
 
 
 def printed(records: pd.DataFrame, least: int, width: int) -> Sequence[str]:

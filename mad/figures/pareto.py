@@ -80,15 +80,17 @@ def draw(group: pd.DataFrame) -> Figure:
     figure = Shown(figsize=(WIDTH, HEIGHT + CURVE * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     still = [name for name in names if drawn[drawn.defense == name][L1].max() < UNCHANGED]
-    panels = ((left, COST, drawn), (right, L1, drawn[~drawn.defense.isin(still)]))
-    for axes, x, shown in panels:
+    panels = []
+    for axes, x, every in ((left, COST, rows), (right, L1, rows[~rows.defense.isin(still)])):
+        shown, best = every[at_most(every[COST], DEAREST)], every[front(every, x)]  # of what is not drawn, too
+        best = best[best.index.isin(shown.index)].sort_values(x)
+        panels.append((axes, x, shown, best))
         landmarks(axes, group, L1, 0.0)
         for name in shown.defense[shown.defense != "none"].unique():
             own = shown[shown.defense == name].sort_values("strength")
             style: dict[str, Any] = {**marks[name], "markersize": 5, "linewidth": 0.9, "alpha": 0.85}
             bars = own[f"{STOLEN}_deviation"].fillna(0)
             axes.errorbar(own[x], own[STOLEN], yerr=bars, capsize=2, elinewidth=0.7, label=name, **style)
-        best = shown[front(shown, x)].sort_values(x)
         axes.step(best[x], best[STOLEN], where="post", color="black", linewidth=2.4, alpha=0.35, label="Pareto front")
     left.set(
         xlabel="points of accuracy that the API loses (left is better)",
@@ -98,14 +100,15 @@ def draw(group: pd.DataFrame) -> Figure:
     right.set(xlabel="mean L1 distance of answers, test images (left is better)")
     handles, labels = left.get_legend_handles_labels()
     surround(figure, dict(zip(labels, handles, strict=True)), said(group, rows, still))
-    for axes, x, shown in panels:
-        label(figure, axes, shown, x, marks)
+    for axes, x, shown, best in panels:
+        label(figure, axes, shown, best, x, marks)
     return figure
 
 
-def label(figure: Figure, axes: Axes, rows: pd.DataFrame, x: str, marks: dict[str, dict[str, Any]]) -> None:
-    """Write the defense and its strength beside the points of the front, as far as there is room."""
-    best = rows[front(rows, x)]
+def label(
+    figure: Figure, axes: Axes, rows: pd.DataFrame, best: pd.DataFrame, x: str, marks: dict[str, dict[str, Any]]
+) -> None:
+    """Write the defense and its strength beside the points of the front, ``best``, as far as there is room."""
     texts = []
     for _, at in best[best.defense != "none"].iterrows():
         text = at.defense if pd.isna(at.strength) else f"{at.defense} {at.strength:g}"

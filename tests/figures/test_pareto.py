@@ -94,3 +94,16 @@ def test_figures_and_tables_are_written_for_thefts_with_two_defenses(tmp_path):
     assert len(pd.read_csv(written[0].with_suffix(".csv"))) == 8
     with pytest.raises(MadError, match="two defenses"):
         pareto.write_all(other[other.comparison_group == "f" * 16], tmp_path / "figures")
+
+
+def test_what_is_not_drawn_is_compared_with_too():
+    rows = [
+        row("none", 0.0, 0, 0.90, 0.80, 0.0),
+        row("mad", 0.5, 0, 0.90 - 2 * pareto.DEAREST / 100, 0.10, 0.2),
+        row("random_noise", 0.5, 0, 0.90, 0.50, 0.5),
+    ]
+    left, right = pareto.draw(records.frame(rows)).axes
+    steps = [{*line.get_xdata()} for axes in (left, right) for line in axes.lines if line.get_label() == "Pareto front"]
+    assert steps == [{0.0}, {0.0}]  # random noise is on the left front, and beaten in L1
+    front = [line.get_ydata().tolist() for line in left.lines if line.get_label() == "Pareto front"]
+    assert front == [[50.0]]
