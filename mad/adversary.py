@@ -25,7 +25,7 @@ from mad.storage.checkpoint import Checkpoint
 from mad.training import EVALUATION_BATCH, Trainer, logits_of, place
 from mad.transfer import TransferSet
 
-SAMPLE = 1000  # images of a transfer set on which ``learned`` is decided
+SAMPLE, EACH = 1000, 20  # images of a transfer set on which ``learned`` is decided: at least so many, so many a class
 NOTHING = 0.1  # nats: a loss below this counts as learned, however little the answers vary
 LEAST = 0.001  # nats by which the loss must be below a constant answer's; a smaller difference is rounding
 
@@ -181,8 +181,12 @@ class Adversary(Knowledge):
 
 
 def sample(transfer: TransferSet, seed: int) -> TransferSet:
-    """Return ``SAMPLE`` random answers of a transfer set, which may be in the order of their classes; or all."""
-    if len(transfer) <= SAMPLE:
+    """Return random answers of a transfer set, which may be in the order of their classes; or all.
+
+    The best constant answer to N answers of K classes seems better than it is by about (K - 1) / 2 N nats.
+    """
+    size = max(SAMPLE, EACH * transfer.answers.shape[1])
+    if len(transfer) <= size:
         return transfer
-    some = torch.randperm(len(transfer), generator=generator(seed, "learned"))[:SAMPLE]
+    some = torch.randperm(len(transfer), generator=generator(seed, "learned"))[:size]
     return TransferSet(transfer.images, transfer.rows[some], transfer.answers[some])

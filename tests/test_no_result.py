@@ -119,3 +119,18 @@ def test_answers_in_the_order_of_their_classes_are_judged_as_a_whole():
     nn.init.zeros_(first.head.weight)
     first.head.bias.data = torch.tensor([30.0, 0, 0, 0])
     assert not toy.learned(first, ordered)  # it is right about the first thousand
+
+
+def test_of_many_classes_a_weak_thief_has_learned():
+    classes, count = 500, 12_000
+    rows = torch.arange(count)
+    images = torch.stack([rows // 256, rows % 256], dim=1).to(torch.uint8).view(count, 1, 1, 2)
+    answers = F.one_hot(rows % classes, classes).float()
+
+    class Weak(nn.Module):
+        def forward(self, images):
+            place = (255 * images).round().long().flatten(1)
+            return 0.2 * F.one_hot((256 * place[:, 0] + place[:, 1]) % classes, classes)
+
+    toy = replace(cell().adversary(CPU), shape=(1, 1, 2), classes=classes)
+    assert toy.learned(Weak().eval(), TransferSet(images, rows, answers))
