@@ -15,7 +15,6 @@ from mad.deployment import Deployment
 from mad.errors import MadError
 from mad.quality import outlier_auroc, quality
 from mad.training import answering, logits_of
-from mad.transfer import TransferSet
 from mad.victim import Victim
 
 HONEST = 100  # images of one request of an honest client
@@ -27,7 +26,7 @@ def utility(
     test: Split,
     undefended: nn.Module | None,
     device: torch.device,
-    others: TransferSet | None = None,
+    others: tuple[Images, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """Return the utility for honest users: the accuracies, in [0, 1], with and without the defense, and its L1 cost.
 
@@ -42,7 +41,8 @@ def utility(
         test: the victim's test split.
         undefended: the victim, if a defense that acts at training time serves another model; else None.
         device: the device of the victim.
-        others: images of another kind, the thief's, of which the first ``OTHERS`` are asked about; None for none.
+        others: images of another kind, the thief's pool, and the rows of which the first ``OTHERS`` are asked about;
+            None for none.
 
     Raises:
         MadError: if ``undefended`` answers with NaN or infinite logits.
@@ -58,10 +58,8 @@ def utility(
     schema.check(honest, f"defense {defense.name}", defense.schema)
     clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
     distance = simplex.l1(clean, defended)
-    unlike = [
-        deployment.session().answer(to_unit_range(some))[1]
-        for some in ([] if others is None else batches(others.images, others.rows[:OTHERS], size, torch.device("cpu")))
-    ]
+    asked = [] if others is None else batches(others[0], others[1][:OTHERS], size, torch.device("cpu"))
+    unlike = [deployment.session().answer(to_unit_range(some))[1] for some in asked]
     before = clean.argmax(dim=1) if undefended is None else top(undefended, "the victim", test.images, device)
     return {
         "victim_accuracy": accuracy(before, test.labels),

@@ -21,6 +21,7 @@ from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.architectures import imagenet
 from mad.attacks import Stolen, TransferSet
+from mad.attacks.base import drawn
 from mad.cell import SHARED, Cell, about, owned_pools, surrogates
 from mad.context import Context
 from mad.datasets import Images, Pool, Split, checked
@@ -180,7 +181,9 @@ def made(
         context = Context(cell.victim, api.served, cell.seed, device, store)
         seen = seen | own_columns(api.defense, api.defense.verify(network, transfer, context))
     trainer = stolen.trainer or cell.knockoff.trainer
-    pooled = transfer if transfer is not None and transfer.images is images else None
+    pooled = None  # a cost of the defense: of which answers the thief keeps, or asks for, nothing depends
+    if images is not None and transfer is not None and transfer.images is images:
+        pooled = images, drawn(images, adversary, cell.attack.images_for(budget))
     return schema.merged(
         {
             "the cell": about(cell),

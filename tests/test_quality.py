@@ -4,8 +4,16 @@ import math
 
 import pytest
 import torch
+from toys import CPU, Blobs, cell
 
+from mad.attacks.activethief import ActiveThief
+from mad.attacks.consistent import Consistent
+from mad.attacks.copycat import Copycat
+from mad.attacks.knockoff_nets import KnockoffNets
+from mad.defenses import Undefended
+from mad.pipeline import run
 from mad.quality import BINS, normalized, outlier_auroc, quality
+from mad.storage.store import Store
 
 
 def drawn(rows=300, classes=12, seed=0):
@@ -114,3 +122,14 @@ def test_outliers_are_told_by_confidence():
     assert outlier_auroc(sure, unsure) == 0.75  # of four pairs, three are in order
     assert outlier_auroc(unsure, sure) == 0.25
     assert outlier_auroc(sure, unsure[:0]) is None
+
+
+@pytest.mark.parametrize("attack", [Copycat(600), Consistent(600), KnockoffNets(300), ActiveThief(300, rounds=2)])
+def test_how_well_confidence_tells_the_pool_is_no_matter_of_the_thief(attack, tmp_path):
+    def auroc(attack):
+        made = cell(attack=attack, pool=Blobs(size=700), defense=Undefended())
+        return run(made, Store(tmp_path), CPU)[0]["auroc_pool"]
+
+    usual = auroc(KnockoffNets(600 if isinstance(attack, Copycat) else 300))
+    assert auroc(attack) == usual
+    assert usual != auroc(KnockoffNets(200))
