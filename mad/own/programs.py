@@ -34,7 +34,7 @@ class Program(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Return the program's first output."""
+        """Return the program's first output: floats, or labels as they are."""
         if self.size is None:
             return self._first(images)
         parts = []
@@ -49,7 +49,8 @@ class Program(nn.Module):
             found = found[0]
         if not isinstance(found, Tensor):
             raise MadError(f"its program answers with {type(found).__name__}, expected a tensor of logits (B, K)")
-        return found.float()
+        labels = found.dim() > 0 and found.shape[1:].numel() == 1 and not found.is_floating_point()
+        return found if labels else found.float()
 
 
 def kind(name: str, content: bytes) -> str | None:
