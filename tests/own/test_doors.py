@@ -88,7 +88,7 @@ def torchscript(file, model=MODEL):
 def exported(file, batch=None, model=MODEL, most=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        size = {"images": {0: torch.export.Dim("batch", max=most)}} if batch is None else None
+        size = ({0: torch.export.Dim("batch", max=most)},) if batch is None else None
         some = torch.zeros(batch or 4, 1, 8, 8, dtype=dtype_of(model))
         torch.export.save(torch.export.export(model, (some,), dynamic_shapes=size), file)
 
@@ -98,7 +98,7 @@ def onnx(file, batch=None, model=MODEL):
     pytest.importorskip("onnxscript")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        size = {"images": {0: torch.export.Dim("batch")}} if batch is None else None
+        size = ({0: torch.export.Dim("batch")},) if batch is None else None
         some = torch.zeros(batch or 4, 1, 8, 8, dtype=dtype_of(model))
         torch.onnx.export(model, (some,), str(file), dynamo=True, dynamic_shapes=size, verbose=False)
 
@@ -203,6 +203,34 @@ def test_a_program_may_answer_with_labels(tmp_path, write, column):
     assert torch.equal(answers, nn.functional.one_hot(MODEL(images).argmax(1), 4).float())
     with pytest.raises(MadError, match=r"if they are labels, set victim\.answers=labels"):
         deploy(own(weights=str(file))).session()(images)
+
+
+def frozen(file, model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.freeze(torch.jit.trace(model, torch.zeros(1, 1, 8, 8, dtype=dtype_of(model)))).save(str(file))
+
+
+@pytest.mark.parametrize("write", [torchscript, frozen, exported, onnx])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_program_of_another_precision_answers_as_the_model_does(tmp_path, write, dtype):
+    images = Named().images((1, 8, 8)).float()[:5] / 255
+    file = tmp_path / ("w.onnx" if write is onnx else "w.pt2")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()  # onnxruntime has no convolutions of doubles
+    expected = torch.softmax(model(images), dim=1)
+    write(file, model=model.to(dtype))
+    answers = deploy(own(weights=str(file))).session()(images)
+    assert answers.dtype == torch.float32
+    assert torch.allclose(answers, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("most", [4, 5, 64, 1024])
+def test_a_program_that_bounds_its_batch_gets_no_larger_one(tmp_path, most):
+    exported(tmp_path / "w.pt2", most=most)
+    network = own(weights=str(tmp_path / "w.pt2")).ready(CPU)
+    images = torch.rand(1030 if most < 1024 else 1000, 1, 8, 8)
+    for some in (images, images[:1], images[:0]):
+        assert torch.allclose(network(some), MODEL(some), atol=1e-5)
 
 
 class Loads(Conv):
