@@ -97,7 +97,8 @@ class BlackBox:
         """
         self.check(images)
         right = isinstance(clean, Tensor) and clean.dim() == 2 and len(clean) == len(images)
-        if not right or self.classes not in (None, clean.shape[1]) or not simplex.are_posteriors(clean):
+        right = right and self.classes in (None, clean.shape[1])
+        if not right or not simplex.are_posteriors(clean):
             wanted = f"{len(images)} images need as many posteriors (B, {self.classes or 'K'})"
             raise MadError(f"{wanted}, got {plugins.kind(clean)}{' that are none' * right}")
         self._charge(images)

@@ -93,7 +93,7 @@ def test_replayed_answers_that_are_not_the_victims_charge_nothing(clean):
         api.replayed(images(6), clean)
     assert api.queries == 0
     assert api.replayed(images(6), POSTERIORS).shape == (6, 4)
-    with pytest.raises(MadError, match=r"\(B, 4\), got a tensor of \(6, 5\)"):
+    with pytest.raises(MadError, match=r"\(B, 4\), got a tensor of \(6, 5\), float32 on cpu$"):
         deploy(TOY).session().replayed(images(6), torch.full((6, 5), 0.2))
 
 
