@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ class BlackBox:
         watch: for studies only: called with the images and the clean and defended posteriors of each request.
         turn: lock held while a ``stateful`` defense answers. Sessions whose defenses share state share the lock; None
             makes a new one.
+        classes: the victim's number of classes K, which replayed answers must have; None for any.
 
     Attributes:
         most: the most images that it answers at once; a larger request is answered in parts.
@@ -47,6 +49,7 @@ class BlackBox:
         device: torch.device,
         watch: Callable[[Tensor, Tensor, Tensor], None] | None = None,
         turn: AbstractContextManager[Any] | None = None,
+        classes: int | None = None,
     ) -> None:
         if any(part.training for part in model.modules()):
             raise MadError("the served model, or a part of it, is in train mode; call model.eval()")
@@ -60,19 +63,20 @@ class BlackBox:
         self._waiting = 0  # images of these
         self._l1_total = 0.0
         self._targets = torch.zeros(0, dtype=torch.int64)  # changed answers per class that was raised most
-        self.shape, self.budget = tuple(shape), budget
+        self.shape, self.budget, self.classes = tuple(shape), budget, classes
         self.queries = 0
+        self._answered = 0  # images whose answers are in the counters above
         self._since = time.perf_counter()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the defended posteriors, float32 (B, K) on the images' device, of images (B, C, H, W) in [0, 1].
 
-        A request is counted in full before it is answered. A request for more images than the budget has left is
-        refused as a whole.
+        A request is counted in full before it is answered, and stays counted if answering fails. A request for more
+        images than the budget has left is refused as a whole. Floats of any precision are answered as float32.
 
         Raises:
             BudgetExceededError: if fewer queries are left than images were sent; none is counted.
-            MadError: if the images have another shape, are not floats, or leave [``LOW``, ``HIGH``]; none is counted.
+            MadError: if ``check`` refuses the images; none is counted. Also if the victim or its defense fails.
         """
         self._charge(images)
         return self._told(images, *self.answer(images))
@@ -88,10 +92,15 @@ class BlackBox:
 
         Raises:
             BudgetExceededError: as in a call.
-            MadError: as in a call, or if there is not one posterior an image; nothing is counted then.
+            MadError: as in a call, or if there is not one posterior over the victim's classes an image; nothing is
+                counted then.
         """
-        if clean.dim() != 2 or len(clean) != len(images) or not simplex.are_posteriors(clean):
-            raise MadError(f"{len(images)} images need as many posteriors (B, K), got {plugins.kind(clean)}")
+        self.check(images)
+        right = isinstance(clean, Tensor) and clean.dim() == 2 and len(clean) == len(images)
+        right = right and self.classes in (None, clean.shape[1])
+        if not right or not simplex.are_posteriors(clean):
+            wanted = f"{len(images)} images need as many posteriors (B, {self.classes or 'K'})"
+            raise MadError(f"{wanted}, got {plugins.kind(clean)}{' that are none' * right}")
         self._charge(images)
         return self._told(images, *self.answer(images, clean))
 
@@ -99,8 +108,11 @@ class BlackBox:
         """Check a request; nothing is counted.
 
         Raises:
-            MadError: if the images have another shape, are not floats, or leave [``LOW``, ``HIGH``].
+            MadError: if the images are no tensor, have another shape, are not floats, or leave [``LOW``, ``HIGH``].
         """
+        if not isinstance(images, Tensor):
+            how = "torch.from_numpy(x)" if isinstance(images, np.ndarray) else "torch.stack or torch.as_tensor of it"
+            raise MadError(f"the API takes a float tensor (B, C, H, W), got {plugins.kind(images)}: give {how}")
         if tuple(images.shape[1:]) != self.shape:
             raise MadError(f"the API takes images of {self.shape}, got {tuple(images.shape[1:])}")
         if not images.is_floating_point():
@@ -144,7 +156,7 @@ class BlackBox:
         both = []
         parts = images.split(self.most)
         for batch, logged in zip(parts, [None] * len(parts) if given is None else given.split(self.most), strict=True):
-            there = batch.to(self._device)
+            there = batch.to(self._device, torch.float32)
             clean = torch.softmax(self._model(there), dim=1) if logged is None else logged.to(self._device)
             with self._turn:
                 defended = self._defense(there, clean)
@@ -166,6 +178,7 @@ class BlackBox:
         target = moved.argmax(dim=1).masked_fill_(distance <= UNCHANGED, classes)
         counts = torch.bincount(target, minlength=classes + 1)[:classes].cpu()
         self._l1_total += distance.sum().item()
+        self._answered += len(moved)
         self._targets = counts + self._targets if len(self._targets) else counts
 
     def state(self) -> dict[str, Any]:
@@ -173,7 +186,7 @@ class BlackBox:
         with self._lock:
             self._count()
             counts = {"queries": self.queries, "l1_total": self._l1_total, "targets": self._targets.clone()}
-            return counts | {"seconds": self.seconds}
+            return counts | {"answered": self._answered, "seconds": self.seconds}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue counting from the ``state`` of another session of the same deployment."""
@@ -181,6 +194,7 @@ class BlackBox:
             self._moved.clear()
             self._waiting = 0
             self.queries, self._l1_total, self._targets = state["queries"], state["l1_total"], state["targets"]
+            self._answered = state.get("answered", self.queries)  # older states lack it
             self._since = time.perf_counter() - state["seconds"]
 
     @property
@@ -195,10 +209,10 @@ class BlackBox:
 
     @property
     def l1_mean(self) -> float:
-        """The mean L1 distance, in [0, 2], between clean and defended answers to all queries so far."""
+        """The mean L1 distance, in [0, 2], between clean and defended answers so far; failed requests are left out."""
         with self._lock:
             self._count()
-            return self._l1_total / max(1, self.queries)
+            return self._l1_total / max(1, self._answered)
 
     @property
     def target_entropy(self) -> float | None:

@@ -19,7 +19,7 @@ from mad.cache import Cache
 from mad.context import Context
 from mad.datasets import batch_limit
 from mad.defenses import Defense, Undefended
-from mad.errors import MadError
+from mad.errors import MadError, check_number
 from mad.storage.store import Store
 from mad.victim import Victim
 
@@ -70,11 +70,17 @@ class Deployment:
             budget: query budget, one query per image; None for no limit, as in the defender's own measurements.
             watch: for studies only; see ``BlackBox``.
             accounts: number of clients whose queries these are; the budget is divided among them.
+
+        Raises:
+            MadError: if one of the numbers is none.
         """
+        check_number("accounts", accounts, 1, whole=True)
         shape, defense = self.victim.dataset.shape, self.defense.session()
         if accounts > 1 and defense.stateful:
             defense = Accounts(self.defense, budget, accounts)
-        return BlackBox(self.served, defense, shape, budget, self.device, watch, self._turn)
+        return BlackBox(
+            self.served, defense, shape, budget, self.device, watch, self._turn, self.victim.dataset.classes
+        )
 
     @torch.no_grad()
     def clean(self, images: Tensor) -> Tensor:
@@ -83,7 +89,8 @@ class Deployment:
         For studies only: no adversary is given them, unless its recovery declares it.
         """
         parts = images.split(batch_limit(BATCH, self.victim.dataset.shape))
-        return torch.cat([torch.softmax(self.model(some.to(self.device)), dim=1).to(images.device) for some in parts])
+        there = (some.to(self.device, torch.float32) for some in parts)
+        return torch.cat([torch.softmax(self.model(some), dim=1).to(images.device) for some in there])
 
     def export(self, folder: str | Path) -> None:
         """Write the served model and the prepared defense to a folder; ``mad.open_deployment`` reads it.

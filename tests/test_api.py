@@ -4,6 +4,7 @@ import math
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +16,7 @@ from mad.api import BATCH, BlackBox
 from mad.defenses import Context, Defense, Undefended
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
+from mad.deployment import deploy
 from mad.errors import BudgetExceededError, MadError
 
 TOY = victim()
@@ -24,9 +26,13 @@ def model_of():
     return TOY.untrained(seed=0, purpose="victim")
 
 
-def api_of(budget, defense=None):
+def api_of(budget, defense=None, **given):
     model = model_of()
-    return BlackBox(model, (defense or Undefended()).prepared(Context(TOY, model, 0, CPU)), (1, 8, 8), budget, CPU)
+    ready = (defense or Undefended()).prepared(Context(TOY, model, 0, CPU))
+    return BlackBox(model, ready, (1, 8, 8), budget, CPU, **given)
+
+
+POSTERIORS = torch.softmax(torch.arange(24.0).view(6, 4).sin(), dim=1)
 
 
 def images(count):
@@ -58,6 +64,64 @@ def test_a_wrong_shape_charges_nothing(shape):
     with pytest.raises(MadError, match=r"\(1, 8, 8\)"):
         api(torch.rand(shape))
     assert api.queries == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_floats_of_any_precision_are_answered_as_float32(dtype):
+    some, api = images(6).to(dtype), api_of(None, Mad(0.5))
+    assert torch.equal(api(some), api_of(None, Mad(0.5))(some.float()))
+    assert torch.equal(api.replayed(some, POSTERIORS), api_of(None, Mad(0.5)).replayed(some.float(), POSTERIORS))
+    deployment = deploy(TOY)
+    assert torch.equal(deployment.clean(some), deployment.clean(some.float()))
+
+
+@pytest.mark.parametrize("call", [lambda api, some: api(some), lambda api, some: api.replayed(some, POSTERIORS)])
+@pytest.mark.parametrize("change", [torch.Tensor.numpy, torch.Tensor.tolist, list, lambda some: None])
+def test_what_is_no_tensor_is_refused_in_a_line_and_charges_nothing(call, change):
+    api = api_of(10)
+    with pytest.raises(MadError, match=r"the API takes a float tensor \(B, C, H, W\), got .*: give torch"):
+        call(api, change(images(6)))
+    assert api.queries == 0
+
+
+@pytest.mark.parametrize(
+    "clean", [POSTERIORS.numpy(), None, POSTERIORS[:5], POSTERIORS[0], POSTERIORS * 2, torch.full((6, 5), 0.2)]
+)
+def test_replayed_answers_that_are_not_the_victims_charge_nothing(clean):
+    api = api_of(10, Mad(0.5), classes=4)
+    with pytest.raises(MadError, match=r"6 images need as many posteriors \(B, 4\), got"):
+        api.replayed(images(6), clean)
+    assert api.queries == 0
+    assert api.replayed(images(6), POSTERIORS).shape == (6, 4)
+    with pytest.raises(MadError, match=r"\(B, 4\), got a tensor of \(6, 5\), float32 on cpu$"):
+        deploy(TOY).session().replayed(images(6), torch.full((6, 5), 0.2))
+
+
+@dataclass
+class Failing(Mad):
+    """Fails on a request of three images."""
+
+    def perturb(self, images, clean):
+        if len(clean) == 3:
+            raise MadError("not now")
+        return super().perturb(images, clean)
+
+
+def test_failed_requests_stay_charged_and_leave_the_mean_l1_alone():
+    api, other = api_of(20, Failing(0.5)), api_of(20, Mad(0.5))
+    other(images(6))
+    for count in (3, 6, 3):
+        with nullcontext() if count == 6 else pytest.raises(MadError, match="not now"):
+            api(images(count))
+    assert (api.queries, other.queries) == (12, 6)
+    assert api.l1_mean == other.l1_mean > 0
+    again = api_of(20, Mad(0.5))
+    again.restore(api.state())
+    assert (again.queries, again.l1_mean) == (12, api.l1_mean)
+    older = other.state()
+    del older["answered"]  # it was not noted once
+    again.restore(older)
+    assert (again.queries, again.l1_mean) == (6, other.l1_mean)
 
 
 def test_the_defenders_own_view_is_free():

@@ -139,6 +139,12 @@ def test_a_session_has_a_budget_and_a_ledger_of_its_own():
     assert torch.equal(other(images(10)), deployment.session()(images(10)))
 
 
+@pytest.mark.parametrize("accounts", [0, -1, 1.5, "2", True, None])
+def test_a_number_of_accounts_that_is_none_is_refused(accounts):
+    with pytest.raises(MadError, match="accounts must be a whole number of at least 1"):
+        deploy(victim(), Quota()).session(10, accounts=accounts)
+
+
 def test_a_deployment_is_what_a_cell_attacks(tmp_path):
     whole = cell(0.9, seed=3)
     record = run(whole, Store(tmp_path), CPU)[0]

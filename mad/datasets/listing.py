@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from mad.datasets import pictures
 from mad.datasets.checked import say
@@ -20,6 +22,7 @@ PARTS = {  # what a part is called, and its kind; of several for one kind the fi
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
     **{"val": "val", "valid": "val", "validation": "val", "dev": "val"},
 }
+DECIMALS = re.compile(r"-?[0-9]+\.0+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,13 @@ def ordered(names: Iterable[str]) -> list[str]:
 def whole(name: str) -> bool:
     """Return whether the name of a class is a whole number."""
     return name.isascii() and name.removeprefix("-").isdigit()
+
+
+def undecimal(value: Any) -> int | None:
+    """Return the whole number of a float, or of a text such as ``3.0``; None of anything else, also of an int."""
+    if isinstance(value, str):
+        return int(value.partition(".")[0]) if DECIMALS.fullmatch(value.strip()) else None
+    return int(value) if isinstance(value, float) and value.is_integer() else None
 
 
 def sides(names: Iterable[str], what: str) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mad.datasets import base
+from mad.datasets import base, listing
 from mad.datasets.content import stamp
 from mad.datasets.listing import PARTS, Listing, ordered, sides
 from mad.datasets.pictures import Encoded, Source
@@ -226,17 +226,17 @@ def classes_of(table: Table, column: str) -> list[str]:
     """
     names, values = table.classes.get(column), list(map(plain, table.read(column)))
     missing = [value is None or value != value or (isinstance(value, str) and not value.strip()) for value in values]
-    given = [value for value, none in zip(values, missing, strict=True) if not none]
-    whole_floats = all(isinstance(value, float) and value.is_integer() for value in given)  # of a column with gaps
+    numbers = list(map(listing.undecimal, values))  # a column with gaps has floats, and so has a CSV made of it
+    decimals = all(none or number is not None for none, number in zip(missing, numbers, strict=True))
     found = []
     for row, value in enumerate(values):
         if missing[row]:
             raise MadError(f"{at(table.name, row)}: no class in column {column}; fill it in, or remove the row")
         if names is not None and not (isinstance(value, int) and 0 <= value < len(names)):
             raise MadError(f"{at(table.name, row)}: {column} is {value!r}, which is none of its {len(names)} classes")
-        if not isinstance(value, (str, int)) and not whole_floats:
+        if not isinstance(value, (str, int)) and not decimals:
             raise MadError(f"{at(table.name, row)}: {column} must be text or a whole number, got {value!r}")
-        found.append(names[int(value)] if names is not None else str(int(value) if whole_floats else value).strip())
+        found.append(names[int(value)] if names is not None else str(numbers[row] if decimals else value).strip())
     return found
 
 

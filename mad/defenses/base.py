@@ -187,6 +187,8 @@ class Defense(ABC):
             MadError: if a row of ``clean`` is not a posterior, if ``perturb`` changes its arguments, or if it does not
                 return a float tensor of the shape and on the device of ``clean``.
         """
+        if not len(clean):  # nothing to perturb, or to compute a gradient of
+            return clean
         with torch.set_grad_enabled(self.needs_gradients):
             return self._answered(images, clean)
 

@@ -8,15 +8,28 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mad.datasets import batch_limit
 from mad.errors import MadError
 from mad.weights import first_line
 
 LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])([^\x00-\x1f]{1,127})")  # of weights in other files
+
+SIZES = (2, 4, 8, 16, 32, 64, 128, 256)  # of batches that are tried
+LARGEST = 1024  # images that are asked about at once
+PRECISIONS = (torch.float64, torch.float16, torch.bfloat16)
+
+
+class Takes(NamedTuple):
+    """What images a program takes."""
+
+    most: int | None = None  # at once; None for any number
+    exactly: bool = False  # whether it takes no fewer: it gets black images beside them, whose answers are dropped
+    dtype: torch.dtype = torch.float32
 
 
 class Program(nn.Module):
@@ -24,32 +37,34 @@ class Program(nn.Module):
 
     Args:
         run: the program, images to answers.
-        size: how many images it takes at once, if it takes only so many; None for any number. Fewer are filled up
-            with black images, whose answers are dropped.
+        takes: what images it takes.
     """
 
-    def __init__(self, run: Callable[[Tensor], Any], size: int | None = None) -> None:
+    def __init__(self, run: Callable[[Tensor], Any], takes: Takes) -> None:
         super().__init__()
-        self.run, self.size = [run], size  # in a list: a program's own train() and to() may refuse to be called
+        self.run, self.takes = [run], takes  # in a list: a program's own train() and to() may refuse to be called
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Return the program's first output."""
-        if self.size is None:
+        """Return the program's first output: floats, or labels as they are."""
+        most, exactly, _ = self.takes
+        if most is None:
             return self._first(images)
         parts = []
-        for some in images.split(self.size):
-            filled = torch.cat([some, some.new_zeros(self.size - len(some), *some.shape[1:])])
+        for some in images.split(most):
+            lacking = most - len(some) if exactly else 0
+            filled = torch.cat([some, some.new_zeros(lacking, *some.shape[1:])]) if lacking else some
             parts.append(self._first(filled)[: len(some)])
         return torch.cat(parts)
 
     def _first(self, images: Tensor) -> Tensor:
-        found = self.run[0](images.contiguous())
+        found = self.run[0](images.to(self.takes.dtype).contiguous())
         while isinstance(found, (tuple, list)) and found:
             found = found[0]
         if not isinstance(found, Tensor):
             raise MadError(f"its program answers with {type(found).__name__}, expected a tensor of logits (B, K)")
-        return found.float()
+        labels = found.dim() > 0 and found.shape[1:].numel() == 1 and not found.is_floating_point()
+        return found if labels else found.float()
 
 
 def kind(name: str, content: bytes) -> str | None:
@@ -122,40 +137,63 @@ def onnx(file: Path) -> Callable[[Tensor], Any]:
     names = [each.name for each in session.get_inputs()]
     if len(names) != 1:
         raise MadError(f"takes {len(names)} inputs ({', '.join(names)}), expected one, the images")
-    half = session.get_inputs()[0].type == "tensor(float16)"
+    dtype = {"tensor(float16)": "float16", "tensor(double)": "float64"}.get(session.get_inputs()[0].type, "float32")
 
     def run(images: Tensor) -> Tensor:
         values = images.detach().cpu().numpy()
-        found = session.run(None, {names[0]: values.astype("float16") if half else values})
+        found = session.run(None, {names[0]: values.astype(dtype, copy=False)})
         return torch.from_numpy(found[0]).to(images.device)
 
     return run
 
 
-def taken(run: Callable[[Tensor], Any], shape: tuple[int, int, int], device: torch.device) -> int | None:
-    """Return how many images a program takes at once: None if it takes any number; programs may fix it.
+def taken(run: Callable[[Tensor], Any], shape: tuple[int, int, int], device: torch.device) -> Takes:
+    """Return what images of a shape a program takes: it may fix or bound their number, and be of another precision.
 
     Raises:
         MadError: if it takes no images of the shape; it names the number of channels that the program does take.
     """
-    failures = []
-    for size in (3, 1, 2, 4, 8, 16, 32, 64, 128, 256):
-        if (error := failure(run, (size, *shape), device)) is None:
-            return None if size == 3 else size
-        failures.append(error)
+    held, dtypes = precisions(run)
+    failures = {}
+    for dtype in dtypes:
+        for size in (3, 1, *SIZES):
+            if (error := failure(run, (size, *shape), device, dtype)) is None:
+                return Takes(size, True, dtype) if size != 3 else Takes(bound(run, shape, device, dtype), dtype=dtype)
+            failures[dtype, size] = error
     channels = 1 if shape[0] == 3 else 3
     advice = "channels come first; see victim.dataset.channels and victim.dataset.size"
-    if any(failure(run, (size, channels, *shape[1:]), device) is None for size in (3, 1)):
+    others = [(size, channels, *shape[1:]) for size in (3, 1)]
+    if any(failure(run, size, device, dtype) is None for size in others for dtype in dtypes):
         advice = f"it takes {channels} channels: set victim.dataset.channels={channels}"
-    raise MadError(f"takes no images of {shape} ({first_line(failures[1])}): {advice}")
+    raise MadError(f"takes no images of {shape} ({first_line(failures[held, 1])}): {advice}")
 
 
-def failure(run: Callable[[Tensor], Any], size: tuple[int, ...], device: torch.device) -> Exception | None:
+def bound(
+    run: Callable[[Tensor], Any], shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
+) -> int | None:
+    """Return the most images that a program takes at once which takes three; None if it takes the largest batches."""
+    largest = batch_limit(LARGEST, shape)
+    sizes = [largest, *(size for size in reversed(SIZES) if 3 < size < largest)]
+    found = next((size for size in sizes if failure(run, (size, *shape), device, dtype) is None), 3)
+    return None if found >= largest else found
+
+
+def precisions(run: Callable[[Tensor], Any]) -> tuple[torch.dtype, list[torch.dtype]]:
+    """Return the precision of a program's weights, float32 if it is unknown, and those of images to try in turn."""
+    if not isinstance(run, nn.Module):  # an ONNX program is given what it asks for
+        return torch.float32, [torch.float32]
+    held = dict.fromkeys(each.dtype for each in run.parameters() if each.is_floating_point())
+    return next(iter(held), torch.float32), list(dict.fromkeys([torch.float32, *(held or PRECISIONS)]))
+
+
+def failure(
+    run: Callable[[Tensor], Any], size: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> Exception | None:
     """Return the error that a program raises on black images (B, C, H, W); None if it takes them."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run(torch.zeros(size, device=device))
+            run(torch.zeros(size, device=device, dtype=dtype))
     except Exception as error:
         return error
     return None

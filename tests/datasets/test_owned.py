@@ -210,6 +210,21 @@ def test_classes_in_a_csv_are_the_text_that_is_there(tmp_path):
     assert OwnImages(str(written("csv", top))).names == ["007", "NA", "None"]
 
 
+def test_classes_in_decimals_are_numbers_in_every_form(tmp_path):
+    top = folder(tmp_path / "top", {str(number): 1 for number in (10, 2, 0, -1)})
+    table = rows(top)
+    for form, labels in {"whole": table.label, "float": table.label.astype(float), "long": table.label + ".00"}.items():
+        made = table.assign(label=labels)
+        made.to_csv(top / f"{form}.csv", index=False)
+        made.to_parquet(top / f"{form}.parquet")
+        for kind in ("csv", "parquet"):
+            assert OwnImages(str(top / f"{form}.{kind}")).names == ["-1", "0", "2", "10"]
+    contents = {OwnImages(str(top / f"{form}.csv")).contents() for form in ("whole", "float", "long")}
+    assert len(contents) == 1  # the same images and classes
+    table.assign(label=table.label.replace("10", "1.50").replace("2", "2.0")).to_csv(top / "text.csv", index=False)
+    assert OwnImages(str(top / "text.csv")).names == ["-1", "0", "1.50", "2.0"]  # text where one is no whole number
+
+
 def test_names_of_a_classlabel_keep_their_order(tmp_path):
     top = folder(tmp_path / "top", {"a": 3, "b": 3})
     table = rows(top)

@@ -9,6 +9,7 @@ from toys import CPU, Blobs, cell, victim
 from mad.api import BATCH
 from mad.context import Context
 from mad.defenses import Defense
+from mad.defenses.mad_argmax import MadArgmax
 from mad.deployment import deploy
 from mad.pipeline import run
 from mad.storage.store import Store
@@ -154,3 +155,24 @@ def test_without_a_store_it_is_trained_each_time():
     context = Context(victim(), victim().untrained(seed=0, purpose="victim"), 0, CPU)
     biases = [Guarded().prepared(context)._network.head.bias[0].item() for _ in range(2)]
     assert biases == [1, 2]
+
+
+@dataclass
+class Averse(Defense):
+    """Cannot answer no images."""
+
+    name = "averse"
+    stateful = True
+    epsilon: float | None = None
+
+    def perturb(self, images, clean):
+        return clean.where(clean == clean.max(), 0)
+
+
+@pytest.mark.parametrize("accounts", [1, 2])
+@pytest.mark.parametrize("defense", [Averse(), Averse(epsilon=0), MadArgmax(0.5, solver="exact", gradient="all")])
+def test_no_images_get_no_answers(defense, accounts):
+    api = deploy(victim(), defense).session(10, accounts=accounts)
+    assert api(images(3)[:0]).shape == (0, 4)
+    assert api(images(3)).shape == (3, 4)
+    assert api.queries == 3

@@ -59,6 +59,10 @@ def own(**given):
     return Own(name="own", dataset=Named(), architecture=Conv, trainer=trainer(), **given)
 
 
+def dtype_of(model):
+    return next(model.parameters()).dtype
+
+
 def state_dict(file):
     torch.save(MODEL.state_dict(), file)
 
@@ -75,28 +79,28 @@ def safetensors(file):
     save_file({name: value.contiguous() for name, value in MODEL.state_dict().items()}, file)
 
 
-def torchscript(file):
+def torchscript(file, model=MODEL):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(MODEL, torch.zeros(1, 1, 8, 8)).save(str(file))
+        torch.jit.trace(model, torch.zeros(1, 1, 8, 8, dtype=dtype_of(model))).save(str(file))
 
 
-def exported(file, batch=None):
+def exported(file, batch=None, model=MODEL, most=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        size = {"images": {0: torch.export.Dim("batch")}} if batch is None else None
-        torch.export.save(torch.export.export(MODEL, (torch.zeros(batch or 4, 1, 8, 8),), dynamic_shapes=size), file)
+        size = ({0: torch.export.Dim("batch", max=most)},) if batch is None else None
+        some = torch.zeros(batch or 4, 1, 8, 8, dtype=dtype_of(model))
+        torch.export.save(torch.export.export(model, (some,), dynamic_shapes=size), file)
 
 
-def onnx(file, batch=None):
+def onnx(file, batch=None, model=MODEL):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        size = {"images": {0: torch.export.Dim("batch")}} if batch is None else None
-        torch.onnx.export(
-            MODEL, (torch.zeros(batch or 4, 1, 8, 8),), str(file), dynamo=True, dynamic_shapes=size, verbose=False
-        )
+        size = ({0: torch.export.Dim("batch")},) if batch is None else None
+        some = torch.zeros(batch or 4, 1, 8, 8, dtype=dtype_of(model))
+        torch.onnx.export(model, (some,), str(file), dynamo=True, dynamic_shapes=size, verbose=False)
 
 
 FILES = {
@@ -176,6 +180,57 @@ def test_posteriors_pass_exactly():
     images = Named().images((1, 8, 8)).float()[:20] / 255
     answers = deploy(own(function=predict)).session()(images)
     assert torch.allclose(answers, torch.softmax(MODEL(images), dim=1), atol=1e-6)
+
+
+class Labels(nn.Module):
+    """The model's class of each image, as a whole number; in a column if asked for."""
+
+    def __init__(self, column=False):
+        super().__init__()
+        self.model, self.column = MODEL, column
+
+    def forward(self, images):
+        return self.model(images).argmax(1, keepdim=self.column)
+
+
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize("write", [torchscript, lambda file, model: exported(file, 2, model), onnx])
+def test_a_program_may_answer_with_labels(tmp_path, write, column):
+    images = Named().images((1, 8, 8)).float()[:5] / 255
+    file = tmp_path / ("w.onnx" if write is onnx else "w.pt2")
+    write(file, model=Labels(column).eval())
+    answers = deploy(own(weights=str(file), answers="labels")).session()(images)
+    assert torch.equal(answers, nn.functional.one_hot(MODEL(images).argmax(1), 4).float())
+    with pytest.raises(MadError, match=r"if they are labels, set victim\.answers=labels"):
+        deploy(own(weights=str(file))).session()(images)
+
+
+def frozen(file, model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.freeze(torch.jit.trace(model, torch.zeros(1, 1, 8, 8, dtype=dtype_of(model)))).save(str(file))
+
+
+@pytest.mark.parametrize("write", [torchscript, frozen, exported, onnx])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_program_of_another_precision_answers_as_the_model_does(tmp_path, write, dtype):
+    images = Named().images((1, 8, 8)).float()[:5] / 255
+    file = tmp_path / ("w.onnx" if write is onnx else "w.pt2")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval()  # onnxruntime has no convolutions of doubles
+    expected = torch.softmax(model(images), dim=1)
+    write(file, model=model.to(dtype))
+    answers = deploy(own(weights=str(file))).session()(images)
+    assert answers.dtype == torch.float32
+    assert torch.allclose(answers, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("most", [4, 5, 64, 1024])
+def test_a_program_that_bounds_its_batch_gets_no_larger_one(tmp_path, most):
+    exported(tmp_path / "w.pt2", most=most)
+    network = own(weights=str(tmp_path / "w.pt2")).ready(CPU)
+    images = torch.rand(1030 if most < 1024 else 1000, 1, 8, 8)
+    for some in (images, images[:1], images[:0]):
+        assert torch.allclose(network(some), MODEL(some), atol=1e-5)
 
 
 class Loads(Conv):
