@@ -63,8 +63,10 @@ class Own(Victim):
 
     def __post_init__(self) -> None:
         if [self.weights, self.function, self.url] != [None] * 3 and getattr(self.dataset, "test_share", 0) is None:
-            whole: Any = self.dataset
-            object.__setattr__(self, "dataset", replace(whole, test_share=1))  # no image is needed for training
+            data: Any = self.dataset
+            whole = replace(data, test_share=1)  # no image is needed for training, but some for validation
+            if not self.validation or whole.count(testing=False):
+                object.__setattr__(self, "dataset", whole)
         super().__post_init__()
         if [self.weights, self.function, self.url].count(None) < 2:
             raise MadError("victim=own takes one of victim.weights, victim.function and victim.url")
