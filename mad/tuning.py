@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 KEPT = 2  # one of so many candidates is kept from rung to rung
 RUNGS = 3
 TIMED = 200  # requests of one image that are timed
-TOLD = ("strength", "loss", "l1", "latency")  # of a candidate, on the validation split
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ class Ranked:
 
     Args:
         name: the candidate's.
-        told: ``TOLD``: its strength, if it has one, the loss of accuracy, the mean L1, and the latency in milliseconds
-            if it was asked for. None if no strength is within the limits.
+        told: its ``strength``, if it has one, the ``loss`` of accuracy, the mean ``l1``, and the ``latency`` in
+            milliseconds if it was asked for. None if no strength is within the limits.
         stolen: the highest mean stolen accuracy of any member, by rung, as shares; of the rungs that it reached.
         why: why it was left out, if it was.
     """
@@ -123,7 +122,7 @@ def tune(
         jobs: how many thefts to compute at once, in as many processes.
 
     Raises:
-        MadError: if no candidate is within the limits.
+        MadError: if no candidate is within the limits, or the first one's error if none could be measured.
     """
     trials = {each.name: trial_of(study, each.name) for each in candidates}
     alive = []
@@ -138,6 +137,9 @@ def tune(
         else:
             alive.append(each.name)
     if not alive:
+        failed = [each.user_attrs["why"] for each in trials.values() if each.user_attrs.get("failed")]
+        if failed and len(failed) == len(trials):
+            raise MadError(f"no defense could be measured: {failed[0]}")
         limit = f"no defense is left that costs at most {limits.loss:.1%} of accuracy and a mean L1 of {limits.l1:g}"
         raise MadError(f"{limit}: see the lines above; raise a limit, or name other defenses")
     sizes = [-(-len(alive) // KEPT**rung) for rung in range(RUNGS)]
@@ -220,6 +222,7 @@ def measure(trial: Trial, candidate: Candidate, make: Make, limits: Limits, stor
                 why = f"99 of 100 requests take up to {took:.1f} ms"
     except MadError as error:  # such as a victim that it cannot guard: no reason to lose the others
         why = str(error)
+        trial.set_user_attr("failed", True)
     trial.set_user_attr("told", told)
     trial.set_user_attr("why", why)
 
@@ -272,8 +275,7 @@ def stolen_accuracy(cell: Cell, store: Store, device: torch.device, threads: int
 
 def latency(made: Deployment, cell: Cell) -> float:
     """Return how long 99 of 100 requests of one image take at most, in milliseconds of wall time."""
-    api, took = made.session(), []
-    images = cell.victim.validation_split().images
+    api, took, images = made.session(), [], cell.victim.validation_split().images
     for image in batches(images, torch.arange(TIMED) % len(images), 1, torch.device("cpu")):
         given, start = to_unit_range(image), time.perf_counter()
         api(given)
@@ -293,7 +295,6 @@ def open_study(outputs: Path, name: str) -> Study:
     except ImportError as error:
         raise MadError(f"mad-tune needs Optuna: pip install 'mad[tune]' ({error})") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder = outputs / "tune"
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := outputs / "tune").mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / f"{name}.log")))
     return optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)

@@ -101,6 +101,27 @@ def test_no_candidate_within_the_limits_is_one_line(study, scored):
         tuned(study(), ["slow"])
 
 
+def broken(words, seed):
+    if words == ["defense=argmax"]:
+        return mad.load(*SMALL, *words)
+    raise MadError(f"{words[0]} lacks a file")
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["a", "b"], "^no defense could be measured: a lacks a file$"),
+        (["a", "defense=argmax"], r"raise a limit, or name other defenses$"),
+    ],
+)
+def test_limits_are_not_blamed_where_nothing_could_be_measured(study, names, text, tmp_path):
+    every = [Candidate(name) for name in names]
+    given = (every, (), broken, Limits(0, 0), 60, (0,), Store(tmp_path), CPU, study())
+    for _ in range(2):  # also of what the study holds
+        with pytest.raises(MadError, match=text):
+            list(tuning.tune(*given))
+
+
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
     """Cells of the digits in miniature, and a store; whoever reads the test split is found."""

@@ -21,7 +21,8 @@ class Answering(nn.Module):
     """Images (B, C, H, W) to logits (B, K) whose softmax is what was answered.
 
     Args:
-        answer: the network, function or connection: images to answers, a tensor or a numpy array.
+        answer: the network, function or connection: images to answers, a tensor or a numpy array. It gets a copy of the
+            images, so it may write into them.
         form: what it answers, one of ``ANSWERS``: logits (B, K), posteriors (B, K), or labels (B,).
         classes: number of classes K.
         who: names it in errors.
@@ -39,7 +40,7 @@ class Answering(nn.Module):
             MadError: if the answers are not of the form that was promised.
         """
         try:
-            found = self.answer[0](images)
+            found = self.answer[0](images.clone())
         except MadError as error:
             raise error if self.who in str(error) else MadError(f"{self.who}: {error}") from error
         except Exception as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -63,8 +64,10 @@ class Own(Victim):
 
     def __post_init__(self) -> None:
         if [self.weights, self.function, self.url] != [None] * 3 and getattr(self.dataset, "test_share", 0) is None:
-            whole: Any = self.dataset
-            object.__setattr__(self, "dataset", replace(whole, test_share=1))  # no image is needed for training
+            data: Any = self.dataset
+            whole = replace(data, test_share=1)  # no image is needed for training, but some for validation
+            if not self.validation or whole.count(testing=False):
+                object.__setattr__(self, "dataset", whole)
         super().__post_init__()
         if [self.weights, self.function, self.url].count(None) < 2:
             raise MadError("victim=own takes one of victim.weights, victim.function and victim.url")
@@ -72,6 +75,7 @@ class Own(Victim):
             object.__setattr__(self, "function", named(self.function))
         if self.function is not None and not callable(self.function):
             raise MadError(f"victim.function must be a function or its path, my_module.predict, got {self.function!r}")
+        self._check_named()
         object.__setattr__(self, "service", None if self.url is None else self._service())
         layer(self.normalize, self.dataset.shape[0])
         network = isinstance(self.function, nn.Module)
@@ -84,6 +88,18 @@ class Own(Victim):
             raise MadError("victim.initial_weights is where a training starts; a given network is not trained")
         files = [file for file in (self.weights, self.initial_weights) if file is not None]
         object.__setattr__(self, "checksums", tuple(map(self._checksum, files)))
+
+    def _check_named(self) -> None:
+        """Raise MadError if nothing can name the state of ``function``, such as that of an object of a library."""
+        try:
+            describe(None if isinstance(self.function, nn.Module) else self.function)
+        except MadError as error:
+            owner = getattr(self.function, "__self__", self.function)
+            if isinstance(owner, (FunctionType, partial)):
+                raise MadError(f"victim.function: {error}") from error
+            what = f"{'' if owner is self.function else 'a method of '}{type(owner).__name__}"
+            advice = "wrap it in a function at the top of a module"
+            raise MadError(f"victim.function is {what}, whose state cannot be named: {advice}") from error
 
     def _service(self) -> Any:
         """Return the service at ``url``, also after ``dataclasses.replace``, when it is made already."""

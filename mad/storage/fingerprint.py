@@ -27,6 +27,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from mad.errors import MadError
+from mad.storage.reading import read_globals
 from mad.storage.source import source
 
 ADDED = {"added": True}  # field(default=X, metadata=ADDED), where X gives the behavior before the field
@@ -110,8 +111,8 @@ def read_by(values: Mapping[str, Any]) -> dict[str, str]:
 def named(thing: Any) -> Any:
     """Return the description of a class or function: its path, and its version if it has one.
 
-    For code outside this package it also holds the hash of the source, and the values that a class or function defined
-    inside a function captures.
+    For code outside this package it also holds the hash of the source, the values that a class or function defined
+    inside a function captures, and those that a function reads from modules.
     """
     version = None if dataclasses.is_dataclass(thing) else getattr(thing, "version", None)  # see described()
     module = "__main__" if thing.__module__ == "__mp_main__" else thing.__module__
@@ -120,10 +121,16 @@ def named(thing: Any) -> Any:
     text = text if written else getattr(thing, "__dict__", {}).get("kind", text)
     text += f" version {version}" if isinstance(version, int) else ""
     text += f" source {written}" if written else ""
+    held = {}
+    for name, value in read_globals(thing).items() if written else ():
+        with contextlib.suppress(MadError, RuntimeError):  # an array of texts, a tensor without values
+            held[name] = describe(value)
+    rest = {"globals": held} if held else {}
     if owner is not None and not isinstance(owner, ModuleType):  # a method
-        return {"call": text, "self": describe(owner)}
+        return {"call": text, "self": describe(owner), **rest}
     values = taken_along(thing) if written else []
-    return {"call": text, "values": describe(values)} if values else text
+    rest |= {"values": describe(values)} if values else {}
+    return {"call": text, **rest} if rest else text
 
 
 def numbers(values: Any) -> dict[str, Any]:

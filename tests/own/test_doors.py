@@ -176,6 +176,49 @@ def test_a_function_of_logits_or_labels_is_told_by_answers(tmp_path, trained):
     assert defended["defended_accuracy"] == trained["victim_accuracy"]  # half of a label's mass moves no top class
 
 
+@torch.no_grad()
+def in_place(images):
+    """Answers as ``predict`` does, from images that it normalizes in place."""
+    images.sub_(0.5)
+    return torch.softmax(MODEL(images + 0.5), dim=1)
+
+
+def in_place_of_numpy(images):
+    """The same through an array, which shares the tensor's memory."""
+    found = images.numpy()
+    found -= 0.5
+    return predict(torch.from_numpy(found) + 0.5)
+
+
+class Writing(nn.Module):
+    """A network that writes into its images."""
+
+    def forward(self, images):
+        return torch.nn.functional.pad(images.sub_(0.5).flatten(1).sum(1, keepdim=True), [0, 3])
+
+
+def written(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Writing()).save(str(tmp_path / "w.ts"))
+    return own(weights=str(tmp_path / "w.ts"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda _: own(function=in_place), lambda _: own(function=in_place_of_numpy), written],
+    ids=["function", "numpy", "program"],
+)
+def test_a_victim_that_writes_into_its_images_changes_those_of_nobody_else(make, tmp_path):
+    images, seen = Named().images((1, 8, 8)).float()[:20] / 255, []
+    before = images.clone()
+    answers = deploy(make(tmp_path)).session(watch=lambda given, *_: seen.append(given.clone()))(images)
+    assert images.equal(before)
+    assert seen[0].equal(before)
+    if make is not written:
+        assert torch.allclose(answers, torch.softmax(MODEL(images), 1), atol=1e-6)
+
+
 def test_posteriors_pass_exactly():
     images = Named().images((1, 8, 8)).float()[:20] / 255
     answers = deploy(own(function=predict)).session()(images)

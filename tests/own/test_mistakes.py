@@ -3,6 +3,7 @@
 import pickle
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -322,6 +323,41 @@ def test_what_needs_weights_or_training_is_refused_at_the_start(tmp_path):
 def test_what_cannot_be_a_victim_is_one_line(given, said):
     with pytest.raises(MadError, match=said):
         own(**given)
+
+
+class Wrapper:
+    """An object of a library, whose state nothing can name."""
+
+    def __call__(self, images):
+        return self.predict(images)
+
+    def predict(self, images):
+        return predict(images)
+
+
+WRAPPED = Wrapper()
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (
+            WRAPPED.predict,
+            "^victim.function is a method of Wrapper, whose state cannot be named: wrap it in a function",
+        ),
+        (WRAPPED, "^victim.function is Wrapper, whose state cannot be named: wrap it in a function at the top of a "),
+        (partial(Wrapper.predict, WRAPPED), "^victim.function: cannot fingerprint <test_mistakes.Wrapper object"),
+        (
+            (lambda it: lambda images: it(images))(WRAPPED),
+            "^victim.function: cannot fingerprint <test_mistakes.Wrapper",
+        ),
+    ],
+    ids=["method", "object", "partial", "closure"],
+)
+def test_a_function_whose_state_cannot_be_named_is_one_line(function, said):
+    with pytest.raises(MadError, match=said):
+        own(function=function)
+    assert own(function=lambda images: WRAPPED.predict(images)).given
 
 
 def test_a_network_in_train_mode_is_refused():

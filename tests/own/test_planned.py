@@ -1,5 +1,7 @@
 """The plan of a given victim: nothing is trained or stored for it, and a service is not asked."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_doors import Conv, onnx, own, predict, safetensors, torchscript
@@ -78,6 +80,22 @@ def test_images_of_ones_own_are_counted_and_not_decoded(tmp_path, monkeypatch):
         monkeypatch.setattr(OwnImages, name, lambda *given: pytest.fail("images were decoded"))
     assert sizes(data) == (32, 8)
     assert pool_size(cell(pool=pool)) == 40
+
+
+def test_a_given_network_leaves_images_for_validation_where_it_is_asked_for(tmp_path):
+    folder = pictures(tmp_path / "data")
+
+    def given(folder=folder, **changes):
+        return replace(own(function=predict), dataset=OwnImages(str(folder), size=8), **changes)
+
+    assert [given().dataset.count(testing) for testing in (False, True)] == [0, 40]
+    held = given(validation=0.25)
+    assert [held.dataset.count(testing) for testing in (False, True)] == [32, 8]
+    assert len(held.validation_split().labels) == 8
+    both = tmp_path / "both"
+    pictures(both / "train")
+    pictures(both / "test")
+    assert {given(both, validation=each).dataset.test_share for each in (0.0, 0.25)} == {1}  # as ever, in names
 
 
 def test_a_network_that_stands_in_has_the_victims_shape():

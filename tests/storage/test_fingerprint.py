@@ -1,8 +1,13 @@
 """What names a cell: all that determines its numbers, and nothing else."""
 
+import copy
+import importlib
+import sys
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
+import torch
 from toys import Blobs, Tiny, build, cell, compose, trainer, victim
 
 from mad.attacks.adaptive import KnockoffAdaptive
@@ -16,6 +21,7 @@ from mad.defenses.surrogates import RandomSurrogate, TrainedSurrogate
 from mad.knockoff import Knockoff
 from mad.pipeline import Cell
 from mad.recoveries.argmax import Argmax
+from mad.storage.fingerprint import describe
 
 CHANGES = {
     "seed": {"seed": 1},
@@ -127,3 +133,85 @@ def test_the_victims_seed_is_recorded_where_it_is_not_the_cells():
         0,
         None,
     ]
+
+
+READING = """
+import functools, os, torch
+
+model, scale, rows, label, where, cache, loaded, calls = None, 3, (1, 2), "a", os.path.abspath("x"), {}, None, 0
+width = 3
+height: int = 28
+texts = None
+
+def plain(images):
+    return images.width
+
+def direct(images):
+    return model(images)
+
+@torch.no_grad()
+@functools.lru_cache
+def decorated(images):
+    return [model(each) for each in images]
+
+def helped(images):
+    return direct(images)
+
+def closed():
+    return lambda images: model(images)
+
+inner = closed()
+
+class Owner:
+    @classmethod
+    def method(cls, images):
+        return model(images)
+
+def literal(images):
+    return images * width / height
+
+def caching(images):
+    global calls
+    calls += 1
+    cache[calls] = images
+    return lazy()(images), __file__, where, texts
+
+def lazy():
+    global loaded
+    loaded = loaded or torch.nn.Linear(2, 2)
+    return loaded
+"""
+
+
+@pytest.fixture
+def reading(tmp_path, monkeypatch):
+    (tmp_path / "reading_toy.py").write_text(READING)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "reading_toy", raising=False)
+    yield importlib.import_module("reading_toy")
+    del sys.modules["reading_toy"]
+
+
+MODELS = [(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), (torch.zeros(2), torch.ones(2)), (np.zeros(2), np.ones(2))]
+
+
+@pytest.mark.parametrize("which", ["direct", "decorated", "helped", "inner", "method"])
+@pytest.mark.parametrize(("one", "other"), [*MODELS, (2, 2.5), ("a", "b"), ((1, 2), (1, 3))])
+def test_what_a_function_reads_from_its_module_is_in_its_name(which, one, other, reading):
+    function = reading.Owner.method if which == "method" else getattr(reading, which)
+    found = [describe(function)]
+    for reading.model in (one, other, copy.deepcopy(one)):
+        found.append(describe(function))
+    assert found[1] == found[3]
+    assert len({str(each) for each in found}) == 3
+
+
+def test_what_the_source_tells_or_a_function_keeps_for_itself_is_no_further_part_of_its_name(reading):
+    for name in ("plain", "direct", "literal", "caching"):
+        assert isinstance(describe(getattr(reading, name)), str)
+    reading.caching(torch.zeros(1, 2))
+    reading.where, reading.texts = "/elsewhere", np.array(["a"])
+    assert isinstance(describe(reading.caching), str)
+    reading.width = 4
+    assert describe(reading.literal)["globals"] == {"reading_toy.width": 4}
