@@ -164,7 +164,7 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
     own = ~given & aided & (cells.attack == "augmented") & cells.attack_settings.map(lambda each: OWN in each.split())
     shared = cells.seed.isin(scores.index)  # of no record where the members share no seed: then all count
     shared |= not shared.any()
-    bound, unaided, owned = (means(cells[some & shared], STOLEN).mean() for some in (given, ~aided, own))
+    bound, unaided, owned = (of_members(cells[some & shared]) for some in (given, ~aided, own))
     first = cells.iloc[0]
     counted = cells[shared].sort_values("member", key=lambda each: each != NAIVE, kind="stable")
     costs = [name for name in COSTS if name in cells]
@@ -209,6 +209,19 @@ def means(cells: pd.DataFrame, column: str) -> pd.DataFrame:
     strongest = table.loc[:, seeds == seeds.max()].mean().idxmax()
     counted = table.loc[:, (seeds == seeds.max()) | (table.max() >= table[strongest].min())].dropna()
     return counted if len(counted) else table.mean().to_frame(math.nan).T  # the mean of each over its own seeds
+
+
+def of_members(cells: pd.DataFrame) -> pd.Series:
+    """Return the mean stolen accuracy of some members, percent, over the seeds of their row.
+
+    A member that lacks some of the seeds counts only if it could be the strongest of them.
+    """
+    table = 100 * cells.pivot_table(index="seed", columns="member", values=STOLEN, aggfunc="mean")
+    whole = table.dropna(axis=1)
+    if whole.empty:
+        return table.mean()
+    least = whole[whole.mean().idxmax()].min()
+    return table.loc[:, table.notna().all() | (table.max() >= least)].mean()
 
 
 def seconds(cells: pd.DataFrame) -> float:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_board import FRAME, ROWS, cells
@@ -79,3 +80,15 @@ def test_the_records_behind_a_board_make_the_same_board_again(tmp_path):
     (table,) = board.boards(pd.concat([again, third], ignore_index=True)).values()
     assert len(table) == 1
     assert table.unlearned[0] == ["argmax"]
+
+
+@pytest.mark.parametrize("start", range(20))
+def test_no_column_is_above_the_worst_whatever_seeds_the_members_ran_with(start):
+    draw = np.random.default_rng(start)
+    rows = []
+    for place, group in enumerate("abcdefg"):
+        knows = "the victim's data" if place % 2 else ""
+        some = cells("mad", 0.5, f"m{place}", draw.uniform(0.7, 0.9, size=3), group, recovery_knows=knows)
+        rows += [some[seed] for seed in draw.permutation(3)[: draw.integers(1, 4)]]
+    found = board.row(only(rows))
+    assert found["unaided"] <= found["worst"] + 1e-9
