@@ -10,6 +10,7 @@ Members that are given what no thief has are shown beside the worst, and are nev
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from typing import Any
 
@@ -30,6 +31,7 @@ COSTS = ("victim_accuracy", "defended_accuracy", "l1_mean", "l1_max", "nll", "ec
 LEAST = 2  # members, for a board
 PANEL = 8  # members of a theft that make a panel, not two runs beside each other
 NAIVE, LABELS = "naive", "argmax"
+OF_KNOCKOFF = re.compile(r"(?:^|[\s'])[+~]*knockoff[./]")  # an override of a setting of the knockoff
 UNDONE, NOTHING = "permuted", "random_answers"  # the defenses that test the panel
 BACK, CHANCE = 0.95, 10.0  # what must come back of the first, and points above chance that the second may leave
 
@@ -112,8 +114,7 @@ def untouched(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the records whose overrides leave the knockoff as it is by default; all, if none says so."""
     if "overrides" not in rows:
         return rows
-    said = rows.overrides.fillna("").astype(str)
-    left = rows[(said != "") & ~said.str.contains(r"(?:^|[\s'])[+~]*knockoff[./]")]
+    left = rows[[isinstance(words, str) and not OF_KNOCKOFF.search(words) for words in rows.overrides]]
     return left if len(left) else rows
 
 
