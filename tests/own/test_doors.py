@@ -16,6 +16,7 @@ from mad.errors import MadError
 from mad.notebook import run
 from mad.own import Own
 from mad.pipeline import run as run_cell
+from mad.seeds import seeded
 from mad.storage.store import Store
 
 
@@ -287,7 +288,8 @@ class Loads(Conv):
 def test_knockoff_and_surrogate_start_untrained_whatever_the_factory_loads(tmp_path, capsys):
     safetensors(tmp_path / "w.safetensors")
     given = replace(own(weights=str(tmp_path / "w.safetensors")), architecture=Loads)
-    mine, theirs = MODEL.state_dict(), Conv((1, 8, 8), 4).state_dict()
+    with seeded(0, "usual draws"):
+        mine, theirs = MODEL.state_dict(), Conv((1, 8, 8), 4).state_dict()
     for purpose in ("knockoff", "surrogate"):
         start = given.untrained(seed=0, purpose=purpose).state_dict()
         for name in ("body.0.weight", "body.0.bias", "head.weight"):
