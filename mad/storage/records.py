@@ -110,7 +110,14 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
     none = table.defense == "none"
     undefended = dict(zip(keys[none], table.stolen_accuracy[none], strict=True))
     table["stolen_accuracy_undefended"] = [undefended.get(key) for key in keys]
-    return table.sort_values([key for key in ORDER if key in table], kind="stable").reset_index(drop=True)
+    sortable = pd.DataFrame({key: encodable(table[key]) for key in ORDER if key in table})
+    order = sortable.sort_values(list(sortable), kind="stable").index
+    return table.loc[order].reset_index(drop=True)
+
+
+def encodable(column: pd.Series) -> pd.Series:
+    """Return a column whose texts are UTF-8, which sorting needs: a path may hold any bytes."""
+    return column.map(lambda each: each.encode(errors="backslashreplace").decode() if isinstance(each, str) else each)
 
 
 def column(values: list[Any]) -> pd.Series[Any]:

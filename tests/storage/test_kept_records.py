@@ -108,6 +108,7 @@ def test_a_record_of_more_than_plain_values_is_none(tmp_path, foreign):
 
 
 @example([None] * 9, "\r", 0.5)
+@example([None] * 9, "\ud800", 0.0)
 @given(st.lists(VALUES | TEXTS, min_size=9, max_size=9), TEXTS, st.floats(0, 1))
 def test_what_a_record_may_hold_comes_back_as_it_was(tmp_path_factory, values, text, number):
     folder = tmp_path_factory.mktemp("record")
