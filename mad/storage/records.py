@@ -111,7 +111,7 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
     undefended = dict(zip(keys[none], table.stolen_accuracy[none], strict=True))
     table["stolen_accuracy_undefended"] = [undefended.get(key) for key in keys]
     sortable = pd.DataFrame({key: encodable(table[key]) for key in ORDER if key in table})
-    order = sortable.sort_values(list(sortable), kind="stable").index
+    order = sortable.sort_values([str(key) for key in sortable.columns], kind="stable").index
     return table.loc[order].reset_index(drop=True)
 
 
