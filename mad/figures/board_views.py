@@ -240,7 +240,7 @@ def write_all(records: pd.DataFrame, outputs: Path, least: int = LEAST) -> Itera
     names = file_names(found)
     for title, table in found.items():
         name = names[title]
-        yield written(table.drop(columns=["by_member"]).assign(unlearned=table.unlearned.map("; ".join)), outputs, name)
+        yield written(flat(table), outputs, name)
         yield save(draw(title, table), outputs, AREA / name, AREA)
         drawn = curves(title, table)
         if drawn is not None:
@@ -261,12 +261,16 @@ def written(table: pd.DataFrame, outputs: Path, name: str, numbers: str = "%.4f"
     return write_alone(outputs, AREA, AREA / f"{name}.csv", content)
 
 
+def flat(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a board whose cells are numbers and texts, for a CSV: without each member's mean."""
+    return table.drop(columns=["by_member"]).assign(unlearned=table.unlearned.map("; ".join))
+
+
 def shortened(records: pd.DataFrame) -> pd.DataFrame:
     """Return records with their measured numbers to six digits; settings stay whole, since they tell records apart."""
-    measured = [
-        name for name in (*MEASURED, STOLEN, AGREEMENT, "seconds_queries", "seconds_knockoff") if name in records
-    ]
-    return records.assign(**{name: records[name].map(lambda each: float(f"{each:.6g}")) for name in measured})
+    names = {*MEASURED, STOLEN, AGREEMENT, "seconds_queries", "seconds_knockoff"} & {*records}
+    shorter = {name: records[name].map(lambda each: None if pd.isna(each) else float(f"{each:.6g}")) for name in names}
+    return records.assign(**shorter)
 
 
 def printed(records: pd.DataFrame, least: int, width: int) -> Sequence[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mad.errors import MadError
-from mad.figures.board_views import ADVERSARIES, COSTS, label, texts
+from mad.figures.board_views import ADVERSARIES, COSTS, flat, label, texts
 from mad.report.contents import Theft, without_folders
 from mad.report.tables import used
 
@@ -32,7 +32,7 @@ def csv(thefts: list[Theft]) -> dict[str, bytes]:
     if not thefts:
         raise MadError("no theft has an adversary without the clean answers: mad-run defense=mad,none first")
     parts = {
-        "boards": pd.concat([each.table.drop(columns=["by_member"]).assign(theft=each.title) for each in thefts]),
+        "boards": pd.concat([flat(each.table).assign(theft=each.title) for each in thefts]),
         "points": pd.concat([each.points.assign(theft=each.title) for each in thefts]),
     }
     found = {}

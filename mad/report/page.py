@@ -12,7 +12,7 @@ import pandas as pd
 
 from mad.errors import MadError
 from mad.figures import board
-from mad.figures.board_views import MEANING
+from mad.figures.board_views import FAILED, MEANING
 from mad.figures.groups import counted
 from mad.report import charts, contents, methods, tables
 
@@ -58,7 +58,7 @@ def html(records: pd.DataFrame) -> bytes:
         library=Markup(packed),
         facts=facts(records, thefts),
         thefts=[part(theft, links) for theft in thefts],
-        meaning=MEANING,
+        meaning=f"{MEANING} {FAILED}",
         methods=methods.used(records),
         runs=tables.runs(records, links),
     )

@@ -69,8 +69,8 @@ def test_naive_is_the_thief_that_trains_as_it_does_by_default():
 def test_the_records_behind_a_board_make_the_same_board_again(tmp_path):
     strength, share = 0.87654321, 0.123456789
     both = [
-        *cells("mad", strength, "naive", (share, 0.2), "a", learned=True),
-        *cells("mad", strength, "argmax", (0.1, 0.1), "b", learned=False),
+        *cells("mad", strength, "naive", (share, 0.2), "a", learned=True, auroc_pool=None),
+        *cells("mad", strength, "argmax", (0.1, 0.1), "b", learned=False, auroc_pool=None),
     ]
     list(board_views.write_all(records.frame(both), tmp_path))
     again = records.frame(records.read_csv(tmp_path / "figures" / "board-records.csv"))
