@@ -106,12 +106,15 @@ def fits(who: str, architecture: Any, shape: Sequence[int], classes: int) -> Non
     """Try an architecture: build it, without pretrained weights, and run it on two black images.
 
     Raises:
-        MadError: if it cannot be built, does not take such images, or does not answer with logits (2, K).
+        MadError: if it cannot be built, does not take such images, writes into them, or does not answer with logits
+            (2, K).
     """
+    images = torch.zeros(2, *shape)
+    before = versions([images])
     try:
         with seeded(0, "trial"), imagenet.left_out(), torch.no_grad():
             network = architecture(shape=tuple(shape), classes=classes)
-            found = network.eval()(torch.zeros(2, *shape)) if isinstance(network, nn.Module) else network
+            found = network.eval()(images) if isinstance(network, nn.Module) else network
     except MadError:
         raise
     except RAISED as error:  # any error of a plug-in
@@ -122,3 +125,4 @@ def fits(who: str, architecture: Any, shape: Sequence[int], classes: int) -> Non
         raise MadError(
             f"{who} must answer images (2, {', '.join(map(str, shape))}) with logits (2, {classes}), got {kind(found)}"
         )
+    unchanged(who, before, [images])

@@ -207,6 +207,23 @@ def test_an_architecture_is_named_before_anything_is_trained(turn, part, tmp_pat
     assert not list(tmp_path.glob("victims/*"))
 
 
+class Writes(Tiny):
+    """One linear layer that normalizes its caller's images in place."""
+
+    def forward(self, images):
+        return super().forward(images.sub_(0.5))
+
+
+@pytest.mark.parametrize("part", ["architecture of victim toy", "knockoff/architecture"])
+def test_an_architecture_that_writes_into_its_images_is_named(part, tmp_path, fits):
+    parts = {"victim": victim(architecture=Writes)}
+    if part.startswith("knockoff"):
+        parts = {"knockoff": Knockoff(trainer(), Writes)}
+    with pytest.raises(MadError, match=rf"{part}, \S*[Ww]rites, changed in place"):
+        run(cell(**parts), Store(tmp_path), CPU)
+    assert fits == []
+
+
 def not_a_network(shape, classes):
     return np.zeros(3)
 

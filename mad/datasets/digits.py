@@ -89,6 +89,8 @@ class Letters:
     def images(self, shape: tuple[int, int, int]) -> Tensor:
         """Return the letters, uint8 (size, 1, 28, 28).
 
+        Pillow's FreeType draws the glyphs: of two of its versions 1.4 % of the images differed, by up to 8 of 255.
+
         Raises:
             MadError: if this machine's memory is too small for them.
         """
@@ -110,7 +112,7 @@ class Letters:
         return enlarge(small / peak)
 
     def contents(self) -> None:
-        """Return None: the seed determines the images."""
+        """Return None: the seed determines the images, but for what FreeType changes."""
 
     def labels(self) -> Tensor:
         """Return the letter of each image, int64 (size,), its place in ``alphabet``: 0 to 25 for a-z, then A-Z."""

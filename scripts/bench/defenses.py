@@ -14,6 +14,7 @@ less. Queries are the ``pool``'s first images, those of ``test``, or ``noise``.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import sys
 import time
@@ -32,7 +33,7 @@ from mad.datasets import batches, checked, to_unit_range
 from mad.deployment import Deployment, deploy
 from mad.export_deployment import bare
 
-BARS = {"adaptive_misinformation": ("networks", 1.10)}
+BARS = {"adaptive_misinformation": ("networks", 1.10), "gate": ("victim", 1.10)}
 
 
 def parts(name: str, given: Any) -> dict[str, Any]:
@@ -67,10 +68,10 @@ def forwards(networks: list[nn.Module], images: Tensor) -> Callable[[], None]:
 
 
 def sees(network: nn.Module, images: Tensor) -> bool:
-    """Return whether a network takes images: QUEEN's map takes features, and its shadows are a list of networks."""
+    """Return whether a network takes images: QUEEN's map and a gate's detector take features."""
     try:
         forwards([network], images[:1])()
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, TypeError):
         return False
     return True
 
@@ -81,13 +82,14 @@ def measure(name: str, deployed: Deployment, images: Tensor, kind: str, given: A
     held = [
         part for part in parts if isinstance(part, nn.Module) and part is not deployed.served and sees(part, images)
     ]
+    bare_model, served = copy.deepcopy(deployed.model), copy.deepcopy(deployed.served)  # without hooks of a defense
     session = deployed.session()
-    every = forwards([deployed.served, *held], images)
+    every = forwards([served, *held], images)
     runs: dict[str, common.Run] = {
         "before an answer": every,
         "answer": lambda: session.answer(images),
         "before the victim": every,
-        "victim": forwards([deployed.model], images),
+        "victim": forwards([bare_model], images),
         "before the networks": every,
         "networks": every,
     }
