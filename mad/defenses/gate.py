@@ -129,7 +129,7 @@ class Gate(Defense):
     def _calibrate(self, detector: Detector) -> None:
         """Set the thresholds, tensors that an export takes along."""
         shares, count = detector.shares, len(detector.surprises)
-        found = self._combined(detector.surprises) if count else shares
+        found = self._combined(detector.surprises) if count else shares[:0]
         groups = groups_of(shares if self.by_class else torch.zeros_like(shares), count, self.alpha)
         self._groups = groups
         size = int(groups.max()) + 1 if len(groups) else 1

@@ -237,6 +237,19 @@ def test_a_victim_with_one_calibration_image_touches_nothing():
     assert torch.equal(defense(junk(5), clean), clean)
 
 
+@pytest.mark.parametrize("rule", ["learned", "fisher"])
+@pytest.mark.parametrize("size", [12, 25])
+def test_a_victim_without_a_calibration_image_touches_nothing(size, rule):
+    """The few images that are held out are all for the tails."""
+    small = replace(FLAT, dataset=Blobs(size=size), validation=0.08)
+    context = Context(small, small.untrained(seed=0, purpose="victim"), 0, CPU)
+    clean = torch.full((5, 4), 0.25)
+    for client in (None, 1e-3):
+        defense = Gate(alpha=0.3, rule=rule, client=client).prepared(context)
+        assert defense.columns(context)["gate_images"] == 0
+        assert torch.equal(defense.session()(junk(5), clean), clean)
+
+
 class Bare(nn.Module):
     """A network of raw parameters, which has no layer to hook."""
 
