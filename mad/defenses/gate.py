@@ -114,7 +114,7 @@ class Gate(Defense):
         taps = self._taps = taps_of(context.model, shape, context.device)
         detector = context.kept(
             f"{context.victim.name}-gate",
-            ["gate", 1 if taps.widths else 2, context.model, context.victim, seed],
+            ["gate", 1 if taps.widths else 3, context.model, context.victim, seed],
             lambda: Detector(taps.names, taps.widths, shape, classes),
             lambda network: learn(network, taps, context, seed),  # type: ignore[arg-type]
         )

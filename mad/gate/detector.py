@@ -131,11 +131,12 @@ class Detector(Held):
         super().__init__()
         self.classes = classes
         self.near = "features" in names  # the last of them: what the last linear layer gets
+        self.logits = bool(names)  # of a network without features there are posteriors only, whose energy is rounding
         self.names = ["picture", *(name for name in names if name != "features")]
         self.picture = (min(PICTURE, shape[1]), min(PICTURE, shape[2]))
         own = [shape[0] * self.picture[0] * self.picture[1], *widths[: len(self.names) - 1]]
         self.gaussians = Gaussians(own, classes)
-        self.names += [*(["nearest"] if self.near else []), "energy", "confidence"]
+        self.names += [*(["nearest"] if self.near else []), *(["energy"] if self.logits else []), "confidence"]
         for name in ("points", "ordered", "start", "length", "weights", "surprises", "predicted", "shares", "bank"):
             self.register_buffer(name, torch.zeros(0))
         self.eval()
@@ -161,7 +162,8 @@ class Detector(Held):
             cosine = (last @ self.points.T).amax(dim=1) / last.norm(dim=1).clamp(min=1e-12)
             found.append((1 - cosine).clamp(min=1e-7).log())
         total = logits.logsumexp(dim=1)
-        return torch.stack([*found, -total, (total - logits.amax(dim=1)).clamp(min=1e-9).log()])
+        found += [-total] if self.logits else []
+        return torch.stack([*found, (total - logits.amax(dim=1)).clamp(min=1e-9).log()])
 
     def forward(self, images: Tensor, taken: list[Tensor], logits: Tensor) -> Tensor:
         """Return the surprise of each part, -log p, (B, L)."""

@@ -261,6 +261,17 @@ class Bare(nn.Module):
         return images.flatten(1) @ self.weight.T
 
 
+@pytest.mark.parametrize("rule", ["learned", "fisher"])
+def test_rounding_of_posteriors_does_not_decide_about_a_network_without_layers(store, rule):
+    toy = replace(FLAT, architecture=Bare)
+    deployment = deployed(store, Gate(alpha=0.1, rule=rule), toy)
+    images = torch.cat([honest(toy), junk()])
+    clean, _ = deployment.session().answer(images)
+    score, _ = deployment.defense.score(images, clean)
+    for factor in (1 - 6e-8, 1 + 1.2e-7):  # as far as a softmax in float32 may be off
+        assert torch.allclose(deployment.defense.score(images, clean * factor)[0], score, atol=1e-4)
+
+
 @pytest.mark.parametrize("before", [Rounding(1), ReverseSigmoid(beta=1.0), Mad(0.9)], ids=lambda each: each.name)
 def test_behind_other_defenses_a_network_without_layers_is_judged_by_its_own_answers(store, before):
     bare = victim(dataset=Blobs(size=700), validation=0.4, architecture=Bare)
