@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from toys import CPU, SmallNet, cell, trainer, victim
+from toys import CPU, SmallNet, Tiny, cell, trainer, victim
 
 from mad.accounts import Accounts
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.context import Context
 from mad.defenses import Chain, Defense, Mad, Rounding
+from mad.defenses.edm import Edm
 from mad.defenses.gate import Gate
 from mad.defenses.reverse_sigmoid import ReverseSigmoid
 from mad.deployment import deploy
@@ -270,6 +271,19 @@ def test_rounding_of_posteriors_does_not_decide_about_a_network_without_layers(s
     score, _ = deployment.defense.score(images, clean)
     for factor in (1 - 6e-8, 1 + 1.2e-7):  # as far as a softmax in float32 may be off
         assert torch.allclose(deployment.defense.score(images, clean * factor)[0], score, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", [SmallNet, Tiny])
+def test_an_ensemble_of_which_one_network_answers_is_judged_alike_in_every_batch(store, architecture):
+    toy = replace(TOY, architecture=architecture)
+    parts = [Edm(networks=2, outliers=Blobs(7, size=50, name="others")), Gate(alpha=0.1)]
+    deployment = deployed(store, Chain(parts=parts), toy)
+    images = torch.cat([honest(toy)[:60], junk(60)])
+    assert len(deployment.served.route(images).unique()) == 2
+    together = deployment.session().answer(images)[1]
+    alone = torch.cat([deployment.session().answer(each)[1] for each in images.split(1)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert touched(deployment, honest(toy)).double().mean() < 0.16
 
 
 @pytest.mark.parametrize("before", [Rounding(1), ReverseSigmoid(beta=1.0), Mad(0.9)], ids=lambda each: each.name)
