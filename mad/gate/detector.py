@@ -16,6 +16,7 @@ WIDTH = 64  # the most numbers that a feature is reduced to
 WEIGHTS = 2**24  # the most numbers in all whitening matrices together
 PICTURE = 14  # pixels along each side of the picture that is a feature of its own
 NEAR = 200  # training features among which the nearest is searched
+FLAT = 1e-5  # an energy below it is the rounding of a network that ends in a log-softmax
 
 
 class Held(nn.Module):
@@ -162,7 +163,7 @@ class Detector(Held):
             cosine = (last @ self.points.T).amax(dim=1) / last.norm(dim=1).clamp(min=1e-12)
             found.append((1 - cosine).clamp(min=1e-7).log())
         total = logits.logsumexp(dim=1)
-        found += [-total] if self.logits else []
+        found += [-total.where(total.abs() > FLAT, 0.0)] if self.logits else []
         return torch.stack([*found, (total - logits.amax(dim=1)).clamp(min=1e-9).log()])
 
     def forward(self, images: Tensor, taken: list[Tensor], logits: Tensor) -> Tensor:

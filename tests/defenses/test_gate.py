@@ -273,6 +273,21 @@ def test_rounding_of_posteriors_does_not_decide_about_a_network_without_layers(s
         assert torch.allclose(deployment.defense.score(images, clean * factor)[0], score, atol=1e-4)
 
 
+class Normalized(SmallNet):
+    """Answers with log-posteriors, as logits that are normalized already."""
+
+    def forward(self, images):
+        return super().forward(images).log_softmax(dim=1)
+
+
+def test_rounding_does_not_decide_about_a_network_that_ends_in_a_log_softmax(store):
+    toy = replace(TOY, architecture=Normalized)
+    gate, images = deployed(store, Gate(alpha=0.1), toy).defense, torch.cat([honest(toy), junk()])
+    features, logits = gate._taps(images)
+    score = gate._combined(gate._detector(images, features, logits))
+    assert torch.allclose(gate._combined(gate._detector(images, features, logits + 2e-7)), score, atol=1e-4)
+
+
 @pytest.mark.parametrize("architecture", [SmallNet, Tiny])
 def test_an_ensemble_of_which_one_network_answers_is_judged_alike_in_every_batch(store, architecture):
     toy = replace(TOY, architecture=architecture)
