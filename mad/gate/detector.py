@@ -138,8 +138,16 @@ class Detector(Held):
         own = [shape[0] * self.picture[0] * self.picture[1], *widths[: len(self.names) - 1]]
         self.gaussians = Gaussians(own, classes)
         self.names += [*(["nearest"] if self.near else []), *(["energy"] if self.logits else []), "confidence"]
-        for name in ("points", "ordered", "start", "length", "weights", "surprises", "predicted", "shares", "bank"):
-            self.register_buffer(name, torch.zeros(0))
+        parts = len(self.names)  # until it has learned, one without images, which finds nothing surprising
+        self.hold(
+            points=torch.zeros(NEAR, widths[-1]) if self.near else torch.zeros(0),
+            **{name: torch.zeros(parts, 1) for name in ("ordered", "start", "length")},
+            weights=torch.full((parts,), 1 / parts),
+            surprises=torch.zeros(0, parts),
+            predicted=torch.zeros(0),
+            shares=torch.zeros(classes),
+            bank=torch.zeros(0, classes),
+        )
         self.eval()
 
     def features(self, images: Tensor, taken: list[Tensor]) -> list[Tensor]:

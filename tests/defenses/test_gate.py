@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from toys import CPU, SmallNet, Tiny, cell, trainer, victim
 
+from mad import measure
 from mad.accounts import Accounts
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.context import Context
@@ -249,6 +250,13 @@ def test_a_victim_without_a_calibration_image_touches_nothing(size, rule):
         defense = Gate(alpha=0.3, rule=rule, client=client).prepared(context)
         assert defense.columns(context)["gate_images"] == 0
         assert torch.equal(defense.session()(junk(5), clean), clean)
+
+
+@pytest.mark.parametrize("architecture", [SmallNet, Tiny])
+@pytest.mark.parametrize("client", [None, 1e-3])
+def test_a_plan_measures_a_gate_that_has_not_learned(client, architecture):
+    asked = cell(victim=replace(TOY, architecture=architecture), defense=Gate(client=client))
+    assert measure.asking(asked, CPU) > 0
 
 
 class Bare(nn.Module):
