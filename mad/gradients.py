@@ -264,7 +264,10 @@ def _rest(model: nn.Module, parameters: dict[str, Tensor], images: Tensor) -> Te
         return [torch.cat([value.flatten() for value in pull(seed)[0].values()]) for seed in seeds]
 
     with RECORDING:  # functional_call puts its values into the network while it runs
-        jacobian = torch.stack(vmap(rows)(images.detach()), dim=1)
+        try:
+            jacobian = torch.stack(vmap(rows)(images.detach()), dim=1)
+        except RuntimeError:  # what the network does with an image depends on its pixels, as in an ensemble
+            jacobian = torch.stack([torch.stack(rows(image)) for image in images.detach()])
     return jacobian @ jacobian.mT
 
 

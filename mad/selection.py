@@ -46,7 +46,7 @@ def held_out_agreement(cell: Cell, store: Store, device: torch.device) -> Agreem
     if images is None:
         raise MadError(f"attack {cell.attack.name} has no pool to hold images out of")
     victim = deploy(cell.victim, seed=cell.seed, store=store, device=device)
-    adversary = cell.adversary(device)
+    adversary = cell.adversary(device, clean=victim.clean)
     stolen = cell.attack.spend(victim.session(budget), images, adversary)
     order = torch.randperm(len(images), generator=generator(cell.seed, "pool order"))  # the order in which attacks draw
     asked = order[: cell.attack.images_for(budget)]

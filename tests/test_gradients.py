@@ -343,6 +343,28 @@ def test_channels_last_and_float32():
     assert (fast[1] - products).abs().max() <= 1e-4 * products.abs().max()
 
 
+class Sorting(nn.Module):
+    """Sends each image to one of two networks, by its pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.bright, self.dark = (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)) for _ in "ab"
+        )
+
+    def forward(self, images):
+        bright = images[:, 0, 0, 0] > 0.5
+        order = bright.int().argsort(stable=True)
+        dark, light = images[order].split([int((~bright).sum()), int(bright.sum())])
+        return torch.cat([self.dark(dark), self.bright(light)])[order.argsort()]
+
+
+def test_theta_of_a_network_that_sends_images_different_ways():
+    model, images = drawn(Sorting()), draw(7, 1, 5, 5)
+    assert 0 < (images[:, 0, 0, 0] > 0.5).sum() < 7
+    assert agree(theta(model, images)[1], slow_theta(model, images))
+
+
 def test_theta_is_symmetric_and_positive():
     products = theta(drawn(LeNet((1, 16, 16), 6)), draw(3, 1, 16, 16))[1]
     assert torch.allclose(products, products.mT, rtol=1e-10)

@@ -14,6 +14,8 @@ from mad.attacks.jbda import Jbda
 from mad.defenses.mad import Mad
 from mad.errors import MadError
 from mad.knockoff import Knockoff
+from mad.recoveries.oracle_filter import OracleFilter
+from mad.recoveries.restorer_plus import RestorerPlus
 from mad.selection import HELD, held_out_agreement
 from mad.storage.store import Store
 
@@ -103,3 +105,8 @@ def test_an_attack_without_a_pool_is_refused_before_training(tmp_path, fits):
     with pytest.raises(MadError, match="attack own has no pool to hold images out of"):
         held_out_agreement(cell(attack=Poolless(20)), Store(tmp_path), CPU)
     assert fits == []
+
+
+@pytest.mark.parametrize("recovery", [OracleFilter(), RestorerPlus(shadows=1, steps=20)], ids=lambda each: each.name)
+def test_recoveries_that_know_the_clean_answers_are_given_them(tmp_path, recovery):
+    assert held_out_agreement(cell(recovery=recovery), Store(tmp_path), CPU).images == 150

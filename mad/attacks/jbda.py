@@ -95,3 +95,8 @@ class Jbself(Jbda):
 
     name = "jbself"
     toward = -1
+
+    @property
+    def verbatim(self) -> bool:  # type: ignore[override]
+        """Whether each answer is the API's to the image stored with it: not as published."""
+        return not self.as_published

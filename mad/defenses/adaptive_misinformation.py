@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mad.datasets import Pool, Split
@@ -27,7 +28,8 @@ class MisinformationTrainer(OutlierTrainer):
         """Return the mean reverse cross-entropy of a batch and of as many labeled outliers, if there are any."""
         drawn = self.outliers()
         if drawn is not None and drawn[1] is not None:
-            images, targets = joined(images, drawn[0]), torch.cat([targets, drawn[1]])
+            labels = F.one_hot(drawn[1], targets.shape[1]).to(targets) if targets.dim() == 2 else drawn[1]
+            images, targets = joined(images, drawn[0]), torch.cat([targets, labels])
         return reverse_cross_entropy(self.logits(model, images), targets).mean()
 
 
@@ -138,6 +140,17 @@ class AdaptiveMisinformation(Defense):
 
 
 def reverse_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return -log(1 - p_y) of each row of logits (B, K), (B,), where p is the softmax; finite also where p_y is 1."""
-    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
-    return logits.logsumexp(dim=1) - others.logsumexp(dim=1)
+    """Return -log(1 - p_y) of each row of logits (B, K), (B,), where p is the softmax; finite also where p_y is 1.
+
+    Args:
+        logits: (B, K).
+        labels: y, int64 (B,), or shares of the classes (B, K), as mixup makes them, for the mean by these shares.
+    """
+    soft = labels.dim() == 2
+    one = logits.argmax(dim=1) if soft else labels
+    others = logits.scatter(1, one.unsqueeze(1), -torch.inf)
+    found = logits.logsumexp(dim=1) - others.logsumexp(dim=1)
+    if not soft:
+        return found
+    rest = -torch.log1p(-torch.softmax(logits, dim=1).scatter(1, one.unsqueeze(1), 0))  # of classes of at most 1/2
+    return (labels * rest.scatter(1, one.unsqueeze(1), found.unsqueeze(1))).sum(dim=1)

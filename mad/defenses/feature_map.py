@@ -33,7 +33,7 @@ class ContrastiveTrainer(Trainer):
 class Cut(nn.Module):
     """A network that returns features (B, D), the input of its last linear layer, which ``head`` maps to logits (B, K).
 
-    Of a network whose answers do not come from a linear layer, the features are the log-posteriors.
+    Of a network whose answers do not come from a linear layer, or from several, the features are the log-posteriors.
 
     Args:
         network: images to logits, in eval mode; a copy is taken, since it is hooked while it runs.
@@ -48,7 +48,7 @@ class Cut(nn.Module):
         self.eval()
         with torch.no_grad():
             features, logits = self._run(images)
-            linear = features is not None and features.dim() == 2
+            linear = features is not None and features.dim() == 2 and len(features) == len(images)
             if not linear or not torch.allclose(self.head(features), logits, atol=1e-4):
                 self.last = None
 

@@ -114,7 +114,7 @@ class Gate(Defense):
         taps = self._taps = taps_of(context.model, shape, context.device)
         detector = context.kept(
             f"{context.victim.name}-gate",
-            ["gate", 1 if taps.widths else 2, context.model, context.victim, seed],
+            ["gate", 1 if taps.widths else 3, context.model, context.victim, seed],
             lambda: Detector(taps.names, taps.widths, shape, classes),
             lambda network: learn(network, taps, context, seed),  # type: ignore[arg-type]
         )
@@ -129,7 +129,7 @@ class Gate(Defense):
     def _calibrate(self, detector: Detector) -> None:
         """Set the thresholds, tensors that an export takes along."""
         shares, count = detector.shares, len(detector.surprises)
-        found = self._combined(detector.surprises) if count else shares
+        found = self._combined(detector.surprises) if count else shares[:0]
         groups = groups_of(shares if self.by_class else torch.zeros_like(shares), count, self.alpha)
         self._groups = groups
         size = int(groups.max()) + 1 if len(groups) else 1

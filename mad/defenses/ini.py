@@ -64,7 +64,7 @@ class IsolatingTrainer(Trainer):
         found = [F.cross_entropy(answers, targets)]
         if self.isolation:
             guess = self.proxy(to_unit_range(images))
-            labels = F.one_hot(targets, guess.shape[1]).to(guess.dtype)
+            labels = (targets if targets.dim() == 2 else F.one_hot(targets, guess.shape[1])).to(guess.dtype)
             learned = gradient(guess, weights, pull(guess, answers, self.as_published), again=True)
             right = gradient(guess, weights, (torch.softmax(guess, dim=1) - labels).detach() / len(guess))
             found.append(self.isolation * F.cosine_similarity(learned, right, dim=0, eps=1e-12))

@@ -32,8 +32,8 @@ class Mad(Defense):
         surrogate: makes the network whose gradient stands in for the adversary's.
         gradient: the weights that the gradient is taken with respect to: ``last_layer``, as in the published code,
             which needs no backward pass (see ``solvers.metric``), or ``all``, as in the paper's equation.
-        solver: ``vertex``, as published, or ``exact``, the global maximum (for some answers of ``mad_argmax`` with
-            ``gradient=all`` the best that was found; stderr says so).
+        solver: ``vertex``, as published, or ``exact``, the global maximum (for some answers of ``mad_argmax``, of more
+            than ten classes or with ``gradient=all``, the best that was found; stderr says so).
         as_published: run the surrogate in train mode, as the published code does: its batch norms take the mean and
             variance of each single image. Networks without batch norm, such as LeNet, answer the same either way.
             Dropout stays off, while it makes answers of the published code random. A surrogate that is the victim

@@ -15,9 +15,9 @@ class MadArgmax(Mad):
     """MAD that keeps the top class of every answer, and so the accuracy for honest users.
 
     An adversary who trains on the top class only undoes it (fig. 5). ``solver=vertex`` is the published search
-    (``solvers.argmax``), ``exact`` the global maximum under the constraint (with ``gradient=all``, for some answers the
-    best that was found). For more than ten classes, ``as_published`` searches exactly as the published code, which
-    skips a candidate.
+    (``solvers.argmax``), ``exact`` the global maximum under the constraint (with ``gradient=all``, or more than ten
+    classes, for some answers the best that was found; stderr says so). For more than ten classes, ``as_published``
+    searches exactly as the published code, which skips a candidate.
     """
 
     name = "mad_argmax"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mad.defenses.base import Context, Defense
 from mad.defenses.feature_map import ContrastiveTrainer, Cut, Mapping, features_of, mapping
 from mad.errors import check_number
+from mad.gate.taps import varied
 from mad.schema import Column
 from mad.seeds import derive
 from mad.training import Trainer
@@ -100,6 +101,7 @@ class Queen(Defense):
         victim, device = context.victim, context.device
         shape, classes = tuple(victim.dataset.shape), victim.dataset.classes
         some = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2], device=device).view(2, *shape)
+        some = torch.cat([some, varied(shape).to(some)])
         self._cut = Cut(context.model, some)
         with torch.no_grad():
             width = self._cut(some).shape[1]

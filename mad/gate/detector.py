@@ -16,6 +16,7 @@ WIDTH = 64  # the most numbers that a feature is reduced to
 WEIGHTS = 2**24  # the most numbers in all whitening matrices together
 PICTURE = 14  # pixels along each side of the picture that is a feature of its own
 NEAR = 200  # training features among which the nearest is searched
+FLAT = 1e-5  # an energy below it is the rounding of a network that ends in a log-softmax
 
 
 class Held(nn.Module):
@@ -131,13 +132,22 @@ class Detector(Held):
         super().__init__()
         self.classes = classes
         self.near = "features" in names  # the last of them: what the last linear layer gets
+        self.logits = bool(names)  # of a network without features there are posteriors only, whose energy is rounding
         self.names = ["picture", *(name for name in names if name != "features")]
         self.picture = (min(PICTURE, shape[1]), min(PICTURE, shape[2]))
         own = [shape[0] * self.picture[0] * self.picture[1], *widths[: len(self.names) - 1]]
         self.gaussians = Gaussians(own, classes)
-        self.names += [*(["nearest"] if self.near else []), "energy", "confidence"]
-        for name in ("points", "ordered", "start", "length", "weights", "surprises", "predicted", "shares", "bank"):
-            self.register_buffer(name, torch.zeros(0))
+        self.names += [*(["nearest"] if self.near else []), *(["energy"] if self.logits else []), "confidence"]
+        parts = len(self.names)  # until it has learned, one without images, which finds nothing surprising
+        self.hold(
+            points=torch.zeros(NEAR, widths[-1]) if self.near else torch.zeros(0),
+            **{name: torch.zeros(parts, 1) for name in ("ordered", "start", "length")},
+            weights=torch.full((parts,), 1 / parts),
+            surprises=torch.zeros(0, parts),
+            predicted=torch.zeros(0),
+            shares=torch.zeros(classes),
+            bank=torch.zeros(0, classes),
+        )
         self.eval()
 
     def features(self, images: Tensor, taken: list[Tensor]) -> list[Tensor]:
@@ -161,7 +171,8 @@ class Detector(Held):
             cosine = (last @ self.points.T).amax(dim=1) / last.norm(dim=1).clamp(min=1e-12)
             found.append((1 - cosine).clamp(min=1e-7).log())
         total = logits.logsumexp(dim=1)
-        return torch.stack([*found, -total, (total - logits.amax(dim=1)).clamp(min=1e-9).log()])
+        found += [-total.where(total.abs() > FLAT, 0.0)] if self.logits else []
+        return torch.stack([*found, (total - logits.amax(dim=1)).clamp(min=1e-9).log()])
 
     def forward(self, images: Tensor, taken: list[Tensor], logits: Tensor) -> Tensor:
         """Return the surprise of each part, -log p, (B, L)."""

@@ -18,6 +18,7 @@ TOKENS = (nn.LayerNorm, nn.MultiheadAttention)  # channels last
 MOST = 6  # layers that are tapped, evenly spaced from the first to the last
 CHUNK = 2**20  # numbers that are summarized at once
 GRID = 3  # blocks along each side of the coarse picture of the deepest map that has as many
+VARIED, BLOCKS = 16, 4  # images that a network is tried on, and their blocks along each side
 
 
 class Hook:
@@ -40,8 +41,9 @@ class Taps:
 
     Convolutions, normalizations and attention blocks are tapped, of a network without any its linear layers. Each map
     becomes the mean, root mean square and maximum of each channel, over places or tokens; the deepest map also a coarse
-    picture. The input of the last linear layer and the logits come as they are. A network whose parts
-    cannot be hooked has no features; it is never run here.
+    picture. The input of the last linear layer and the logits come as they are. A layer that sees some of the images
+    only, as in an ensemble that sends each image to one of its networks, has no features. A network whose parts
+    cannot be hooked has none, either; it is never run here.
 
     Args:
         network: images (B, C, H, W) to logits (B, K), in eval mode. It is hooked for good.
@@ -83,6 +85,10 @@ class Taps:
         seen = self._last.seen
         logits = self._last.logits
         usable = {key: value for key, value in seen.items() if value.dim() == 2 and len(value) == len(images)}
+        apart = varied(images.shape[1:]).to(images)
+        with torch.no_grad():
+            self._network(apart)
+        usable = {key: usable[key] for key, value in self._last.seen.items() if key in usable and len(value) == VARIED}
         order = [*(("layer", number) for number in range(len(self._layers))), ("grid", self._grid), ("features", None)]
         self._keys = [key for key in order if key in usable and usable[key].shape[1] > 0]
         self.widths = [usable[key].shape[1] for key in self._keys]
@@ -142,6 +148,17 @@ class Taps:
         if seen is None or seen() is not images or last.version != plugins.versions([images]):
             self._network(images)
         return [last.seen[key] for key in self._keys], last.logits
+
+
+def varied(shape: Sequence[int]) -> Tensor:
+    """Return images (N, C, H, W) of a few black and white blocks, of which a network with several ways sends some each.
+
+    Args:
+        shape: (C, H, W).
+    """
+    sides = [min(BLOCKS, side) for side in shape[1:]]
+    blocks = torch.randint(2, (VARIED, shape[0], *sides), generator=torch.Generator().manual_seed(0)).float()
+    return F.interpolate(blocks, list(shape[1:]))
 
 
 def layers_of(network: nn.Module) -> tuple[list[nn.Module], nn.Module | None]:

@@ -44,7 +44,7 @@ def exact(
     """Return defended posteriors (B, K) with the largest H that the L1 budget allows.
 
     A search that ends at its limit of boxes returns the best answer that it has found, without the proof that none is
-    better. That happens with ``keep_top`` and ``theta``.
+    better. That happens with ``keep_top``, for more than ten classes or with ``theta``.
 
     Args:
         y: clean posteriors (B, K).

@@ -82,6 +82,25 @@ def test_the_reverse_cross_entropy_is_its_formula(classes):
         assert found.item() == pytest.approx(-math.log(1 - torch.softmax(row, dim=0)[label].item()), rel=1e-6)
 
 
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_the_reverse_cross_entropy_of_mixed_labels_is_the_same_mixture(classes):
+    logits, labels = posteriors(classes).double().clamp(min=1e-9).log().requires_grad_(), torch.arange(40) % classes
+    others, share = (labels + 1) % classes, 0.3
+    mixed = share * torch.eye(classes)[labels] + (1 - share) * torch.eye(classes)[others]
+    parts = [reverse_cross_entropy(logits, each) for each in (labels, others)]
+    wanted, found = share * parts[0] + (1 - share) * parts[1], reverse_cross_entropy(logits, mixed)
+    assert torch.allclose(found, wanted)
+    slopes = [torch.autograd.grad(each.sum(), logits, retain_graph=True)[0] for each in (found, wanted)]
+    assert torch.allclose(*slopes, atol=1e-6)
+
+
+@pytest.mark.parametrize("outliers", [None, OUTLIERS])
+def test_a_victim_that_learns_by_mixup_is_defended(outliers):
+    toy = victim(trainer=trainer(epochs=1, mixup=0.2))
+    answers = deploy(toy, AdaptiveMisinformation(tau=1.0, outliers=outliers)).session()(IMAGES)
+    assert torch.allclose(answers.sum(dim=1), torch.ones(40), atol=1e-5)
+
+
 def test_the_reverse_cross_entropy_is_finite_at_the_edge():
     logits = torch.tensor([[1000.0, 0, 0], [-1000, 0, 0]], requires_grad=True)
     loss = reverse_cross_entropy(logits, torch.tensor([0, 0]))

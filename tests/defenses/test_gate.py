@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from toys import CPU, SmallNet, cell, trainer, victim
+from toys import CPU, SmallNet, Tiny, cell, trainer, victim
 
+from mad import measure
 from mad.accounts import Accounts
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.context import Context
 from mad.defenses import Chain, Defense, Mad, Rounding
+from mad.defenses.edm import Edm
 from mad.defenses.gate import Gate
 from mad.defenses.reverse_sigmoid import ReverseSigmoid
 from mad.deployment import deploy
@@ -237,6 +239,26 @@ def test_a_victim_with_one_calibration_image_touches_nothing():
     assert torch.equal(defense(junk(5), clean), clean)
 
 
+@pytest.mark.parametrize("rule", ["learned", "fisher"])
+@pytest.mark.parametrize("size", [12, 25])
+def test_a_victim_without_a_calibration_image_touches_nothing(size, rule):
+    """The few images that are held out are all for the tails."""
+    small = replace(FLAT, dataset=Blobs(size=size), validation=0.08)
+    context = Context(small, small.untrained(seed=0, purpose="victim"), 0, CPU)
+    clean = torch.full((5, 4), 0.25)
+    for client in (None, 1e-3):
+        defense = Gate(alpha=0.3, rule=rule, client=client).prepared(context)
+        assert defense.columns(context)["gate_images"] == 0
+        assert torch.equal(defense.session()(junk(5), clean), clean)
+
+
+@pytest.mark.parametrize("architecture", [SmallNet, Tiny])
+@pytest.mark.parametrize("client", [None, 1e-3])
+def test_a_plan_measures_a_gate_that_has_not_learned(client, architecture):
+    asked = cell(victim=replace(TOY, architecture=architecture), defense=Gate(client=client))
+    assert measure.asking(asked, CPU) > 0
+
+
 class Bare(nn.Module):
     """A network of raw parameters, which has no layer to hook."""
 
@@ -246,6 +268,45 @@ class Bare(nn.Module):
 
     def forward(self, images):
         return images.flatten(1) @ self.weight.T
+
+
+@pytest.mark.parametrize("rule", ["learned", "fisher"])
+def test_rounding_of_posteriors_does_not_decide_about_a_network_without_layers(store, rule):
+    toy = replace(FLAT, architecture=Bare)
+    deployment = deployed(store, Gate(alpha=0.1, rule=rule), toy)
+    images = torch.cat([honest(toy), junk()])
+    clean, _ = deployment.session().answer(images)
+    score, _ = deployment.defense.score(images, clean)
+    for factor in (1 - 6e-8, 1 + 1.2e-7):  # as far as a softmax in float32 may be off
+        assert torch.allclose(deployment.defense.score(images, clean * factor)[0], score, atol=1e-4)
+
+
+class Normalized(SmallNet):
+    """Answers with log-posteriors, as logits that are normalized already."""
+
+    def forward(self, images):
+        return super().forward(images).log_softmax(dim=1)
+
+
+def test_rounding_does_not_decide_about_a_network_that_ends_in_a_log_softmax(store):
+    toy = replace(TOY, architecture=Normalized)
+    gate, images = deployed(store, Gate(alpha=0.1), toy).defense, torch.cat([honest(toy), junk()])
+    features, logits = gate._taps(images)
+    score = gate._combined(gate._detector(images, features, logits))
+    assert torch.allclose(gate._combined(gate._detector(images, features, logits + 2e-7)), score, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", [SmallNet, Tiny])
+def test_an_ensemble_of_which_one_network_answers_is_judged_alike_in_every_batch(store, architecture):
+    toy = replace(TOY, architecture=architecture)
+    parts = [Edm(networks=2, outliers=Blobs(7, size=50, name="others")), Gate(alpha=0.1)]
+    deployment = deployed(store, Chain(parts=parts), toy)
+    images = torch.cat([honest(toy)[:60], junk(60)])
+    assert len(deployment.served.route(images).unique()) == 2
+    together = deployment.session().answer(images)[1]
+    alone = torch.cat([deployment.session().answer(each)[1] for each in images.split(1)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert touched(deployment, honest(toy)).double().mean() < 0.16
 
 
 @pytest.mark.parametrize("before", [Rounding(1), ReverseSigmoid(beta=1.0), Mad(0.9)], ids=lambda each: each.name)

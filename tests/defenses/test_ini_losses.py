@@ -169,3 +169,17 @@ def test_a_gradient_too_small_to_be_squared_is_no_direction():
     for seed in range(4):
         torch.manual_seed(seed)
         assert torch.allclose(merged([tiny, large]), large)
+
+
+def test_labels_may_be_mixed():
+    model, proxy = networks()
+    images, labels, queries = batch()
+    how = recipe(proxy, queries)
+    with seeded(0, "losses"):
+        found = how.losses(model, images, labels)
+    with seeded(0, "losses"):
+        same = how.losses(model, images, F.one_hot(labels, 4).double())
+    assert torch.allclose(torch.stack(found), torch.stack(same))
+    mixed = (F.one_hot(labels, 4) + F.one_hot(labels.flip(0), 4)).double() / 2
+    isolation = [how.losses(model, images, each)[1].item() for each in (labels, mixed)]
+    assert isolation[0] != isolation[1]

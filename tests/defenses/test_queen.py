@@ -10,6 +10,7 @@ from toys import CPU, Tiny, cell, trainer, victim
 
 from mad.architectures.lenet import LeNet
 from mad.defenses import Chain, Context, Queen, Rounding
+from mad.defenses.edm import Edm
 from mad.defenses.feature_map import ContrastiveTrainer, Cut, mapping
 from mad.defenses.queen import Ledger, nearest_posterior
 from mad.deployment import deploy, open_deployment
@@ -132,6 +133,15 @@ def test_a_network_is_cut_before_its_last_layer(make, width):
         assert torch.allclose(cut.head(features).softmax(1), network(some).softmax(1), atol=1e-5)
     assert width is None or features.shape == (5, width)
     assert (cut.last is None) == (make is Raw)
+
+
+@pytest.mark.parametrize("seed", [6, 7])
+def test_an_ensemble_is_not_cut_whichever_network_answers_the_images_that_it_is_tried_on(seed):
+    """Of seed 6 the last network answers all images between black and white."""
+    parts = [Edm(networks=2, outliers=Blobs(7, size=60, name="out")), Queen(**QUICK)]
+    deployment = deploy(victim(trainer=trainer(epochs=1)), Chain(parts=parts), seed=seed)
+    assert deployment.defense._parts[1]._cut.last is None
+    assert torch.allclose(deployment.session().answer(images(30))[1].sum(dim=1), torch.ones(30), atol=1e-5)
 
 
 def test_answers_are_turned_as_far_as_their_top_class_stays():

@@ -12,7 +12,7 @@ from mad.cache import Cache
 from mad.cached_network import CachedNetwork
 from mad.defenses.gate import Gate
 from mad.deployment import deploy
-from mad.gate.taps import MOST, Taps, layers_of, summary, taps_of
+from mad.gate.taps import MOST, Taps, layers_of, summary, taps_of, varied
 
 
 class Convolutional(nn.Module):
@@ -195,3 +195,31 @@ def test_answers_are_the_same_replayed_in_parts_and_from_a_cache(architecture):
     for _ in range(2):
         assert torch.allclose(cached.session()(batch), answers, atol=1e-5)
     assert cell(victim=toy, defense=Gate()).defense.alpha == 0.02
+
+
+class Sorting(nn.Module):
+    """Sends bright images to one network and dark ones to the other, and answers in the order of the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.bright, self.dark = Convolutional(), Convolutional()
+
+    def forward(self, images):
+        bright = images.mean(dim=(1, 2, 3)) > 0.5
+        found = images.new_empty(len(images), 4)
+        found[bright], found[~bright] = self.bright(images[bright]), self.dark(images[~bright])
+        return found
+
+
+def test_a_layer_that_sees_some_of_the_images_has_no_features():
+    model = network(Sorting)
+    assert Taps(model, (1, 8, 8), CPU).widths == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 8), (3, 32, 32)])
+def test_varied_images_are_black_and_white_and_differ(shape):
+    found = varied(shape)
+    assert found.shape == (16, *shape)
+    assert set(found.unique().tolist()) == {0, 1}
+    if min(shape[1:]) > 1:
+        assert len(found.flatten(1).unique(dim=0)) == 16

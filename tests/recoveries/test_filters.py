@@ -8,6 +8,7 @@ from toys import CPU, Blobs, Streamed, cell, victim
 
 from mad.attacks.consistent import Consistent
 from mad.attacks.copycat import Copycat
+from mad.attacks.jbda import Jbself
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.attacks.online import Online
 from mad.datasets import to_unit_range
@@ -219,9 +220,17 @@ def test_a_filter_is_a_recovery_that_implements_keeps():
 
 
 @pytest.mark.parametrize(
-    "attack", [Copycat(50), Consistent(50), KnockoffNets(50, queries_per_image=2, augment="crop")], ids=lambda a: a.name
+    "attack",
+    [
+        Copycat(50),
+        Consistent(50),
+        KnockoffNets(50, queries_per_image=2, augment="crop"),
+        Jbself(50, seeds=10, as_published=True),
+    ],
+    ids=lambda a: a.name,
 )
 def test_answers_that_are_not_the_apis_to_their_image_are_not_compared(attack):
     with pytest.raises(MadError, match=rf"recovery oracle_filter compares .* attack {attack.name}"):
         cell(recovery=OracleFilter(), attack=attack)
     assert cell(recovery=OracleFilter(), attack=KnockoffNets(50, queries_per_image=2)).knows
+    assert cell(recovery=OracleFilter(), attack=Jbself(50, seeds=10)).knows
