@@ -126,6 +126,14 @@ def test_an_answer_that_cannot_be_noted_is_not_given(tmp_path, toy_deployment, m
         assert (status, said["error"]) == (503, "answers cannot be noted now, so none is given")
 
 
+def test_an_empty_ledger_is_told_as_a_new_one(tmp_path):
+    (tmp_path / "ledger").touch()  # such as what a full disk left of it: every budget is whole again
+    for new in (True, False):
+        ledger = Ledger(tmp_path / "ledger")
+        assert ledger.new is new
+        ledger.close()
+
+
 def test_keys(tmp_path, toy_deployment, capfd):
     with running(toy_deployment, tmp_path, [("a", {}), ("b", {"operator": True})], grpc_port=0) as it:
         right, other = it.keys["a"], it.keys["b"]
