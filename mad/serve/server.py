@@ -126,6 +126,6 @@ def listener(host: str, port: int) -> socket.socket:
             found.close()
             raise
         return found
-    except OSError as error:
-        why = error.strerror or error
+    except (OSError, UnicodeError) as error:  # what no name of a host can be, such as a..b
+        why = getattr(error, "strerror", None) or "no address"
         raise MadError(f"port={port} of {host} cannot be listened on ({why}): take another, or 0 for any") from error

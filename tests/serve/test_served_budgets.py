@@ -322,8 +322,9 @@ def test_answers_are_sent_at_once():
             MadError, match=r"port=\d+ of 127.0.0.1 cannot be listened on .Address already in use.: take"
         ):
             listener("127.0.0.1", found.getsockname()[1])
-    with pytest.raises(MadError, match="cannot be listened on"):
-        listener("no such host", 0)
+    for host in ("no such host", "a..b"):
+        with pytest.raises(MadError, match="cannot be listened on"):
+            listener(host, 0)
 
 
 def test_a_replica_of_ray_serve(tmp_path, toy_deployment):
