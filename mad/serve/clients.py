@@ -88,13 +88,15 @@ class Clients:
 
     Args:
         file: what ``add`` wrote; None if anyone may ask.
+        tell: given a line, once, if a changed file cannot be read.
 
     Raises:
         MadError: if the file cannot be read, or argon2 is not installed.
     """
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path | None, tell: Callable[[str], object] = str) -> None:
         self._file, self._lock, self._stamp = file, threading.Lock(), (0, 0)
+        self._tell, self._told = tell, ""
         self._known: dict[str, Client] = {}
         self._secret, self._seen = secrets.token_bytes(32), dict[str, tuple[str, bytes]]()
         self._failures: dict[str, Bucket] = {}
@@ -154,10 +156,14 @@ class Clients:
                 if stamp != self._stamp:
                     self._known = {client.id: client for client in read(self._file)}
                     self._stamp = stamp
+                self._told = ""
             except (MadError, OSError) as error:
+                why = str(error) if isinstance(error, MadError) else f"{self._file}: {error.strerror}; {MAKE_ONE}"
                 if self._stamp == (0, 0):
-                    why = error if isinstance(error, MadError) else f"{self._file}: {error.strerror}; {MAKE_ONE}"
                     raise MadError(f"clients: {why}") from error
+                if why != self._told:  # an owner who took a key out must know that it still opens
+                    self._told = why
+                    self._tell(f"the clients stay as they were: {why}")
 
 
 def read(file: Path) -> list[Client]:

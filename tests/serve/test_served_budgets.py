@@ -161,14 +161,18 @@ def test_keys(tmp_path, toy_deployment, capfd):
         assert key.split("-", 2)[2] not in written  # a secret may hold a dash
 
 
-def test_a_client_that_is_removed_is_refused_at_once(tmp_path, toy_deployment):
+def test_a_client_that_is_removed_is_refused_at_once(tmp_path, toy_deployment, capfd):
     with running(toy_deployment, tmp_path, [("a", {}), ("b", {})]) as it:
         assert it.infer(pictures(1), it.keys["a"])[0] == 200
         file = tmp_path / "clients.json"
         file.write_text(json.dumps({"clients": json.loads(file.read_text())["clients"][1:]}))
         assert it.infer(pictures(1), it.keys["a"])[0] == 401
+        capfd.readouterr()
         file.write_text("{half of it")  # being edited: the clients stay as they were
-        assert it.infer(pictures(1), it.keys["b"])[0] == 200
+        for _ in range(2):
+            assert it.infer(pictures(1), it.keys["b"])[0] == 200
+        (said,) = capfd.readouterr().err.splitlines()  # once
+        assert said.startswith(f"mad-serve: the clients stay as they were: {file} is no file of clients")
 
 
 def test_files_of_clients_that_are_none(tmp_path):
