@@ -17,6 +17,7 @@ from serving_toys import MODEL, guarded, pictures, question, running, shared, to
 from mad.defenses.modelguard_s import ModelGuardS  # noqa: E402
 from mad.errors import BudgetExceededError, MadError  # noqa: E402
 from mad.serve import clients as keys  # noqa: E402
+from mad.serve.audit import Audit  # noqa: E402
 from mad.serve.book import Memory  # noqa: E402
 from mad.serve.clients import Bucket, Clients  # noqa: E402
 from mad.serve.ledger import Ledger, LedgerError  # noqa: E402
@@ -124,6 +125,21 @@ def test_an_answer_that_cannot_be_noted_is_not_given(tmp_path, toy_deployment, m
         monkeypatch.setattr(it.service.audit, "write", full)
         status, said = it.infer(pictures(1), it.keys["a"])
         assert (status, said["error"]) == (503, "answers cannot be noted now, so none is given")
+
+
+def test_a_log_that_was_moved_or_removed_is_begun_again(tmp_path):
+    log, other = (Audit(tmp_path / "log", 10_000, 3) for _ in range(2))
+    log.write(number=1)
+    (tmp_path / "log").rename(tmp_path / "moved")  # by logrotate, or by a server that has rotated it
+    log.write(number=2)
+    other.write(number=3)
+    assert [json.loads(line)["number"] for line in (tmp_path / "log").read_text().splitlines()] == [2, 3]
+    (tmp_path / "log").unlink()
+    log.write(number=4)
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    assert len((tmp_path / "moved").read_text().splitlines()) == 1
+    log.close()
+    other.close()
 
 
 def test_an_empty_ledger_is_told_as_a_new_one(tmp_path):
