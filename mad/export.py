@@ -78,14 +78,14 @@ def holds(folder: Path, fingerprint: str) -> bool:
 
 
 def written(folder: Path, recipe: dict[str, Any], content: bytes) -> None:
-    """Write the weights, then the recipe with their checksum.
+    """Write the recipe with the checksum of the weights, then these: what was broken off between is told as its own.
 
     Raises:
         MadError: if the folder holds something else, or cannot be written.
     """
     refuse(folder, recipe["kind"], recipe["fingerprint"])
     recipe = recipe | {"weights_sha256": hashlib.sha256(content).hexdigest()}
-    for name, each in ((WEIGHTS, content), (RECIPE, json.dumps(recipe, indent=2).encode())):
+    for name, each in ((RECIPE, json.dumps(recipe, indent=2).encode()), (WEIGHTS, content)):
         with advising(ELSEWHERE):
             write(folder / name, each)
 

@@ -21,7 +21,7 @@ from mad.deployment import deploy
 from mad.errors import MadError
 from mad.export import RECIPE, WEIGHTS
 from mad.pipeline import run
-from mad.storage.files import unwritable
+from mad.storage.files import unwritable, write
 from mad.storage.store import Store
 
 
@@ -154,6 +154,23 @@ def test_a_folder_that_cannot_be_written_costs_no_record(tmp_path, monkeypatch):
     with pytest.raises(MadError, match=r"cannot write .* \(No space left on device\); make room, or export to"):
         run(cell(), store, CPU, exported=tmp_path / "stolen")
     assert store.find(cell().path) is not None
+
+
+def test_an_export_that_was_broken_off_goes_on(tmp_path, monkeypatch):
+    """Killed between its two files, it is no whole export, and no other's either."""
+
+    def stopped(path, content):
+        write(path, content)
+        raise KeyboardInterrupt
+
+    store, folder = Store(tmp_path / "outputs"), tmp_path / "stolen"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("mad.export.write", stopped)
+        run(cell(), store, CPU, exported=folder)
+    with pytest.raises(MadError, match=r"holds no exported model: .* No such file"):
+        mad.open_model(folder)
+    run(cell(), store, CPU, exported=folder)
+    assert isinstance(mad.open_model(folder), Tiny)
 
 
 def test_what_is_no_export_is_one_line(tmp_path, one):
