@@ -158,8 +158,8 @@ def composed(words: list[str], place: Path | None, fingerprint: str | None = Non
     from mad.storage.store import Store
 
     use_threads(config.threads)
-    cell, device = cell_of(config, words), choose(config.device)
-    if fingerprint not in (None, cell.fingerprint):
+    cell, device = cell_of(config, words, deployed=fingerprint is None), choose(config.device)
+    if fingerprint is not None and fingerprint != cell.fingerprint:
         raise MadError(
             f"record {fingerprint} cannot be made again: its overrides now make {cell.fingerprint}. Its plug-ins, data "
             "or the package have changed; run mad-run again"

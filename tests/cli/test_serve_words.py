@@ -5,7 +5,9 @@ import sys
 import types
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 from toys import exit_code
 
 import mad
@@ -50,6 +52,18 @@ def test_words_of_mad_run_and_an_exported_deployment(mad_serve, tmp_path, fits):
     assert opened.defense == deployment.defense
     assert mad_serve(*QUICK, "defense=none")[0] == 0
     assert fits == ["victim digits"]
+
+
+def test_a_model_of_ones_own_is_served_without_a_pool(mad_serve, tmp_path):
+    """As docs/deploy.md says: an API has no adversary."""
+    for number in range(8):
+        (tmp_path / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), 30 * number).save(tmp_path / "photos" / "ab"[number % 2] / f"{number}.png")
+    (tmp_path / "answering.py").write_text("def ask(images):\n    return images.flatten(1)[:, :2].softmax(1)\n")
+    code, served, said = mad_serve("victim=own", "data=photos", "victim.function=answering.ask", "defense=mad_argmax")
+    assert code == 0, said.err
+    deployment, *_ = served.pop()
+    assert deployment.session()(torch.rand(3, 1, 16, 16)).shape == (3, 2)
 
 
 def test_a_records_api(mad_serve, tmp_path, fits):
