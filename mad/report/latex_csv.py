@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +46,13 @@ def csv(thefts: list[Theft]) -> dict[str, bytes]:
 
 
 def latex(thefts: list[Theft]) -> bytes:
-    """Return the boards and the points of the curves as LaTeX; needs ``booktabs`` and ``longtable``."""
+    """Return the boards and the points of the curves as LaTeX; needs ``booktabs`` and ``longtable``.
+
+    Raises:
+        MadError: if Jinja2 is not installed, by which pandas writes LaTeX.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise MadError("tables in LaTeX need Jinja2: pip install 'mad[report]'; --format csv needs nothing")
     found = ["% \\usepackage{booktabs,longtable}; one seed: an anecdote"]
     for theft in thefts:
         for columns, what in ((ADVERSARIES, "what adversaries leave"), (COSTS, "what honest users pay")):

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,12 @@ def test_a_small_strength_is_none_of_0(tmp_path):
     for content in files:
         assert set(pd.read_csv(io.BytesIO(content)).strength) == {0.0, *tiny.values()}
     assert "mad & 2e-05 &" in latex_csv.latex(contents.read(table)).decode()
+
+
+def test_latex_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MadError, match=r"^tables in LaTeX need Jinja2: pip install 'mad\[report\]'"):
+        latex_csv.latex([THEFT])
 
 
 def test_latex_is_escaped_and_has_rules():
