@@ -20,7 +20,7 @@ from mad.datasets.checked import say
 from mad.datasets.content import place
 from mad.datasets.folder import Files, loaded, say_frames
 from mad.datasets.held_out import Part
-from mad.datasets.listing import Listing, of_folder, whole
+from mad.datasets.listing import Listing, more, of_folder, whole
 from mad.errors import MadError, SettingError, check_name, check_number
 
 USUAL = 0.2  # the share of the images that are for testing
@@ -292,8 +292,6 @@ class OwnImages:
         )
         if absent := [name for name, count in zip(names, test, strict=True) if not count]:
             say(f"{self.who}: no test image of class {absent[0]!r}{more(absent)}")
-
-
-def more(names: list[str]) -> str:
-    """Return how many names there are beside the first, for a line."""
-    return f" and of {len(names) - 1} more" if len(names) > 1 else ""
+        if copies := self._listing.copies(*(self._rows(testing) for testing in (False, True))):
+            told = f"{len(copies)} of {sum(test)} test images, such as {self._listing.images[copies[0]]}"
+            say(f"warning: {self.who}: {told}, are training images, too, so they are no test: take the copies out")
