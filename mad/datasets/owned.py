@@ -262,6 +262,8 @@ class OwnImages:
         rows = self._rows(testing)
         if not rows:
             part = "testing" if testing else "training"
+            if testing and self.test_share != 0 and self._listing.labels and not self._listing.testing:
+                raise MadError(f"{self.place} has one image a class, which leaves none for testing: add some")
             raise MadError(f"{self.place} leaves no image for {part}; set victim.dataset.test_share=0.2")
         return rows
 
