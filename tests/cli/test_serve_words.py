@@ -93,6 +93,19 @@ def test_a_records_api(mad_serve, tmp_path, fits):
     assert len(said.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("quotes", ["", "'", '"'])
+def test_a_records_folders_are_read_as_the_shell_gives_them_or_as_mad_run_does(mad_serve, tmp_path, fits, quotes):
+    place, words = "kept ü(1)", [*QUICK[:-1], "pool.size=300", "attack.budget=50", "knockoff.epochs=1"]
+    cell = mad.load(*words, "knockoff.min_steps=0", "defense=argmax")
+    mad.run(cell, tmp_path / place, reference=False)
+    fits.clear()
+    folders = [f"outputs={quotes}{place}{quotes}", f"data_root={quotes}{tmp_path}{quotes}"]
+    code, served, said = mad_serve(f"record={cell.fingerprint}", *folders, "device=cpu")
+    assert code == 0, said.err
+    assert served.pop()[0].defense.name == "argmax"
+    assert fits == []
+
+
 def test_a_record_that_cannot_be_made_again(mad_serve, tmp_path, monkeypatch):
     words = [*QUICK[:-1], "pool.size=300", "attack.budget=50", "knockoff.epochs=1", "knockoff.min_steps=0"]
     cell = mad.load(*words, "defense=random_noise")
