@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import os
 import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -188,9 +190,12 @@ def read(file: Path) -> list[Client]:
 def add(file: Path, name: str, budget: int | None = None, rate: float | None = None, operator: bool = False) -> str:
     """Add a client to a file, which is made if there is none, and return its key. The key is kept nowhere.
 
+    A file that is there keeps its owner and its permissions, so that a server of another user can go on reading it.
+
     Raises:
         MadError: if there is a client of this name, or if the file cannot be written.
     """
+    file = file.resolve()  # not a link to it, which the server may know it by
     secret, number = secrets.token_urlsafe(32), secrets.token_hex(6)
     client = Client(number, name, hasher().hash(secret), budget, rate, operator)
     try:
@@ -198,9 +203,13 @@ def add(file: Path, name: str, budget: int | None = None, rate: float | None = N
             clients = read(file) if file.exists() else []
             if any(each.name == name for each in clients):
                 raise MadError(f"{file} has a client {name}: choose another name, or remove that one")
+            before = file.stat() if file.exists() else None
             content = {"clients": [asdict(each) for each in (*clients, client)]}
             write(file, json.dumps(content, indent=2).encode())
-            os.chmod(file, 0o600)
+            if before is not None:
+                with contextlib.suppress(OSError):  # only root may give a file away
+                    os.chown(file, before.st_uid, before.st_gid)
+            os.chmod(file, 0o600 if before is None else stat.S_IMODE(before.st_mode))
     except (OSError, MadError) as error:
         problem = error if isinstance(error, OSError) else error.__cause__
         if isinstance(problem, OSError):

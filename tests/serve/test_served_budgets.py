@@ -191,6 +191,21 @@ def test_a_client_that_is_removed_is_refused_at_once(tmp_path, toy_deployment, c
         assert said.startswith(f"mad-serve: the clients stay as they were: {file} is no file of clients")
 
 
+def test_a_file_of_clients_stays_where_and_whose_it_is(tmp_path):
+    """A server of another user reads it, maybe by a link."""
+    file, link = tmp_path / "there" / "clients", tmp_path / "clients"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    server = []
+    for mode, name in ((0o600, "a"), (0o640, "b")):
+        key = keys.add(link, name)
+        server = server or [Clients(file)]
+        assert server[0].of(f"Bearer {key}").name == name
+        assert link.is_symlink()
+        assert file.stat().st_mode & 0o777 == mode
+        file.chmod(0o640)
+
+
 def test_files_of_clients_that_are_none(tmp_path):
     key = keys.add(tmp_path / "good", "a", budget=3)
     assert (tmp_path / "good").stat().st_mode & 0o777 == 0o600
