@@ -1,6 +1,7 @@
 """What is not a valid request gets a 4xx and one line; it costs no query, and the server goes on."""
 
 import gzip
+import http.client
 import json
 import os
 import socket
@@ -175,6 +176,18 @@ def test_slow_clients_and_slow_answers(toy_deployment, tmp_path, monkeypatch):
         it.service._waiting = 0
         assert it.infer(pictures(8))[0] == 200
         assert it.infer(pictures(9))[0] == 400
+
+
+def test_as_many_connections_as_the_owner_says(toy_deployment):
+    with running(toy_deployment, connections=1) as it:
+        held = http.client.HTTPConnection(it.host, timeout=20)
+        for _ in range(2):
+            held.request("GET", MODEL)
+            assert held.getresponse().read().startswith(b'{"name":"toy"')
+        status, content, headers = it.call(INFER, json.dumps(GOOD))
+        assert one_line(status, content, (503,)) == "too many connections at a time"
+        assert (headers["Retry-After"], headers["Connection"]) == ("1", "close")
+        held.close()
 
 
 def test_a_server_that_cannot_answer_is_not_ready(toy_deployment):
