@@ -13,6 +13,7 @@ from toys import exit_code
 import mad
 from mad.cli import configs, serve
 from mad.errors import MadError
+from mad.serve import on_ray
 from mad.serve.settings import Settings, loopback
 
 QUICK = ("victim=digits", "architecture=mlp", "trainer.epochs=1", "trainer.min_steps=0", "device=cpu")
@@ -167,6 +168,21 @@ def test_a_ledgers_extra_is_looked_for_where_it_is_asked_for(mad_serve, monkeypa
     code, _, said = mad_serve(*QUICK, "clients=keys.json", "ledger=postgresql://me@here/mad")
     assert (code, fits) == (1, [])
     assert said.err == "mad: this needs psycopg: pip install 'mad[postgres]'\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ({}, "deployment must be the folder of an exported deployment, got None"),
+        ({"deployment": "api", "replicas": 0}, "replicas must be a whole number of at least 1, got 0"),
+        ({"deployment": "api", "clinets": "keys.json"}, r"unknown key 'clinets': .*did you mean clients\?"),
+        ({"deployment": "api", "rate": 1}, "unknown key 'rate': choose from deployment, replicas, host"),
+        ({"deployment": "api", "timeout": 0}, "timeout must be a number in"),
+    ],
+)
+def test_a_wrong_word_to_ray_is_found_before_a_replica_starts(words, line):
+    with pytest.raises(MadError, match=line):
+        on_ray.build(words)
 
 
 def test_a_key_is_printed_once(mad_serve, tmp_path):

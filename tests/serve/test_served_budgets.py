@@ -362,11 +362,12 @@ def test_answers_are_sent_at_once():
             listener(host, 0)
 
 
-def test_a_replica_of_ray_serve(tmp_path, toy_deployment):
+def test_a_replica_of_ray_serve(tmp_path, toy_deployment, capfd):
     from starlette.testclient import TestClient
 
     toy_deployment.export(tmp_path / "api")
-    client = TestClient(replica(str(tmp_path / "api"), {}, 2))
+    client = TestClient(replica(str(tmp_path / "api"), {"check": True}, 2))
+    assert "are the benchmark's to the bit" in capfd.readouterr().err
     found = client.post(f"{MODEL}/infer", json=question(pictures(2))).json()
     assert found["outputs"][0]["shape"] == [2, 4]
     toy(ModelGuardS()).export(tmp_path / "stateful")
