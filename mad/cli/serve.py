@@ -1,7 +1,8 @@
 r"""``mad-serve``: a defended model behind the Open Inference Protocol v2, REST and gRPC.
 
     mad-serve deployment=FOLDER [settings]                 what mad-run's or Deployment.export wrote
-    mad-serve victim=... defense=... [settings]            mad-run's words: the kept victim, or a new one
+    mad-serve [--config-dir FOLDER] victim=... defense=... [settings]
+                                                           mad-run's words: the kept victim, or a new one
     mad-serve record=FINGERPRINT [outputs=outputs] [data_root=data] [settings]
                                                            the API of a kept record, or of its first digits
     mad-serve add-client NAME clients=FILE [budget=N] [rate=N] [operator=true]
