@@ -275,3 +275,11 @@ def test_a_test_part_alone_is_all_there_is(tmp_path, capsys, form):
     assert "test is taken for all of it, as there is no part called train" in capsys.readouterr().err
     with pytest.raises(MadError, match="leaves no image for training"):
         data.train()
+
+
+def test_spaces_behind_the_commas_of_a_head_are_none_of_its_names(tmp_path):
+    top = folder(tmp_path / "data")
+    lines = ["file, label, split", *(f"{row.file}, {row.label}, train" for row in rows(top).itertuples())]
+    (top / "spaced.csv").write_text("\n".join(lines))
+    data = OwnImages(str(top / "spaced.csv"))
+    assert (data.names, len(data.train().labels) + len(data.test().labels)) == (sorted(COUNTS), sum(COUNTS.values()))
