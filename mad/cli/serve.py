@@ -52,7 +52,7 @@ def main() -> None:
     """Enter ``mad-serve``."""
     given = sys.argv[1:]
     if not given or "-h" in given or "--help" in given:
-        out.print((__doc__ or "").replace("``", ""), markup=False)
+        out.print((__doc__ or "").replace("``", ""), soft_wrap=True, markup=False)
         return
     if given[0] == "add-client":
         add_client(given[1:])

@@ -94,7 +94,9 @@ def test_what_is_wrong_is_one_line(mad_select, words):
 def test_it_says_what_it_takes(mad_select, words):
     code, out, _ = mad_select(*words)
     assert code == 0
-    assert "mad-select [--config-dir FOLDER]" in out
+    assert (
+        "mad-select [--config-dir FOLDER] victim=mnist pool=fashion_mnist attack=jbself attack.budget=5000 \\\n" in out
+    )
 
 
 def test_a_folder_of_configs_is_asked_for(mad_select):

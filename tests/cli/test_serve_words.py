@@ -202,6 +202,7 @@ def test_help_and_no_words(mad_serve):
         code, served, said = mad_serve(*words)
         assert (code, served, said.err) == (0, [], "")
         assert "mad-serve deployment=FOLDER" in said.out
+        assert set(said.out.split("\n")) >= set(serve.__doc__.replace("``", "").split("\n"))  # no command is broken
 
 
 def test_which_addresses_are_this_machines_own():
