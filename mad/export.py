@@ -193,7 +193,10 @@ def open_model(folder: str | Path) -> nn.Module:
     there = Path(folder).expanduser()
     there = there / STOLEN if (there / STOLEN / RECIPE).is_file() else there
     recipe, tensors = read(there, "model")
-    return loaded(made(recipe["architecture"], str(there)), size_of(recipe), tensors)
+    try:
+        return loaded(made(recipe["architecture"], str(there)), size_of(recipe), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MadError(f"{there / RECIPE} is damaged: export it again") from error
 
 
 def trial(dataset: Absent) -> Tensor:

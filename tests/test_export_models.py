@@ -185,6 +185,10 @@ def test_what_is_no_export_is_one_line(tmp_path, one):
     file.write_text(json.dumps(recipe | {"architecture": {"import": "nowhere:Net"}}))
     with pytest.raises(MadError, match=r"needs nowhere:Net, which cannot be imported .* or start where its file lies$"):
         mad.open_model(one[1])
+    for name in ("architecture", "shape", "classes"):
+        file.write_text(json.dumps({key: value for key, value in recipe.items() if key != name}))
+        with pytest.raises(MadError, match=r"recipe.json is damaged: export it again$"):
+            mad.open_model(one[1])
     file.write_text(json.dumps(recipe | {"classes": 5}))
     with pytest.raises(MadError, match="cannot be made again"):
         mad.open_model(one[1])
