@@ -78,14 +78,14 @@ def holds(folder: Path, fingerprint: str) -> bool:
 
 
 def written(folder: Path, recipe: dict[str, Any], content: bytes) -> None:
-    """Write the weights, then the recipe with their checksum.
+    """Write the recipe with the checksum of the weights, then these: what was broken off between is told as its own.
 
     Raises:
         MadError: if the folder holds something else, or cannot be written.
     """
     refuse(folder, recipe["kind"], recipe["fingerprint"])
     recipe = recipe | {"weights_sha256": hashlib.sha256(content).hexdigest()}
-    for name, each in ((WEIGHTS, content), (RECIPE, json.dumps(recipe, indent=2).encode())):
+    for name, each in ((RECIPE, json.dumps(recipe, indent=2).encode()), (WEIGHTS, content)):
         with advising(ELSEWHERE):
             write(folder / name, each)
 
@@ -193,7 +193,10 @@ def open_model(folder: str | Path) -> nn.Module:
     there = Path(folder).expanduser()
     there = there / STOLEN if (there / STOLEN / RECIPE).is_file() else there
     recipe, tensors = read(there, "model")
-    return loaded(made(recipe["architecture"], str(there)), size_of(recipe), tensors)
+    try:
+        return loaded(made(recipe["architecture"], str(there)), size_of(recipe), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MadError(f"{there / RECIPE} is damaged: export it again") from error
 
 
 def trial(dataset: Absent) -> Tensor:

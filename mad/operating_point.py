@@ -6,6 +6,7 @@ The cost is measured on the validation split, which the victim does not learn fr
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -100,8 +101,9 @@ class Costs:
         if not within(weakest):
             return None
         good, bad = weakest, strongest
+        finer = max(0, math.floor(-math.log10(abs(weakest - strongest))))  # than of a range of one or two
         for _ in range(ROUNDS):
-            middle = round((good + bad) / 2, 0 if self._whole else 4)
+            middle = round((good + bad) / 2, 0 if self._whole else 4 + finer)
             if middle in (good, bad):
                 break
             good, bad = (middle, bad) if within(middle) else (good, middle)

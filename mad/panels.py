@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +59,13 @@ def panel(
         raise MadError("a panel is made of overrides, and this cell was built from objects: take one from mad.load")
     if within is not None:
         check_number("within", within, 0)
+    every = [cell.seed] if seeds is None else list(seeds) if isinstance(seeds, Iterable) else []
+    if not every:
+        raise MadError(f"seeds must be the seeds to run, such as (0, 1, 2), got {seeds!r}")
     words = [word for word in shlex.split(cell.overrides) if not gives_way(key(word))]
     found: dict[str, Record] = {}
-    seeds, left = (cell.seed,) if seeds is None else seeds, {defended: members() for defended in (False, True)}
-    for place, seed in enumerate(seeds):
+    left = {defended: members() for defended in (False, True)}
+    for place, seed in enumerate(every):
         ran: dict[bool, list[Ran]] = {False: [], True: []}
         for member in members():
             sides = [defended for defended, some in left.items() if member in some]

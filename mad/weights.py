@@ -30,6 +30,7 @@ NESTED = (
     "weights",
     "params",
 )  # where checkpoints hold them
+DEEPEST = 5  # of these in one another
 
 
 def read(content: bytes) -> dict[str, Tensor]:
@@ -65,17 +66,19 @@ def read(content: bytes) -> dict[str, Tensor]:
         ) from error
     except Exception as error:
         raise MadError(f"cannot be read as a file of torch.save ({first_line(error)}): is it whole?") from error
-    while isinstance(found, Mapping):
-        tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-        inner = next((found[name] for name in NESTED if isinstance(found.get(name), Mapping)), None)
-        if tensors or inner is None:
-            break
-        found = inner
-    else:
-        tensors = {}
+    tensors = inner(found)
     if not tensors:
         raise MadError("holds no state dict: save model.state_dict()")
     return tensors
+
+
+def inner(found: Any, depth: int = DEEPEST) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, or of one inside a checkpoint, which may hold others beside: an accuracy."""
+    if not isinstance(found, Mapping) or not depth:
+        return {}
+    own = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    below = next(filter(None, (inner(found.get(name), depth - 1) for name in NESTED)), {})
+    return below if len(below) > len(own) else own
 
 
 def first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ from mad.deployment import deploy
 from mad.errors import MadError
 from mad.export import RECIPE, WEIGHTS
 from mad.pipeline import run
-from mad.storage.files import unwritable
+from mad.storage.files import unwritable, write
 from mad.storage.store import Store
 
 
@@ -156,6 +156,24 @@ def test_a_folder_that_cannot_be_written_costs_no_record(tmp_path, monkeypatch):
     assert store.find(cell().path) is not None
 
 
+def test_an_export_that_was_broken_off_goes_on(tmp_path, monkeypatch):
+    """Killed between its two files, it is no whole export, and no other's either."""
+
+    def stopped(path, content):
+        write(path, content)
+        raise KeyboardInterrupt
+
+    store, folder = Store(tmp_path / "outputs"), tmp_path / "stolen"
+    with monkeypatch.context() as patch:
+        patch.setattr("mad.export.write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(cell(), store, CPU, exported=folder)
+    with pytest.raises(MadError, match=r"holds no exported model: .* No such file"):
+        mad.open_model(folder)
+    run(cell(), store, CPU, exported=folder)
+    assert isinstance(mad.open_model(folder), Tiny)
+
+
 def test_what_is_no_export_is_one_line(tmp_path, one):
     with pytest.raises(MadError, match=r"absent holds no exported model: .*recipe.json No such file"):
         mad.open_model(tmp_path / "absent")
@@ -167,6 +185,10 @@ def test_what_is_no_export_is_one_line(tmp_path, one):
     file.write_text(json.dumps(recipe | {"architecture": {"import": "nowhere:Net"}}))
     with pytest.raises(MadError, match=r"needs nowhere:Net, which cannot be imported .* or start where its file lies$"):
         mad.open_model(one[1])
+    for name in ("architecture", "shape", "classes"):
+        file.write_text(json.dumps({key: value for key, value in recipe.items() if key != name}))
+        with pytest.raises(MadError, match=r"recipe.json is damaged: export it again$"):
+            mad.open_model(one[1])
     file.write_text(json.dumps(recipe | {"classes": 5}))
     with pytest.raises(MadError, match="cannot be made again"):
         mad.open_model(one[1])

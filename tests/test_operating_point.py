@@ -62,6 +62,16 @@ def test_the_strongest_strength_within_the_limit_is_found(tmp_path, defense, end
     assert found[1.0].strength == ends[1]
 
 
+@pytest.mark.parametrize("ends", [(0, 2), (0, 1e-3), (3e-5, 4e-5), (1e-3, 2e-6), (1e3, 1e-3)])
+def test_a_small_range_is_searched_as_finely_as_a_large_one(tmp_path, monkeypatch, ends):
+    weakest, strongest = ends
+    share = lambda strength: (strength - weakest) / (strongest - weakest)  # noqa: E731
+    monkeypatch.setattr(Costs, "at", lambda _, strength: OperatingPoint(strength, share(strength), 0.0))
+    whole = replace(cell(defense=Spoiled()), victim=toy_victim())
+    found = Costs(whole, Store(tmp_path), CPU).strongest(0.37, weakest, strongest)
+    assert 0.3695 < share(found.strength) <= 0.37
+
+
 def test_only_the_validation_split_is_looked_at(tmp_path, monkeypatch):
     whole = replace(cell(defense=Spoiled()), victim=toy_victim())
     held = whole.victim.validation_split()

@@ -123,6 +123,12 @@ def test_a_member_exactly_as_far_from_the_strongest_is_near():
     assert [word for (word,) in panels.near(ran, 10.0)] == ["attack=jbtr", "attack=jbtop3"]
 
 
+@pytest.mark.parametrize("seeds", [(), 3])
+def test_a_panel_without_a_seed_is_refused(tmp_path, seeds):
+    with pytest.raises(MadError, match=r"^seeds must be the seeds to run, such as \(0, 1, 2\), got"):
+        mad.panel(mad.load(), tmp_path, seeds=seeds)
+
+
 def test_a_cell_of_objects_is_refused(tmp_path):
     with pytest.raises(MadError, match=r"made of overrides.*mad\.load"):
         mad.panel(cell(), tmp_path)

@@ -1,5 +1,8 @@
 """mad-tune: limits are kept, the better half goes on, nothing is measured twice, and the test split is not touched."""
 
+import os
+import shlex
+
 import pytest
 from toys import CPU, exit_code
 
@@ -11,6 +14,7 @@ from mad.defenses.rounding import Rounding
 from mad.deployment import Deployment
 from mad.errors import MadError
 from mad.operating_point import OperatingPoint
+from mad.storage.files import LOCKS, holder
 from mad.storage.store import Store
 from mad.tuning import Candidate, Limits, Ranked
 
@@ -206,6 +210,9 @@ WRONG = [
     (["defense=mad"], "candidates come after --"),
     (["--", "mad 0 1"], "is no candidate: say 'defense=NAME"),
     (["--", "defense=mad 0"], "is no candidate"),
+    (["--", "defense=mad 'a 0 1"], "is no candidate: its quotes do not match"),
+    (["--", "defense=mad 0 1", "defense=mad 1 2"], "defense=mad is a candidate twice: give it one range of strengths"),
+    (["attack.budget=null"], "attack.budget must be a whole number of at least 1, got None"),
     (["loss=little"], "loss must be a number, got 'little'"),
     (["seeds=one"], "seeds must be whole numbers"),
     (["--", "defense=nope 0 1"], "unknown defense 'nope'"),
@@ -219,8 +226,7 @@ WRONG = [
 def test_a_wrong_word_is_one_line(words, text, tmp_path, monkeypatch, capsys):
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
-    cut = words.index("--") if "--" in words else len(words)
-    line = ["mad-tune", *words[:cut], *SMALL, *words[cut:]]
+    line = ["mad-tune", *SMALL, *words]
     assert exit_code(monkeypatch, command.main, *line) == 1
     assert text in capsys.readouterr().err
 
@@ -229,12 +235,15 @@ def test_from_the_command_line_to_the_command_that_serves(tmp_path, monkeypatch,
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "MEMBERS", command.MEMBERS[:2])
-    line = ["mad-tune", *SMALL, "loss=0.1", "--", "defense=rounding 7 1", "defense=argmax"]
+    (tmp_path / "my conf" / "defense").mkdir(parents=True)
+    place = ["--config-dir", str(tmp_path / "my conf")]
+    line = ["mad-tune", *place, *SMALL, "loss=0.1", "--", "defense=rounding 7 1", "defense=argmax"]
     assert exit_code(monkeypatch, command.main, *line) == 0
     out, err = capsys.readouterr()
     assert err.count("stolen at most") == 2
     served = next(text for text in out.splitlines() if text.startswith("serve it: mad-serve "))
     assert "victim.validation=0.2" in served
+    assert shlex.split(served)[3:5] == place
     assert "attack" not in served
     assert {each.recovery for each in mad.records().itertuples()} == {"none", "argmax"}
     told = next(text for text in out.splitlines() if text.startswith("the strongest of these adversaries steals"))
@@ -242,6 +251,24 @@ def test_from_the_command_line_to_the_command_that_serves(tmp_path, monkeypatch,
     worst = {name: some.stolen_accuracy.max() for name, some in kept.groupby(kept.defense == "none")}
     assert f"steals {worst[False]:.1%}, undefended {worst[True]:.1%}" in told
     assert told.endswith("no less than no defense does") == (worst[False] >= worst[True])
+
+
+def test_of_two_processes_one_works_on_a_study(tmp_path, monkeypatch, capsys):
+    """The other one waits: a study's trial that is finished takes nothing more."""
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+
+    def busy(*given):
+        (lock,) = (tmp_path / "outputs" / LOCKS).iterdir()
+        assert holder(lock)["pid"] == os.getpid()
+        raise MadError("so far")
+
+    monkeypatch.setattr(tuning, "tune", busy)
+    monkeypatch.setattr("mad.storage.files.holder", lambda file: {"host": "there", "pid": 7, "since": 0.0})
+    assert exit_code(monkeypatch, command.main, "mad-tune", *SMALL, "--", "defense=argmax") == 1
+    told = capsys.readouterr().err
+    assert "process 7 on there tunes by the same words: waiting for what it finds\n" in told
+    assert told.endswith("mad: so far\n")
 
 
 def test_a_defense_whose_source_or_settings_change_is_measured_anew(monkeypatch):

@@ -13,7 +13,7 @@ from mad.errors import MadError
 from mad.knockoff import Knockoff
 from mad.pipeline import run
 from mad.storage.store import Store
-from mad.weights import first_line
+from mad.weights import NESTED, first_line, load_into
 
 
 class Deep(Tiny):
@@ -88,6 +88,20 @@ def test_a_last_layer_of_other_classes_stays_as_drawn(tmp_path):
     assert "left as drawn: head.weight, head.bias" in Knockoff(trainer(), initial_weights=file).start(network)
     assert torch.equal(network.body[0].weight, weights["body.0.weight"])
     assert torch.equal(network.head.weight, head)
+
+
+def test_a_checkpoint_may_hold_tensors_beside_the_weights(tmp_path):
+    """PyTorch's own example of ImageNet keeps its best accuracy so."""
+    network, start = (DEEP.untrained(seed=seed, purpose="knockoff") for seed in (0, 1))
+    held: dict = {"epoch": 3, "state_dict": start.state_dict(), "best_acc1": torch.tensor(71.3), "params": {"lr": 0.1}}
+    torch.save(held, tmp_path / "checkpoint.pt")
+    assert "9 of 9" in load_into(network, (tmp_path / "checkpoint.pt").read_bytes(), whole=True)
+    assert torch.equal(network.head.weight, start.head.weight)
+    held.clear()
+    held |= dict.fromkeys(NESTED, held)  # without an end
+    torch.save(held, tmp_path / "checkpoint.pt")
+    with pytest.raises(MadError, match="holds no state dict"):
+        load_into(network, (tmp_path / "checkpoint.pt").read_bytes())
 
 
 def test_a_prefix_may_be_the_networks_own(tmp_path):

@@ -21,12 +21,19 @@ APART = ("outputs", "data_root", "force", "device", "export", "plan")  # setting
 INNER = ("victim.dataset", "victim.architecture", "victim.trainer", "knockoff.trainer", "defense.surrogate")
 
 
-def cell_of(config: DictConfig, words: Iterable[str] = ()) -> Cell:
+class NoPool:
+    """Stands for the pool of a cell that is only deployed: an API has no adversary."""
+
+    name = "none"
+
+
+def cell_of(config: DictConfig, words: Iterable[str] = (), *, deployed: bool = False) -> Cell:
     """Build the cell that a config describes; nothing is run.
 
     Args:
         config: the composed config.
         words: the overrides that it was composed with, for the cell's record.
+        deployed: whether only its victim and defense are wanted; its pool need not be there then.
     """
     if config.get("grid"):
         raise MadError("this experiment is a grid of cells, not one: choose no second experiment beside it, and say -m")
@@ -42,9 +49,11 @@ def cell_of(config: DictConfig, words: Iterable[str] = ()) -> Cell:
     config = chained.expanded(config)
     found = {name: None if config[name] is None else configs.at_home(config[name], name) for name in PARTS}
     parts: dict[str, Any] = {"attack": built(config, "attack", found["attack"])}
-    if not getattr(parts["attack"], "needs_pool", True):
+    if deployed or not getattr(parts["attack"], "needs_pool", True):
         found["pool"] = None  # victim=own has one whose path nobody sets for an attack without a pool
     parts |= {name: built(config, name, found[name]) for name in PARTS if name != "attack"}
+    if deployed:
+        parts["pool"] = NoPool()
     what = [word for word in words if word.partition("=")[0].lstrip("+~") not in APART]
     return Cell(**parts, seed=config.seed, probe=config.probe, overrides=shlex.join(what))
 

@@ -155,15 +155,18 @@ def further(folder: str | None) -> Path | None:
 
 
 def folder_of(given: list[str]) -> Path | None:
-    """Take ``--config-dir FOLDER`` from the front of a command line, in place; return the folder, None if none is said.
+    """Take ``--config-dir FOLDER`` from a command line, in place; return the folder, None if none is said.
 
     Raises:
         MadError: if there is no such folder.
     """
-    if not given[0].startswith("--config-dir"):
+    place = next((number for number, word in enumerate(given) if word.partition("=")[0] == "--config-dir"), None)
+    if place is None:
         return None
-    _, _, folder = given.pop(0).partition("=")
-    return further(folder or (given.pop(0) if given else None))
+    _, equals, folder = given.pop(place).partition("=")
+    if not equals and place == len(given):
+        raise MadError("--config-dir needs the folder that holds one folder a group, like defense/")
+    return further(folder if equals else given.pop(place))
 
 
 def composed(words: Sequence[str], place: Path | None = None) -> DictConfig:

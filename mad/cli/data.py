@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pkgutil
 import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +79,7 @@ def fetch(name: str, root: Path) -> None:
 
     dataset, parts = described(name, root), ["train", "test"]
     root.mkdir(parents=True, exist_ok=True)
-    with held(root / f".{name}.lock"):
+    with turn(root / f".{name}.lock"):
         if hasattr(dataset, "mend"):
             dataset.mend()
         if name == "imagenet":
@@ -97,6 +100,18 @@ def fetch(name: str, root: Path) -> None:
                 again = f"move {dataset.place} away and"  # the command cannot do more
                 raise MadError(str(error).replace("; run", f"; {again} run")) from error
             out.print(f"{name} {part}: {len(images):,} images {tuple(images.shape[1:])}, {dataset.classes} classes")
+
+
+@contextmanager
+def turn(file: Path) -> Iterator[None]:
+    """Hold the lock of a file; without it where nothing can be written: what is there can be checked all the same."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(file))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+        yield
 
 
 @command

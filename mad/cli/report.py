@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from mad.cli import configs
@@ -23,7 +24,7 @@ def main() -> None:
     outputs, others = given_records(given)
     to = Path(configs.home("--to", given.to)) if given.to is not None else outputs / f"report{ENDINGS[given.format]}"
     from mad.storage import records
-    from mad.storage.files import advising, check_writable, write
+    from mad.storage.files import advising, check_writable, locked, write
 
     with advising(ELSEWHERE):
         check_writable(to)
@@ -44,7 +45,9 @@ def main() -> None:
         else:
             for name, content in latex_csv.csv(thefts).items():
                 files[to.with_name(f"{to.stem}-{name}{to.suffix}")] = content
-    with advising(ELSEWHERE):
+    # Whoever writes records.csv meanwhile would take a half-written page beside it for what a dead process left.
+    beside = outputs.is_dir() and to.parent.resolve() == outputs.resolve()
+    with advising(ELSEWHERE), locked(outputs, Path("records.csv")) if beside else nullcontext():
         for file, content in files.items():
             write(file, content)
     listed(list(files))

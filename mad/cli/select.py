@@ -25,7 +25,7 @@ def main() -> None:
     """Enter ``mad-select``: a line for each setting tried."""
     given = sys.argv[1:]
     if not given or "-h" in given or "--help" in given:
-        out.print((__doc__ or "").replace("``", ""), markup=False)
+        out.print((__doc__ or "").replace("``", ""), soft_wrap=True, markup=False)
         return
     place = configs.folder_of(given)
     cut = given.index("--") if "--" in given else len(given)

@@ -1,8 +1,10 @@
 r"""``mad-serve``: a defended model behind the Open Inference Protocol v2, REST and gRPC.
 
     mad-serve deployment=FOLDER [settings]                 what mad-run's or Deployment.export wrote
-    mad-serve victim=... defense=... [settings]            mad-run's words: the kept victim, or a new one
-    mad-serve record=FINGERPRINT [outputs=outputs] [settings]      the API of a kept record, or its first digits
+    mad-serve [--config-dir FOLDER] victim=... defense=... [settings]
+                                                           mad-run's words: the kept victim, or a new one
+    mad-serve record=FINGERPRINT [outputs=outputs] [data_root=data] [settings]
+                                                           the API of a kept record, or of its first digits
     mad-serve add-client NAME clients=FILE [budget=N] [rate=N] [operator=true]
 
 Settings: host=127.0.0.1 port=8080 grpc_port=8081 (null: no gRPC) name=NAME clients=FILE ledger=FILE audit=FILE
@@ -18,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 OURS = tuple(field.name for field in dataclasses.fields(Settings))
 MACHINE = ("device", "threads")
+PLACES = ("outputs", "data_root")  # where a record and its data lie
+TEXTS = ("host", "name", "clients", "ledger", "audit", "deployment", "device", "record", *PLACES)
 LIMITS = ("budget", "rate", "operator")
 
 
@@ -47,7 +52,7 @@ def main() -> None:
     """Enter ``mad-serve``."""
     given = sys.argv[1:]
     if not given or "-h" in given or "--help" in given:
-        out.print((__doc__ or "").replace("``", ""), markup=False)
+        out.print((__doc__ or "").replace("``", ""), soft_wrap=True, markup=False)
         return
     if given[0] == "add-client":
         add_client(given[1:])
@@ -129,9 +134,11 @@ def recorded(words: list[str], place: Path | None) -> Deployment:
     """
     found = values(words)
     for name in found:
-        if name not in ("record", "outputs", *MACHINE):
+        if name not in ("record", *PLACES, *MACHINE):
             raise MadError(f"{name}= cannot be changed: a record says all of its API{near(name, OURS)}")
-    wanted, outputs = str(found["record"]), Path(configs.home("outputs", found.get("outputs") or "outputs"))
+    # The folders may be written as a shell takes them, or in the quotes that mad-run needs around odd characters.
+    places = {name: re.sub(r"""^(['"])(.*)\1$""", r"\2", found[name]) for name in PLACES if found.get(name)}
+    wanted, outputs = str(found["record"]), Path(configs.home("outputs", places.get("outputs", "outputs")))
     paths = sorted(outputs.glob(f"runs/*/*/*/{wanted}*/record.json")) if wanted.isalnum() else []
     if len(paths) != 1:
         which = "no record" if not paths else f"{len(paths)} records"
@@ -140,7 +147,9 @@ def recorded(words: list[str], place: Path | None) -> Deployment:
     overrides = shlex.split(str(record["overrides"] or "")) if record else []
     if not record or not overrides:
         raise MadError(f"{paths[0]} does not say how it was made: give victim= and defense=")
-    machine = [word for word in words if not word.startswith("record=")]
+    machine = [word for word in words if word.partition("=")[0] in MACHINE]
+    escaped = {name: folder.replace('"', '\\"') for name, folder in places.items()}
+    machine += [f'{name}="{folder}"' for name, folder in escaped.items()]
     return composed([*overrides, *machine], place, record["fingerprint"])
 
 
@@ -158,8 +167,8 @@ def composed(words: list[str], place: Path | None, fingerprint: str | None = Non
     from mad.storage.store import Store
 
     use_threads(config.threads)
-    cell, device = cell_of(config, words), choose(config.device)
-    if fingerprint not in (None, cell.fingerprint):
+    cell, device = cell_of(config, words, deployed=fingerprint is None), choose(config.device)
+    if fingerprint is not None and fingerprint != cell.fingerprint:
         raise MadError(
             f"record {fingerprint} cannot be made again: its overrides now make {cell.fingerprint}. Its plug-ins, data "
             "or the package have changed; run mad-run again"
@@ -180,7 +189,7 @@ def values(words: list[str]) -> dict[str, Any]:
             raise MadError(f"{word!r} is no setting: it must be key=value, like port=8080")
         if name in found:
             raise MadError(f"{name}= is given twice: say it once")
-        if name in ("host", "name", "clients", "ledger", "audit", "deployment", "device", "record", "outputs"):
+        if name in TEXTS:
             found[name] = None if text == "null" else text
             continue
         try:

@@ -82,7 +82,10 @@ def asked(arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:
     if len(arguments.what) > 1:
         raise MadError(f"one sweep's folder at a time, got {len(arguments.what)}: {' '.join(arguments.what)}")
     if arguments.what:
-        return outputs, listed(Path(home("the folder", arguments.what[0])))
+        folder = Path(home("the folder", arguments.what[0]))
+        above = Path(os.path.abspath(folder)).parent
+        own = arguments.outputs is None and above.name == SWEEPS.name  # its records lie beside it
+        return above.parent if own else outputs, listed(folder)
     sweeps = sorted((outputs / SWEEPS).glob(f"*/{PLAN}"))
     if not sweeps:
         raise MadError(f"no sweep below {outputs}/{SWEEPS}: say overrides, a folder, or --outputs FOLDER")

@@ -18,14 +18,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mad.cli import configs
 from mad.cli.command import command
 from mad.cli.messages import beside, one_line
-from mad.errors import MadError
+from mad.errors import MadError, check_number
 from mad.progress import err, out
 
 CANDIDATES = (
@@ -53,7 +55,7 @@ def main() -> None:
     """Enter ``mad-tune``: a table of the candidates, the winner's record, and the command that serves it."""
     given = sys.argv[1:]
     if not given or "-h" in given or "--help" in given:
-        out.print((__doc__ or "").replace("``", ""), markup=False)
+        out.print((__doc__ or "").replace("``", ""), soft_wrap=True, markup=False)
         return
     place = configs.folder_of(given)
     cut = given.index("--") if "--" in given else len(given)
@@ -68,14 +70,21 @@ def main() -> None:
     if "attack.budget" not in told:
         words.append(f"attack.budget={BUDGET}")
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
-    tuned(words, [candidate(each) for each in named or CANDIDATES], told, place)
+    candidates = [candidate(each) for each in named or CANDIDATES]
+    twice = [name for name, count in Counter(each.name for each in candidates).items() if count > 1]
+    if twice:
+        raise MadError(f"{twice[0]} is a candidate twice: give it one range of strengths, from WEAKEST to STRONGEST")
+    tuned(words, candidates, told, place)
 
 
 def candidate(text: str) -> Any:
     """Return a candidate from its words: overrides, then its weakest and strongest strength, or neither."""
     from mad.tuning import Candidate
 
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:  # an open quote
+        raise MadError(f"{text!r} is no candidate: its quotes do not match") from error
     ends = [number(word) for word in words if "=" not in word]
     name = shlex.join(word for word in words if "=" in word)
     if len(ends) not in (0, 2) or None in ends or not name.startswith("defense="):
@@ -120,7 +129,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     with beside((*LIMITS, "seeds")):
         config = configs.composed(words, place)
     outputs, device = configs.outputs_of(config), choose(config.device)
-    store = Store(outputs)
+    store, budget = Store(outputs), check_number("attack.budget", config.attack.budget, 1, whole=True)
 
     def make(more: Sequence[str], seed: int) -> Any:
         every = [*words, *(word for each in more for word in shlex.split(each)), f"seed={seed}"]
@@ -133,18 +142,17 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     known = [fingerprint(make, [each.name]) for each in candidates]
     known += [fingerprint(make, [first, *member]) for member in MEMBERS]
     asked = [sorted(words), [vars(each) for each in candidates], vars(limits), seeds, MEMBERS, known]
-    study = tuning.open_study(outputs, digest(asked))
-    budget = int(config.attack.budget)
-
     at_once = jobs(config.device) if device.type == "cpu" else 1
 
     def say(text: str) -> None:
         err.print(text, soft_wrap=True, markup=False)
 
     with computing(config.threads):
-        found = None
-        for found in tuning.tune(candidates, MEMBERS, make, limits, budget, seeds, store, device, study, say, at_once):
-            say(line(found))
+        found, name = None, digest(asked)
+        with alone(outputs, name, say):
+            given = (make, limits, budget, seeds, store, device, tuning.open_study(outputs, name), say, at_once)
+            for found in tuning.tune(candidates, MEMBERS, *given):
+                say(line(found))
         assert found is not None
         best = [found.name, *tuning.strength_words(make, found.name, found.told or {})]
         out.print(f"best within the limits: {shlex.join(best)}", soft_wrap=True, markup=False)
@@ -158,7 +166,20 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     gain = "" if left < before else ": it leaves a thief no less than no defense does"
     out.print(f"the strongest of these adversaries steals {left:.1%}, undefended {before:.1%}{gain}", markup=False)
     kept = [word for word in words if word.partition("=")[0].split(".")[0] not in ("attack", "pool", "knockoff")]
-    out.print(f"serve it: mad-serve {shlex.join([*kept, *best])} --check", soft_wrap=True, markup=False)
+    further = [] if place is None else ["--config-dir", str(place)]
+    out.print(f"serve it: mad-serve {shlex.join([*further, *kept, *best])} --check", soft_wrap=True, markup=False)
+
+
+@contextmanager
+def alone(outputs: Path, name: str, say: Callable[[str], object]) -> Iterator[None]:
+    """Let one process at a time work on a study; a line says for which one it waits."""
+    from mad.storage.files import holder, lock_file, locked
+
+    area = Path("tune", name)
+    if owner := holder(outputs / lock_file(area)):
+        say(f"process {owner['pid']} on {owner['host']} tunes by the same words: waiting for what it finds")
+    with locked(outputs, area):
+        yield
 
 
 def usable(make: Any, candidate: Any) -> None:

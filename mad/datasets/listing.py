@@ -62,6 +62,12 @@ class Listing:
         """
         return [found[1] if found else header_of(str(self.images[row])) for row, found in self._held]
 
+    def copies(self, first: Sequence[int], then: Sequence[int]) -> list[int]:
+        """Return those of the rows ``then`` whose images are, to the byte, also images of the rows ``first``."""
+        checksums = self.checksums()
+        seen = {checksums[row] for row in first}
+        return [row for row in then if checksums[row] in seen]
+
     @cached_property
     def _held(self) -> list[tuple[int, tuple[str, Header] | None]]:
         """Each row, with checksum and header of an image that is bytes, and None for one that is a file."""
@@ -199,3 +205,8 @@ def joined(parts: list[tuple[Path, bool]], who: str) -> Listing:
         return Listing(images, None, [], held, why)
     # As text, also numbers: so do torchvision and others that train on such folders.
     return Listing(images, labels, sorted(names), held)
+
+
+def more(names: list[str]) -> str:
+    """Return how many names there are beside the first, for a line."""
+    return f" and of {len(names) - 1} more" if len(names) > 1 else ""

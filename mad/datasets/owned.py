@@ -20,7 +20,7 @@ from mad.datasets.checked import say
 from mad.datasets.content import place
 from mad.datasets.folder import Files, loaded, say_frames
 from mad.datasets.held_out import Part
-from mad.datasets.listing import Listing, of_folder, whole
+from mad.datasets.listing import Listing, more, of_folder, whole
 from mad.errors import MadError, SettingError, check_name, check_number
 
 USUAL = 0.2  # the share of the images that are for testing
@@ -262,6 +262,8 @@ class OwnImages:
         rows = self._rows(testing)
         if not rows:
             part = "testing" if testing else "training"
+            if testing and self.test_share != 0 and self._listing.labels and not self._listing.testing:
+                raise MadError(f"{self.place} has one image a class, which leaves none for testing: add some")
             raise MadError(f"{self.place} leaves no image for {part}; set victim.dataset.test_share=0.2")
         return rows
 
@@ -292,8 +294,6 @@ class OwnImages:
         )
         if absent := [name for name, count in zip(names, test, strict=True) if not count]:
             say(f"{self.who}: no test image of class {absent[0]!r}{more(absent)}")
-
-
-def more(names: list[str]) -> str:
-    """Return how many names there are beside the first, for a line."""
-    return f" and of {len(names) - 1} more" if len(names) > 1 else ""
+        if copies := self._listing.copies(*(self._rows(testing) for testing in (False, True))):
+            told = f"{len(copies)} of {sum(test)} test images, such as {self._listing.images[copies[0]]}"
+            say(f"warning: {self.who}: {told}, are training images, too, so they are no test: take the copies out")

@@ -22,6 +22,7 @@ RANGELESS = {"I": "32-bit integers", "F": "floats"}  # the file does not say whi
 ADVICE = "remove it, or save it as an 8-bit PNG"
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
 WIDTH, HEIGHT = 0x0100, 0x0101  # tags of TIFF
+PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ def eight_bits(image: Image) -> Image:
     if not sixteen(image):
         return image
     values = np.asarray(image).astype(np.uint32)
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow sees to those of 8 bits only
+        values = 255 * SIXTEEN - values
     scaled = Image.fromarray(((values + SIXTEEN // 2) // SIXTEEN).astype(np.uint8))
     clear = image.info.get("transparency")  # the one value that is transparent
     if isinstance(clear, int):

@@ -203,12 +203,12 @@ def chosen(table: Table, given: str | None, usual: Sequence[str], typed: list[st
         return given
     if len(typed) == 1:
         return typed[0]
-    return next((name for want in usual for name in table.columns if name.lower() == want), None)
+    return next((name for want in usual for name in table.columns if name.strip().lower() == want), None)
 
 
 def parts_of(table: Table) -> list[str | None]:
     """Return the part that each row of a table is for; None where nothing says so."""
-    name = next((name for name in table.columns if name.lower() == SPLIT), None)
+    name = next((name for name in table.columns if name.strip().lower() == SPLIT), None)
     if table.part is not None or name is None:
         return [table.part] * table.rows
     words = [str(plain(value)).strip().lower() for value in table.read(name)]

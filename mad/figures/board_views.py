@@ -17,7 +17,7 @@ from mad.errors import MadError
 from mad.figures.board import AGREEMENT, DEFENSE, LABELS, LEAST, NAIVE, STOLEN, boards, checks, each_member
 from mad.figures.board import COSTS as MEASURED
 from mad.figures.drawing import HUES, INK, SMALL, Shown, sheet, surround
-from mad.figures.groups import SAID
+from mad.figures.groups import SAID, csv
 from mad.figures.table import Column, fold, grid
 from mad.figures.tradeoff import save
 from mad.storage.files import LONGEST, write_alone
@@ -235,12 +235,13 @@ def write_all(records: pd.DataFrame, outputs: Path, least: int = LEAST) -> Itera
         raise MadError("no theft has two adversaries: mad-run experiment=panel first")
     text = f"{MEANING}\n\n" + "\n".join(markdown(title, table) for title, table in found.items())
     yield write_alone(outputs, AREA, AREA / "board.md", text.encode())
-    yield written(each_member(records), outputs, "board-members")
-    yield written(shortened(records[[name for name in RECORD if name in records]]), outputs, "board-records", "%.15g")
+    yield written(csv(each_member(records)), outputs, "board-members")
+    short = shortened(records[[name for name in RECORD if name in records]])
+    yield written(short.to_csv(index=False, float_format="%.15g"), outputs, "board-records")
     names = file_names(found)
     for title, table in found.items():
         name = names[title]
-        yield written(flat(table), outputs, name)
+        yield written(csv(flat(table)), outputs, name)
         yield save(draw(title, table), outputs, AREA / name, AREA)
         drawn = curves(title, table)
         if drawn is not None:
@@ -255,10 +256,9 @@ def file_names(titles: Iterable[str]) -> dict[str, str]:
     return {title: f"{name[: LONGEST - len(ends[title])]}{ends[title]}" for title, name in whole.items()}
 
 
-def written(table: pd.DataFrame, outputs: Path, name: str, numbers: str = "%.4f") -> Path:
-    """Write a table as CSV below the outputs folder, and return its path."""
-    content = table.to_csv(index=False, float_format=numbers).encode()
-    return write_alone(outputs, AREA, AREA / f"{name}.csv", content)
+def written(text: str, outputs: Path, name: str) -> Path:
+    """Write a table, which is CSV already, below the outputs folder, and return its path."""
+    return write_alone(outputs, AREA, AREA / f"{name}.csv", text.encode())
 
 
 def flat(table: pd.DataFrame) -> pd.DataFrame:

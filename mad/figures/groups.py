@@ -147,3 +147,9 @@ def learned(rows: pd.DataFrame) -> pd.Series:
     if "learned" not in rows:
         return pd.Series(True, index=rows.index)
     return rows.learned.ne(False)
+
+
+def csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV, numbers with four decimals; strengths stay whole, since they tell its rows apart."""
+    strengths = table.strength.map(lambda each: "" if pd.isna(each) else f"{each:.15g}")
+    return table.assign(strength=strengths).to_csv(index=False, float_format="%.4f")

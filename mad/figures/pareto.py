@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from mad.errors import MadError
 from mad.figures.drawing import Shown, styles, surround
-from mad.figures.groups import counted, figure_groups, file_name, points, whole
+from mad.figures.groups import counted, csv, figure_groups, file_name, points, whole
 from mad.figures.labels import Label, place
 from mad.figures.tradeoff import UNCHANGED, each, landmarks, save
 from mad.limits import at_most, under
@@ -135,7 +135,7 @@ def write_all(records: pd.DataFrame, folder: Path) -> list[Path]:
 
     def written(group: pd.DataFrame) -> Path:
         area, stem = Path(folder.name), Path(folder.name) / file_name(group.iloc[0], "pareto")
-        content = table(group).to_csv(index=False, float_format="%.4f").encode()
+        content = csv(table(group)).encode()
         write_alone(folder.parent, area, stem.with_name(f"{stem.name}.csv"), content)
         return save(draw(group), folder.parent, stem, area)
 

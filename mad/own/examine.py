@@ -20,6 +20,7 @@ SAMPLE = 500  # images on which other normalizations are tried
 GAIN = 0.05  # a smaller gain in accuracy is not worth a warning
 TWICE = 8  # images that are asked about twice
 APART = 1e-3  # of a probability; float noise is less
+BESIDE = 0.02  # the same in batches of other sizes, for which half precision takes other kernels
 
 
 def examine(
@@ -46,14 +47,24 @@ def examine(
 
 
 def repeated(network: nn.Module, test: Split, device: torch.device, who: str) -> None:
-    """Warn if a network answers a few images otherwise when it is asked again, in another order."""
+    """Warn if a network answers a few images otherwise when it is asked again, in another order or two at a time."""
     rows = torch.arange(len(test.labels))[:TWICE]
-    first, again = (logits_of(network, test.images, device, some).softmax(dim=1) for some in (rows, rows.flip(0)))
+
+    def answers(*parts: Tensor) -> Tensor:
+        return torch.cat([logits_of(network, test.images, device, some).softmax(dim=1) for some in parts])
+
+    first, again = answers(rows), answers(rows.flip(0))
     apart = (first - again.flip(0)).abs().amax(dim=1)
+    moved = (first - answers(*rows.split(2))).abs().amax(dim=1)
     if others := int((apart > APART).sum()):
         say(
             f"warning: {who}: asked again it answers {others} of {len(rows)} images otherwise, by up to "
             f"{apart.amax():.2g}: so will this record, made anew; fix its seed, or call eval()"
+        )
+    elif others := int((moved > BESIDE).sum()):
+        say(
+            f"warning: {who}: asked two at a time it answers {others} of {len(rows)} images otherwise, by up to "
+            f"{moved.amax():.2g}: its answers depend on what else is asked, and so will this record; call eval()"
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from mad.errors import MadError
+from mad.figures import groups
 from mad.figures.board_views import ADVERSARIES, COSTS, flat, label, texts
 from mad.report.contents import Theft, without_folders
 from mad.report.tables import used
@@ -39,12 +41,18 @@ def csv(thefts: list[Theft]) -> dict[str, bytes]:
     for name, table in parts.items():
         ordered = table[["theft", *(each for each in table if each != "theft")]]
         plain = ordered.map(lambda value: without_folders(value) if isinstance(value, str) else value)
-        found[name] = plain.to_csv(index=False, float_format="%.4f").encode(errors="backslashreplace")
+        found[name] = groups.csv(plain).encode(errors="backslashreplace")
     return found
 
 
 def latex(thefts: list[Theft]) -> bytes:
-    """Return the boards and the points of the curves as LaTeX; needs ``booktabs`` and ``longtable``."""
+    """Return the boards and the points of the curves as LaTeX; needs ``booktabs`` and ``longtable``.
+
+    Raises:
+        MadError: if Jinja2 is not installed, by which pandas writes LaTeX.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise MadError("tables in LaTeX need Jinja2: pip install 'mad[report]'; --format csv needs nothing")
     found = ["% \\usepackage{booktabs,longtable}; one seed: an anecdote"]
     for theft in thefts:
         for columns, what in ((ADVERSARIES, "what adversaries leave"), (COSTS, "what honest users pay")):
@@ -52,7 +60,7 @@ def latex(thefts: list[Theft]) -> bytes:
             rows = [[label(at), *(texts(at)[name] for name in shown.values())] for _, at in theft.table.iterrows()]
             found.append(table(["defense", *shown], rows, f"{theft.title}: {what}. {seeds(theft.table)}"))
         for adversary, points in theft.points.groupby("adversary", sort=False):
-            rows = [[number(row[name]) for name in POINTS] for _, row in points.iterrows()]
+            rows = [[number(row[name], name) for name in POINTS] for _, row in points.iterrows()]
             found.append(table(HEADS, rows, f"{theft.title}: trade-off, {adversary}. {seeds(points)}"))
     return "\n".join(found).encode(errors="backslashreplace")
 
@@ -62,10 +70,12 @@ def seeds(rows: pd.DataFrame) -> str:
     return "A row of one seed is an anecdote." if (rows.seeds == 1).any() else ""
 
 
-def number(value: Any) -> str:
-    """Return a cell: a number with up to three decimals, a text, or nothing."""
+def number(value: Any, name: str = "") -> str:
+    """Return a cell of a column: a number with up to three decimals, a text, or nothing; a strength stays whole."""
     if pd.isna(value):
         return ""
+    if name == "strength":
+        return f"{value:g}"
     return f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from datetime import datetime, timezone
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -13,11 +14,27 @@ from mad.errors import MadError
 
 
 class Lines(RotatingFileHandler):
-    """A rotating file that says so when it cannot be written."""
+    """A rotating file that says so when it cannot be written, and is begun anew where it was moved or removed."""
+
+    def emit(self, record: logging.LogRecord) -> None:  # logging's name
+        """Write a line to the file that is at the path now: another server, or logrotate, may have moved this one."""
+        stream = self.stream
+        if stream is not None and not there(self.baseFilename, stream.fileno()):
+            self.stream = None
+            stream.close()
+        super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # logging's name
         """Raise what happened."""
         raise
+
+
+def there(path: str, descriptor: int) -> bool:
+    """Return whether an open file still lies at a path."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 class Audit:

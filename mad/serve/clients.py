@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import os
 import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -88,13 +90,15 @@ class Clients:
 
     Args:
         file: what ``add`` wrote; None if anyone may ask.
+        tell: given a line, once, if a changed file cannot be read.
 
     Raises:
         MadError: if the file cannot be read, or argon2 is not installed.
     """
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path | None, tell: Callable[[str], object] = str) -> None:
         self._file, self._lock, self._stamp = file, threading.Lock(), (0, 0)
+        self._tell, self._told = tell, ""
         self._known: dict[str, Client] = {}
         self._secret, self._seen = secrets.token_bytes(32), dict[str, tuple[str, bytes]]()
         self._failures: dict[str, Bucket] = {}
@@ -154,10 +158,14 @@ class Clients:
                 if stamp != self._stamp:
                     self._known = {client.id: client for client in read(self._file)}
                     self._stamp = stamp
+                self._told = ""
             except (MadError, OSError) as error:
+                why = str(error) if isinstance(error, MadError) else f"{self._file}: {error.strerror}; {MAKE_ONE}"
                 if self._stamp == (0, 0):
-                    why = error if isinstance(error, MadError) else f"{self._file}: {error.strerror}; {MAKE_ONE}"
                     raise MadError(f"clients: {why}") from error
+                if why != self._told:  # an owner who took a key out must know that it still opens
+                    self._told = why
+                    self._tell(f"the clients stay as they were: {why}")
 
 
 def read(file: Path) -> list[Client]:
@@ -182,9 +190,12 @@ def read(file: Path) -> list[Client]:
 def add(file: Path, name: str, budget: int | None = None, rate: float | None = None, operator: bool = False) -> str:
     """Add a client to a file, which is made if there is none, and return its key. The key is kept nowhere.
 
+    A file that is there keeps its owner and its permissions, so that a server of another user can go on reading it.
+
     Raises:
         MadError: if there is a client of this name, or if the file cannot be written.
     """
+    file = file.resolve()  # not a link to it, which the server may know it by
     secret, number = secrets.token_urlsafe(32), secrets.token_hex(6)
     client = Client(number, name, hasher().hash(secret), budget, rate, operator)
     try:
@@ -192,9 +203,13 @@ def add(file: Path, name: str, budget: int | None = None, rate: float | None = N
             clients = read(file) if file.exists() else []
             if any(each.name == name for each in clients):
                 raise MadError(f"{file} has a client {name}: choose another name, or remove that one")
+            before = file.stat() if file.exists() else None
             content = {"clients": [asdict(each) for each in (*clients, client)]}
             write(file, json.dumps(content, indent=2).encode())
-            os.chmod(file, 0o600)
+            if before is not None:
+                with contextlib.suppress(OSError):  # only root may give a file away
+                    os.chown(file, before.st_uid, before.st_gid)
+            os.chmod(file, 0o600 if before is None else stat.S_IMODE(before.st_mode))
     except (OSError, MadError) as error:
         problem = error if isinstance(error, OSError) else error.__cause__
         if isinstance(problem, OSError):

@@ -5,10 +5,12 @@ Ray has a proxy of its own in front, which takes ``host`` and ``port``; there is
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from mad.errors import MadError
+from mad.errors import MadError, check_number, near
+from mad.serve.settings import Settings
 
 
 def build(words: dict[str, Any]) -> Any:
@@ -19,14 +21,25 @@ def build(words: dict[str, Any]) -> Any:
             a process of its own; and ``Settings`` of the server.
 
     Raises:
-        MadError: if Ray Serve is not installed, or if a ``stateful`` defense is to have several replicas.
+        MadError: if a word is wrong, if Ray Serve is not installed, or if a ``stateful`` defense is to have several
+            replicas.
     """
+    words = dict(words)
+    folder, replicas = words.pop("deployment", None), words.pop("replicas", 1)
+    if not isinstance(folder, str) or not folder:
+        raise MadError(f"deployment must be the folder of an exported deployment, got {folder!r}")
+    check_number("replicas", replicas, 1, whole=True)
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in words:
+        if name not in known:
+            raise MadError(
+                f"unknown key {name!r}: choose from deployment, replicas, {', '.join(known)}{near(name, known)}"
+            )
+    Settings(**words)  # Ray would start replicas again and again that find a wrong one
     try:
         from ray import serve
     except ImportError as error:
         raise MadError("this needs Ray Serve: pip install 'ray[serve]'") from error
-    words = dict(words)
-    folder, replicas = words.pop("deployment"), words.pop("replicas", 1)
 
     def asgi() -> Callable[..., Awaitable[None]]:
         return replica(folder, words, replicas)
@@ -42,10 +55,11 @@ def replica(folder: str, words: dict[str, Any], replicas: int) -> Callable[..., 
     """Return the ASGI application of one replica."""
     from mad.deployment import open_deployment
     from mad.device import use_threads
+    from mad.serve.check import checked
     from mad.serve.rest import application
     from mad.serve.server import quiet
     from mad.serve.service import Service
-    from mad.serve.settings import Settings
+    from mad.serve.wire import say
 
     quiet()
     use_threads(1)
@@ -55,4 +69,7 @@ def replica(folder: str, words: dict[str, Any], replicas: int) -> Callable[..., 
             f"defense {deployment.defense.name} remembers queries in its own process: it can have one replica, "
             f"got {replicas}"
         )
-    return application(Service(deployment, Settings(**words)))
+    service = Service(deployment, Settings(**words))
+    if service.settings.check:
+        say(checked(service))
+    return application(service)

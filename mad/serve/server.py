@@ -7,7 +7,8 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -15,11 +16,12 @@ from mad.deployment import Deployment
 from mad.errors import MadError
 from mad.serve import rpc
 from mad.serve.check import checked
-from mad.serve.rest import application
+from mad.serve.rest import CLOSES, application, said
 from mad.serve.service import Service
 from mad.serve.settings import Settings
-from mad.serve.wire import say
+from mad.serve.wire import Refused, say
 
+Application = Callable[..., Awaitable[None]]  # of ASGI
 IDLE = 65  # seconds that a connection may be without a request
 BACKLOG = 1024  # connections that wait to be accepted
 GRACE = 10  # seconds for answers under way when the server is stopped
@@ -80,12 +82,11 @@ async def serving(service: Service, started: Callable[[int, int | None], None]) 
         remote, grpc_port = rpc.server(service, settings.host, settings.grpc_port)
         await remote.start()
     config = uvicorn.Config(
-        application(service),
+        limited(application(service), lambda: len(server.server_state.connections) > settings.connections),
         log_config=None,
         access_log=False,
         lifespan="off",
         server_header=False,
-        limit_concurrency=settings.connections,
         timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=GRACE,
         ws="none",
@@ -108,6 +109,17 @@ async def serving(service: Service, started: Callable[[int, int | None], None]) 
         await remote.stop(GRACE)
 
 
+def limited(app: Application, crowded: Callable[[], bool]) -> Application:
+    """Return an ASGI application that refuses in place of another while there are too many connections."""
+
+    async def asked(scope: Any, receive: Any, send: Any) -> None:
+        refusing = scope["type"] == "http" and crowded()
+        answer = said(Refused(503, "too many connections at a time", wait=1, headers=CLOSES)) if refusing else app
+        await answer(scope, receive, send)
+
+    return asked
+
+
 def listener(host: str, port: int) -> socket.socket:
     """Return a socket that listens on an address.
 
@@ -126,6 +138,6 @@ def listener(host: str, port: int) -> socket.socket:
             found.close()
             raise
         return found
-    except OSError as error:
-        why = error.strerror or error
+    except (OSError, UnicodeError) as error:  # what no name of a host can be, such as a..b
+        why = getattr(error, "strerror", None) or "no address"
         raise MadError(f"port={port} of {host} cannot be listened on ({why}): take another, or 0 for any") from error

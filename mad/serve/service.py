@@ -43,7 +43,7 @@ class Service:
         dataset = deployment.victim.dataset
         channels, height, width = (int(side) for side in dataset.shape)
         self.shape = Shape((channels, height, width), int(dataset.classes), settings.max_images, settings.max_bytes)
-        self.clients = Clients(settings.beside(settings.clients, ""))
+        self.clients = Clients(settings.beside(settings.clients, ""), say)
         place = settings.ledger_place()
         self.ledger = Ledger(place)
         if deployment.defense.stateful:

@@ -130,6 +130,7 @@ class SqliteBook:
             db.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, not only a killed process
             if not tables:
                 db.executescript(f"BEGIN IMMEDIATE; {TABLE} COMMIT;")
+                self.new = True  # also a file that was there, and empty
             db.executescript(MEMORIES)
         except BaseException:
             db.close()

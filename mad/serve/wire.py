@@ -192,10 +192,17 @@ def of_numbers(datatype: str, size: Sequence[int], data: Any) -> Tensor:
         raise refused(f"the input's data must be {math.prod(size)} numbers, in rows of one length") from error
     if values.dtype.kind not in "fiu" or values.size != math.prod(size):
         raise refused(f"the input's data must be {math.prod(size)} numbers, got {values.size} of {values.dtype}")
+    if not sides(values.shape) <= sides(size):
+        raise refused(f"the input's data is nested as {list(values.shape)}, and its shape is {list(size)}")
     if datatype == "UINT8" and (values.dtype.kind == "f" or values.min() < 0 or values.max() > 255):
         raise refused("UINT8 data must be whole numbers from 0 to 255")
     with np.errstate(over="ignore"):
         return unit(values.astype("u1" if datatype == "UINT8" else "<f4"), size)
+
+
+def sides(shape: Sequence[int]) -> set[int]:
+    """Return how many numbers the lists of each depth hold; some of those of the whole shape if only rows are flat."""
+    return {math.prod(shape[depth:]) for depth in range(len(shape) + 1)}
 
 
 def unit(values: np.ndarray, size: Sequence[int]) -> Tensor:

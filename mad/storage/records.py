@@ -57,7 +57,7 @@ def read_csv(path: Path) -> list[Record]:
         MadError: if the file cannot be read, or if a line is no record.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark before it
             lines = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MadError(f"{path} cannot be read as records.csv: {error}") from error

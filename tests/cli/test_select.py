@@ -77,7 +77,8 @@ def test_a_further_folder_of_configs_works(mad_select, tmp_path, joined):
     (tmp_path / "mine" / "recovery").mkdir(parents=True)
     (tmp_path / "mine" / "recovery" / "label.yaml").write_text("_target_: mad.recoveries.argmax.Argmax\n")
     place = ["--config-dir=mine"] if joined else ["--config-dir", "mine"]
-    code, out, err = mad_select(*place, *QUICK, "--", "recovery=label")
+    words = [*QUICK, *place] if joined else [*place, *QUICK]  # anywhere, as for mad-run
+    code, out, err = mad_select(*words, "--", "recovery=label")
     assert code == 0, err
     assert LINE.fullmatch(out.strip("\n"))[2] == "recovery=label"
 
@@ -93,4 +94,12 @@ def test_what_is_wrong_is_one_line(mad_select, words):
 def test_it_says_what_it_takes(mad_select, words):
     code, out, _ = mad_select(*words)
     assert code == 0
-    assert "mad-select [--config-dir FOLDER]" in out
+    assert (
+        "mad-select [--config-dir FOLDER] victim=mnist pool=fashion_mnist attack=jbself attack.budget=5000 \\\n" in out
+    )
+
+
+def test_a_folder_of_configs_is_asked_for(mad_select):
+    code, out, err = mad_select(*QUICK, "--config-dir")
+    assert (code, out) == (1, "")
+    assert err == "mad: --config-dir needs the folder that holds one folder a group, like defense/\n"

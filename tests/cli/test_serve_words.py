@@ -5,12 +5,15 @@ import sys
 import types
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 from toys import exit_code
 
 import mad
 from mad.cli import configs, serve
 from mad.errors import MadError
+from mad.serve import on_ray
 from mad.serve.settings import Settings, loopback
 
 QUICK = ("victim=digits", "architecture=mlp", "trainer.epochs=1", "trainer.min_steps=0", "device=cpu")
@@ -52,6 +55,18 @@ def test_words_of_mad_run_and_an_exported_deployment(mad_serve, tmp_path, fits):
     assert fits == ["victim digits"]
 
 
+def test_a_model_of_ones_own_is_served_without_a_pool(mad_serve, tmp_path):
+    """As docs/deploy.md says: an API has no adversary."""
+    for number in range(8):
+        (tmp_path / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), 30 * number).save(tmp_path / "photos" / "ab"[number % 2] / f"{number}.png")
+    (tmp_path / "answering.py").write_text("def ask(images):\n    return images.flatten(1)[:, :2].softmax(1)\n")
+    code, served, said = mad_serve("victim=own", "data=photos", "victim.function=answering.ask", "defense=mad_argmax")
+    assert code == 0, said.err
+    deployment, *_ = served.pop()
+    assert deployment.session()(torch.rand(3, 1, 16, 16)).shape == (3, 2)
+
+
 def test_a_records_api(mad_serve, tmp_path, fits):
     words = [*QUICK[:-1], "pool.size=300", "attack.budget=50", "knockoff.epochs=1", "knockoff.min_steps=0"]
     cells = [mad.load(*words, "defense=random_noise", f"defense.epsilon={epsilon}", "seed=3") for epsilon in (0.4, 0.5)]
@@ -77,6 +92,19 @@ def test_a_records_api(mad_serve, tmp_path, fits):
     assert (code, served) == (1, [])
     assert "record.json" in said.err
     assert len(said.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("quotes", ["", "'", '"'])
+def test_a_records_folders_are_read_as_the_shell_gives_them_or_as_mad_run_does(mad_serve, tmp_path, fits, quotes):
+    place, words = "kept ü(1)", [*QUICK[:-1], "pool.size=300", "attack.budget=50", "knockoff.epochs=1"]
+    cell = mad.load(*words, "knockoff.min_steps=0", "defense=argmax")
+    mad.run(cell, tmp_path / place, reference=False)
+    fits.clear()
+    folders = [f"outputs={quotes}{place}{quotes}", f"data_root={quotes}{tmp_path}{quotes}"]
+    code, served, said = mad_serve(f"record={cell.fingerprint}", *folders, "device=cpu")
+    assert code == 0, said.err
+    assert served.pop()[0].defense.name == "argmax"
+    assert fits == []
 
 
 def test_a_record_that_cannot_be_made_again(mad_serve, tmp_path, monkeypatch):
@@ -142,6 +170,21 @@ def test_a_ledgers_extra_is_looked_for_where_it_is_asked_for(mad_serve, monkeypa
     assert said.err == "mad: this needs psycopg: pip install 'mad[postgres]'\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ({}, "deployment must be the folder of an exported deployment, got None"),
+        ({"deployment": "api", "replicas": 0}, "replicas must be a whole number of at least 1, got 0"),
+        ({"deployment": "api", "clinets": "keys.json"}, r"unknown key 'clinets': .*did you mean clients\?"),
+        ({"deployment": "api", "rate": 1}, "unknown key 'rate': choose from deployment, replicas, host"),
+        ({"deployment": "api", "timeout": 0}, "timeout must be a number in"),
+    ],
+)
+def test_a_wrong_word_to_ray_is_found_before_a_replica_starts(words, line):
+    with pytest.raises(MadError, match=line):
+        on_ray.build(words)
+
+
 def test_a_key_is_printed_once(mad_serve, tmp_path):
     pytest.importorskip("argon2")
     code, _, said = mad_serve("add-client", "shop", "clients=keys.json", "budget=1000", "rate=5")
@@ -159,6 +202,7 @@ def test_help_and_no_words(mad_serve):
         code, served, said = mad_serve(*words)
         assert (code, served, said.err) == (0, [], "")
         assert "mad-serve deployment=FOLDER" in said.out
+        assert set(said.out.split("\n")) >= set(serve.__doc__.replace("``", "").split("\n"))  # no command is broken
 
 
 def test_which_addresses_are_this_machines_own():

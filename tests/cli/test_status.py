@@ -68,6 +68,20 @@ def test_a_line_a_cell_and_their_sum(four, capfd):
     assert lines[5].startswith("5 cells: 1 done, 1 running, 2 failed, 1 missing; about ")
 
 
+def test_a_sweeps_folder_tells_where_its_records_are(four, tmp_path, monkeypatch, capfd):
+    """Also from elsewhere: beside it, unless --outputs says another place."""
+    sweep = four / "sweeps" / "one"
+    sweep.mkdir(parents=True)
+    row = {"label": "it", "record": str(CELLS[0].path), "error": None}
+    (sweep / "cells.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.chdir(sweep)
+    for words in ([str(sweep)], ["."], ["../one/."]):
+        call(monkeypatch, *words)
+        assert "1 done" in capfd.readouterr().out
+    call(monkeypatch, str(sweep), "--outputs", "elsewhere")
+    assert "1 missing" in capfd.readouterr().out
+
+
 def test_time_left():
     assert status.left([], [], 0) == "nothing left to do"
     assert "unknown" in status.left([], [5.0], 3)

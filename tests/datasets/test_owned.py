@@ -217,6 +217,25 @@ def test_a_training_part_alone_is_divided_and_a_class_may_be_called_train(tmp_pa
     assert OwnImages(str(folder(tmp_path / "vehicles", {"bus": 2, "train": 2}))).names == ["bus", "train"]
 
 
+@pytest.mark.parametrize("form", ["folder", "bytes"])
+def test_copies_in_both_parts_are_told(tmp_path, capsys, form):
+    """The accuracy on a test image that was learned tells nothing."""
+    top = folder(tmp_path / "data")
+    for file in [*top.glob("dog/*"), *top.glob("cat/*")]:
+        for copy in range(2):
+            shutil.copy(file, file.with_name(f"copy {copy} of {file.name}"))
+    data = OwnImages(written(form, top))
+    data.test()
+    data.train()
+    train, test = ([data._listing.checksums()[row] for row in data._rows(part)] for part in (False, True))
+    both = sum(each in train for each in test)
+    assert both
+    told = [line for line in capsys.readouterr().err.splitlines() if "training images, too" in line]
+    assert [line.split(", such as")[0] for line in told] == [f"warning: dataset own: {both} of {len(test)} test images"]
+    OwnImages(folder(tmp_path / "other", seed=100)).test()
+    assert "too" not in capsys.readouterr().err
+
+
 def test_size_and_channels(tmp_path):
     top = folder(tmp_path / "top", {"a": 2, "b": 2}, mode="L")
     assert OwnImages(str(top)).shape == (1, 12, 10)
@@ -256,3 +275,11 @@ def test_a_test_part_alone_is_all_there_is(tmp_path, capsys, form):
     assert "test is taken for all of it, as there is no part called train" in capsys.readouterr().err
     with pytest.raises(MadError, match="leaves no image for training"):
         data.train()
+
+
+def test_spaces_behind_the_commas_of_a_head_are_none_of_its_names(tmp_path):
+    top = folder(tmp_path / "data")
+    lines = ["file, label, split", *(f"{row.file}, {row.label}, train" for row in rows(top).itertuples())]
+    (top / "spaced.csv").write_text("\n".join(lines))
+    data = OwnImages(str(top / "spaced.csv"))
+    assert (data.names, len(data.train().labels) + len(data.test().labels)) == (sorted(COUNTS), sum(COUNTS.values()))

@@ -159,6 +159,14 @@ def test_wrong_settings_are_one_line(tmp_path, how, words):
     assert "\n" not in str(error.value)
 
 
+def test_one_image_a_class_leaves_none_for_testing(tmp_path):
+    top = folder(tmp_path / "top", {"cat": 1, "dog": 1})
+    with pytest.raises(MadError, match=r"has one image a class, which leaves none for testing: add some$"):
+        OwnImages(str(top)).test()
+    with pytest.raises(MadError, match=r"leaves no image for testing; set victim\.dataset\.test_share=0\.2$"):
+        OwnImages(str(top), test_share=0).test()
+
+
 def test_a_number_without_a_name_is_told_which_have_one(tmp_path):
     path = tmp_path / table(folder(tmp_path), "file,label\ncat/1.png,0\ncat/2.png,1\ncat/3.png,2\n")
     said = r"names has names for classes 0 to 1, .*table\.csv has a class 2: name all$"

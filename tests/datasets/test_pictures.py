@@ -36,14 +36,17 @@ def test_16_bits_are_scaled_and_not_clipped(tmp_path, name):
         assert np.abs(found - RAMP / 257).max() <= 0.5
 
 
-def test_16_bits_in_the_other_order_are_the_same(tmp_path):
-    header = b"MM\0*" + struct.pack(">I", 8 + 288)
-    entries = [(256, 3, 12), (257, 3, 12), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+@pytest.mark.parametrize(("order", "black"), [("<", 1), (">", 1), ("<", 0)])  # Pillow refuses the fourth
+def test_16_bits_in_either_order_and_with_white_as_0_are_the_same(tmp_path, order, black):
+    """In a TIFF whose photometric interpretation is 0, 0 is white: Pillow turns such a file of 8 bits only."""
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + 288)
+    entries = [(256, 3, 12), (257, 3, 12), (258, 3, 16), (259, 3, 1), (262, 3, black), (273, 4, 8), (277, 3, 1)]
     entries += [(278, 3, 12), (279, 4, 288)]
-    ifd = struct.pack(">H", len(entries))
+    ifd = struct.pack(f"{order}H", len(entries))
     for tag, kind, value in entries:
-        ifd += struct.pack(">HHIHH" if kind == 3 else ">HHII", tag, kind, 1, value, *[0] * (kind == 3))
-    (tmp_path / "big.tif").write_bytes(header + RAMP.astype(">u2").tobytes() + ifd + bytes(4))
+        ifd += struct.pack(f"{order}HHIHH" if kind == 3 else f"{order}HHII", tag, kind, 1, value, *[0] * (kind == 3))
+    values = RAMP if black else 65535 - RAMP
+    (tmp_path / "big.tif").write_bytes(header + values.astype(f"{order}u2").tobytes() + ifd + bytes(4))
     assert np.abs(read(tmp_path / "big.tif").double().numpy() - RAMP / 257).max() <= 0.5
 
 

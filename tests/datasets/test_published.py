@@ -1,12 +1,15 @@
 """Data of a published name are what was published under it, or a line says what to do; and doing it helps."""
 
+import errno
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import shutil
 import struct
 import zipfile
+from functools import partial
 from urllib.error import URLError
 
 import numpy as np
@@ -93,6 +96,18 @@ def longer(content):
 
 def nothing(content):
     return b""
+
+
+def test_what_cannot_be_written_can_be_checked(mnist, tmp_path, monkeypatch, capsys, mad_data):
+    """Data that a cluster shares lie where users only read; a full disk is told, since something may be missing."""
+
+    def unwritable(error, file):
+        raise OSError(error, os.strerror(error), str(file))
+
+    for error, code in ((errno.EROFS, 0), (errno.EACCES, 0), (errno.ENOSPC, 1)):
+        monkeypatch.setattr("mad.cli.data.held", partial(unwritable, error))
+        assert mad_data("mnist", "--root", tmp_path) == code
+        assert ("mnist train: 30 images" in capsys.readouterr().out) == (code == 0)
 
 
 @pytest.mark.parametrize("part", PARTS)

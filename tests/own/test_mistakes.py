@@ -108,7 +108,16 @@ def test_answers_that_change_are_told(tmp_path, capsys):
         assert len([line for line in said.splitlines() if "asked again" in line]) == 1
         say.cache_clear()
     for victim in (own(function=predict), own(function=lambda images: MODEL(images).argmax(1), answers="labels")):
-        assert "asked again" not in examined(capsys, victim)
+        assert "asked" not in examined(capsys, victim)
+
+
+def test_answers_that_depend_on_the_others_are_told(capsys):
+    """A batch norm in train mode answers twice alike, and nothing that a single user asks."""
+    norm = torch.nn.BatchNorm1d(4).train()
+    said = examined(capsys, own(function=lambda images: torch.softmax(norm(MODEL(images)), 1)))
+    assert "asked again" not in said
+    assert "warning: victim own: asked two at a time it answers" in said
+    assert said.count("otherwise") == 1
 
 
 def truncated(file):

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from reporting import EVIL, MEMBERS, ROWS, cell
 
 from mad.errors import MadError
-from mad.figures import board, board_views, tradeoff
+from mad.figures import board, board_views, pareto, tradeoff
 from mad.report import contents, latex_csv, methods, tables
 from mad.storage import records
 
@@ -113,6 +114,28 @@ def test_csv_holds_boards_and_points():
     assert found["boards"].worst.tolist() == pytest.approx(THEFT.table.worst.tolist(), abs=1e-4)
     assert len(found["points"]) == len(THEFT.points)
     assert "/home" not in found["points"].command.str.cat()
+
+
+def test_a_small_strength_is_none_of_0(tmp_path):
+    """Four decimals, or three, would make one of two strengths, and no defense of both."""
+    pytest.importorskip("jinja2")
+    tiny = {0.2: 2e-05, 0.4: 0.0004}
+    some = [each for each in ROWS if each["strength"] in (0.0, *tiny) and each["defense"] in ("none", "mad", "top_k")]
+    table = records.frame([{**each, "strength": tiny.get(each["strength"], 0.0)} for each in some])
+    files = latex_csv.csv(contents.read(table)).values()
+    written = [*board_views.write_all(table, tmp_path), *pareto.write_all(table, tmp_path / "figures")]
+    files = [*files, *(each.read_bytes() for each in (tmp_path / "figures").glob("*.csv"))]
+    assert len(files) > 5
+    assert len(written) > 5
+    for content in files:
+        assert set(pd.read_csv(io.BytesIO(content)).strength) == {0.0, *tiny.values()}
+    assert "mad & 2e-05 &" in latex_csv.latex(contents.read(table)).decode()
+
+
+def test_latex_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MadError, match=r"^tables in LaTeX need Jinja2: pip install 'mad\[report\]'"):
+        latex_csv.latex([THEFT])
 
 
 def test_latex_is_escaped_and_has_rules():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from reporting import EVIL, ROWS
@@ -16,7 +17,7 @@ from mad.cli import report as command_line
 from mad.figures import board
 from mad.report import contents, page
 from mad.storage import records
-from mad.storage.files import seal
+from mad.storage.files import holder, lock_file, seal, write
 
 TABLE = records.frame(ROWS)
 (THEFT,) = contents.read(TABLE)
@@ -159,6 +160,21 @@ def test_a_browser_sorts_filters_and_draws(html, tmp_path):
     other = THEFT.points.adversary.unique()[3]
     assert f"by {other}; 3 seeds" in found["told"].replace("…/", "/home/somebody/secret/")
     assert found["drawn"] == 2 * THEFT.points[THEFT.points.adversary == contents.STRONGEST].curve.nunique()
+
+
+def test_nobody_clears_away_a_page_that_is_being_written(tmp_path, monkeypatch, capfd):
+    """Whoever writes records.csv removes what dead processes left beside it."""
+    others = records.write_csv(records.frame(ROWS[:40]), tmp_path / "others")
+
+    def locking(path, content):
+        assert (holder(tmp_path / lock_file(Path("records.csv"))) is not None) == (path.parent == tmp_path)
+        write(path, content)
+
+    monkeypatch.setattr("mad.storage.files.write", locking)
+    for to in (tmp_path / "report.csv", tmp_path / "elsewhere" / "report.csv"):
+        words = ("--outputs", tmp_path, "--records", others, "--format", "csv", "--to", to)
+        assert exit_code(monkeypatch, command_line.main, "mad-report", *words) == 0, capfd.readouterr().err
+        assert to.with_name("report-points.csv").is_file()
 
 
 def test_the_command_writes_what_is_asked_for(tmp_path, monkeypatch, capfd):

@@ -17,6 +17,7 @@ from serving_toys import MODEL, guarded, pictures, question, running, shared, to
 from mad.defenses.modelguard_s import ModelGuardS  # noqa: E402
 from mad.errors import BudgetExceededError, MadError  # noqa: E402
 from mad.serve import clients as keys  # noqa: E402
+from mad.serve.audit import Audit  # noqa: E402
 from mad.serve.book import Memory  # noqa: E402
 from mad.serve.clients import Bucket, Clients  # noqa: E402
 from mad.serve.ledger import Ledger, LedgerError  # noqa: E402
@@ -126,6 +127,29 @@ def test_an_answer_that_cannot_be_noted_is_not_given(tmp_path, toy_deployment, m
         assert (status, said["error"]) == (503, "answers cannot be noted now, so none is given")
 
 
+def test_a_log_that_was_moved_or_removed_is_begun_again(tmp_path):
+    log, other = (Audit(tmp_path / "log", 10_000, 3) for _ in range(2))
+    log.write(number=1)
+    (tmp_path / "log").rename(tmp_path / "moved")  # by logrotate, or by a server that has rotated it
+    log.write(number=2)
+    other.write(number=3)
+    assert [json.loads(line)["number"] for line in (tmp_path / "log").read_text().splitlines()] == [2, 3]
+    (tmp_path / "log").unlink()
+    log.write(number=4)
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    assert len((tmp_path / "moved").read_text().splitlines()) == 1
+    log.close()
+    other.close()
+
+
+def test_an_empty_ledger_is_told_as_a_new_one(tmp_path):
+    (tmp_path / "ledger").touch()  # such as what a full disk left of it: every budget is whole again
+    for new in (True, False):
+        ledger = Ledger(tmp_path / "ledger")
+        assert ledger.new is new
+        ledger.close()
+
+
 def test_keys(tmp_path, toy_deployment, capfd):
     with running(toy_deployment, tmp_path, [("a", {}), ("b", {"operator": True})], grpc_port=0) as it:
         right, other = it.keys["a"], it.keys["b"]
@@ -153,14 +177,33 @@ def test_keys(tmp_path, toy_deployment, capfd):
         assert key.split("-", 2)[2] not in written  # a secret may hold a dash
 
 
-def test_a_client_that_is_removed_is_refused_at_once(tmp_path, toy_deployment):
+def test_a_client_that_is_removed_is_refused_at_once(tmp_path, toy_deployment, capfd):
     with running(toy_deployment, tmp_path, [("a", {}), ("b", {})]) as it:
         assert it.infer(pictures(1), it.keys["a"])[0] == 200
         file = tmp_path / "clients.json"
         file.write_text(json.dumps({"clients": json.loads(file.read_text())["clients"][1:]}))
         assert it.infer(pictures(1), it.keys["a"])[0] == 401
+        capfd.readouterr()
         file.write_text("{half of it")  # being edited: the clients stay as they were
-        assert it.infer(pictures(1), it.keys["b"])[0] == 200
+        for _ in range(2):
+            assert it.infer(pictures(1), it.keys["b"])[0] == 200
+        (said,) = capfd.readouterr().err.splitlines()  # once
+        assert said.startswith(f"mad-serve: the clients stay as they were: {file} is no file of clients")
+
+
+def test_a_file_of_clients_stays_where_and_whose_it_is(tmp_path):
+    """A server of another user reads it, maybe by a link."""
+    file, link = tmp_path / "there" / "clients", tmp_path / "clients"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    server = []
+    for mode, name in ((0o600, "a"), (0o640, "b")):
+        key = keys.add(link, name)
+        server = server or [Clients(file)]
+        assert server[0].of(f"Bearer {key}").name == name
+        assert link.is_symlink()
+        assert file.stat().st_mode & 0o777 == mode
+        file.chmod(0o640)
 
 
 def test_files_of_clients_that_are_none(tmp_path):
@@ -314,15 +357,17 @@ def test_answers_are_sent_at_once():
             MadError, match=r"port=\d+ of 127.0.0.1 cannot be listened on .Address already in use.: take"
         ):
             listener("127.0.0.1", found.getsockname()[1])
-    with pytest.raises(MadError, match="cannot be listened on"):
-        listener("no such host", 0)
+    for host in ("no such host", "a..b"):
+        with pytest.raises(MadError, match="cannot be listened on"):
+            listener(host, 0)
 
 
-def test_a_replica_of_ray_serve(tmp_path, toy_deployment):
+def test_a_replica_of_ray_serve(tmp_path, toy_deployment, capfd):
     from starlette.testclient import TestClient
 
     toy_deployment.export(tmp_path / "api")
-    client = TestClient(replica(str(tmp_path / "api"), {}, 2))
+    client = TestClient(replica(str(tmp_path / "api"), {"check": True}, 2))
+    assert "are the benchmark's to the bit" in capfd.readouterr().err
     found = client.post(f"{MODEL}/infer", json=question(pictures(2))).json()
     assert found["outputs"][0]["shape"] == [2, 4]
     toy(ModelGuardS()).export(tmp_path / "stateful")

@@ -1,12 +1,15 @@
 """What is not a valid request gets a 4xx and one line; it costs no query, and the server goes on."""
 
 import gzip
+import http.client
 import json
 import os
 import socket
 import time
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +17,8 @@ pytest.importorskip("kserve")
 pytestmark = [pytest.mark.serve, pytest.mark.usefixtures("answered")]
 
 from serving_toys import MODEL, SHAPE, pictures, question, running  # noqa: E402
+
+from mad.serve.wire import Refused, of_numbers  # noqa: E402
 
 INFER = f"{MODEL}/infer"
 GOOD = question(pictures(2))
@@ -54,6 +59,7 @@ MISTAKES = {
     "texts": changed(data=["0.5"] * 128),
     "objects": changed(data=[{}] * 128),
     "ragged rows": changed(data=[[0.5] * 100, [0.5] * 28]),
+    "rows of another length": changed(data=[[0.5] * 32] * 4),
     "flags": changed(data=[True] * 128),
     "numbers beyond float64": changed(data=[10**400] * 128),
     "numbers beyond float32": changed(data=[1e300] * 128),
@@ -83,6 +89,16 @@ def one_line(status, content, expected=(400,)):
     assert 0 < len(said["error"].splitlines()[0]) < 400
     assert len(said["error"].splitlines()) == 1
     return said["error"]
+
+
+def test_nested_numbers_have_the_order_of_their_shape():
+    """Channels last would be read as other images."""
+    data = np.arange(96).reshape(2, 4, 4, 3)
+    with pytest.raises(Refused, match=r"nested as \[2, 4, 4, 3\], and its shape is \[2, 3, 4, 4\]"):
+        of_numbers("UINT8", (2, 3, 4, 4), data.tolist())
+    right = data.transpose(0, 3, 1, 2)
+    for each in (right, right.reshape(2, 3, 16), right.reshape(2, 48), right.reshape(96)):
+        assert torch.equal(of_numbers("UINT8", (2, 3, 4, 4), each.tolist()), torch.tensor(right) / 255)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -160,6 +176,18 @@ def test_slow_clients_and_slow_answers(toy_deployment, tmp_path, monkeypatch):
         it.service._waiting = 0
         assert it.infer(pictures(8))[0] == 200
         assert it.infer(pictures(9))[0] == 400
+
+
+def test_as_many_connections_as_the_owner_says(toy_deployment):
+    with running(toy_deployment, connections=1) as it:
+        held = http.client.HTTPConnection(it.host, timeout=20)
+        for _ in range(2):
+            held.request("GET", MODEL)
+            assert held.getresponse().read().startswith(b'{"name":"toy"')
+        status, content, headers = it.call(INFER, json.dumps(GOOD))
+        assert one_line(status, content, (503,)) == "too many connections at a time"
+        assert (headers["Retry-After"], headers["Connection"]) == ("1", "close")
+        held.close()
 
 
 def test_a_server_that_cannot_answer_is_not_ready(toy_deployment):

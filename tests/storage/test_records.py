@@ -126,6 +126,9 @@ def test_records_are_read_back_from_their_table(real, tmp_path):
         held = [[None if each != each or each == "" else each for each in some.get(name, [])] for some in (real, back)]
         series = any(isinstance(each, list) for each in held[0])
         assert held[0] == held[1] or series or not any(held[0]), name
+    marked = tmp_path / "marked.csv"  # as spreadsheets write it
+    marked.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert records.read_csv(marked) == records.read_csv(path)
     (tmp_path / "outputs").mkdir()
     assert len(records.read(tmp_path / "outputs", 2 * records.read_csv(path))) == real.fingerprint.nunique()
 
