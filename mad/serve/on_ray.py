@@ -21,8 +21,8 @@ def build(words: dict[str, Any]) -> Any:
             a process of its own; and ``Settings`` of the server.
 
     Raises:
-        MadError: if a word is wrong, if Ray Serve is not installed, or if a ``stateful`` defense is to have several
-            replicas.
+        MadError: if a word is wrong, if there is neither ``clients`` nor ``open``, if Ray Serve is not installed, or
+            if a ``stateful`` defense is to have several replicas.
     """
     words = dict(words)
     folder, replicas = words.pop("deployment", None), words.pop("replicas", 1)
@@ -35,7 +35,12 @@ def build(words: dict[str, Any]) -> Any:
             raise MadError(
                 f"unknown key {name!r}: choose from deployment, replicas, {', '.join(known)}{near(name, known)}"
             )
-    Settings(**words)  # Ray would start replicas again and again that find a wrong one
+    settings = Settings(**words)  # Ray would start replicas again and again that find a wrong one
+    if settings.clients is None and not settings.open:
+        raise MadError(
+            "other machines may reach Ray's proxy, whatever host is: set clients to a file, which mad-serve add-client "
+            "makes, or open to true to let anybody ask"
+        )
     try:
         from ray import serve
     except ImportError as error:

@@ -178,6 +178,7 @@ def test_a_ledgers_extra_is_looked_for_where_it_is_asked_for(mad_serve, monkeypa
         ({"deployment": "api", "clinets": "keys.json"}, r"unknown key 'clinets': .*did you mean clients\?"),
         ({"deployment": "api", "rate": 1}, "unknown key 'rate': choose from deployment, replicas, host"),
         ({"deployment": "api", "timeout": 0}, "timeout must be a number in"),
+        ({"deployment": "api"}, "other machines may reach Ray's proxy, whatever host is: set clients to a file"),
     ],
 )
 def test_a_wrong_word_to_ray_is_found_before_a_replica_starts(words, line):
