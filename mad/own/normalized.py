@@ -57,8 +57,10 @@ def layer(given: Any, channels: int) -> Standardize | None:
     """
     if given is None:
         return None
-    mean, std = PUBLISHED.get(given, ((), ())) if isinstance(given, str) else pair(given)
-    if not (numbers(mean, channels) and numbers(std, channels) and all(value > 0 for value in std)):
+    named = isinstance(given, str)
+    mean, std = PUBLISHED.get(given, ((), ())) if named else pair(given)
+    counts = (1, 3) if named else (1, channels)  # the published three are averaged for gray images
+    if not (numbers(mean, counts) and numbers(std, counts) and all(value > 0 for value in std)):
         raise MadError(
             f"victim.normalize must be {', '.join(PUBLISHED)}, or {{mean: [...], std: [...]}} with {channels} numbers "
             f"each, for images in [0, 1]; got {given!r}"
@@ -74,8 +76,8 @@ def pair(given: Any) -> tuple[Sequence[Any], Sequence[Any]]:
     return mean, std
 
 
-def numbers(values: Sequence[Any], channels: int) -> bool:
-    """Return whether values are one finite number, or one a channel; the names of ``PUBLISHED`` may have three."""
-    return len(values) in (1, 3, channels) and all(
+def numbers(values: Sequence[Any], counts: tuple[int, int]) -> bool:
+    """Return whether values are finite numbers, as many as one of the counts."""
+    return len(values) in counts and all(
         isinstance(value, (int, float)) and abs(value) < 1e6 for value in values
     )

@@ -380,6 +380,12 @@ def test_a_normalization_of_other_channels_is_refused(given):
         layer(given, 3)
 
 
+def test_three_numbers_of_ones_own_are_not_averaged_for_gray_images():
+    with pytest.raises(MadError, match=r"with 1 numbers each"):
+        layer({"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}, 1)
+    assert layer("imagenet", 1) is not None
+
+
 def test_rounded_posteriors_are_rescaled_with_a_line(capsys):
     answers = deploy(own(function=lambda images: torch.tensor([[0.33, 0.33, 0.33, 0.0]] * 2))).session()
     assert torch.allclose(answers(torch.zeros(2, 1, 8, 8)), torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]), atol=1e-6)
