@@ -66,16 +66,19 @@ def plot(frame: DataFrame) -> Figure:
     """Return a figure of the trade-off curves: accuracy of the stolen model against the cost for honest users.
 
     Args:
-        frame: rows of ``records``, of one comparison group.
+        frame: rows of ``records`` or of a ``records.csv``, of one comparison group; also of several outputs folders. A
+            record that is there twice counts once.
 
     Raises:
-        MadError: if there are no rows, or if they belong to several comparison groups.
+        MadError: if there are no rows, if they lack columns, or if they belong to several comparison groups.
     """
     from mad.figures import tradeoff
     from mad.figures.groups import differing, figure_groups
+    from mad.storage import records
 
-    if frame.empty:
+    if getattr(frame, "empty", False):
         raise MadError("no record to plot: mad.run makes one, mad.records(outputs) reads them")
+    frame = records.once(frame)
     groups = figure_groups(frame).unique()
     if len(groups) > 1:
         raise MadError(

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from toys import cell, victim
 import mad
 from mad.defenses.mad import Mad
 from mad.errors import MadError
+from mad.figures import tradeoff
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,29 @@ def test_one_comparison_group_is_plotted_and_no_other_number(outputs, tmp_path):
         mad.plot(mad.records(tmp_path))
     with pytest.raises(MadError, match="no record to plot"):
         mad.plot(table[:0])
+
+
+def test_a_plot_counts_each_record_once_and_takes_a_csv(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mad.figures.tradeoff.draw", drawn.append)
+    for seed in (0, 1):
+        mad.run(cell(seed=seed), tmp_path, device="cpu")
+    table = mad.records(tmp_path)
+    table.to_csv(tmp_path / "records.csv", index=False)
+    for frame in (table, pd.concat([table, table[table.seed == 0]]), pd.read_csv(tmp_path / "records.csv")):
+        mad.plot(frame)
+    for frame in drawn:
+        (mine,) = tradeoff.curves(frame).values()
+        assert mine["stolen_accuracy"].to_numpy() == pytest.approx(
+            tradeoff.curves(table)["mad"]["stolen_accuracy"].to_numpy()
+        )
+        assert list(tradeoff.curves(frame)) == ["mad"]
+
+
+@pytest.mark.parametrize("frame", [{"defense": "mad"}, [1], None, pd.DataFrame({"defense": ["mad"]})])
+def test_what_is_no_table_of_records_is_not_plotted(frame):
+    with pytest.raises(MadError, match=r"mad\.records\(outputs\)"):
+        mad.plot(frame)
 
 
 def test_a_deployment_is_a_cells_or_a_victims(outputs, fits):
