@@ -283,6 +283,8 @@ def test_the_title_says_what_was_stolen():
     title = tradeoff.title(GROUP)
     assert all(word in title for word in ("toy", "tiny", "knockoff", "50 queries", "blobs"))
     assert "argmax" in tradeoff.title(GROUP.assign(recovery="argmax"))
+    few = GROUP.assign(recovery="few", recovery_settings="count=10", victim_validation=0.1, victim_epochs=3)
+    assert "from blobs, recovery few (count=10); victim tiny, 3 epochs, 10% held out" in tradeoff.title(few)
 
 
 def test_a_defense_without_epsilon_is_drawn(tmp_path):
