@@ -10,7 +10,7 @@ from mad.cell import Cell
 from mad.defenses import Defense
 from mad.deployment import Deployment
 from mad.device import choose, computing
-from mad.errors import MadError
+from mad.errors import MadError, check_kind
 from mad.export import STOLEN
 from mad.foreign import staying
 from mad.schema import Record
@@ -20,6 +20,8 @@ from mad.victim import Victim
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+LOADED = "mad.load('defense=mad')"
 
 
 def run(
@@ -46,6 +48,7 @@ def run(
     Raises:
         MadError: if the cell cannot be run.
     """
+    check_kind("what mad.run runs", cell, Cell, LOADED)
     store = Store(Path(outputs).expanduser())
     with computing(threads), staying():
         where = choose(device)

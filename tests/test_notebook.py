@@ -1,13 +1,13 @@
 """What a notebook calls: run, records, plot, deploy."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from toys import cell, victim
+from toys import Tiny, cell, victim
 
 import mad
 from mad.defenses.mad import Mad
@@ -115,3 +115,27 @@ def test_a_deployment_is_a_cells_or_a_victims(outputs, fits):
         mad.deploy(cell(), Mad(0.5), outputs=outputs, device="cpu")
     mad.deploy(victim(), outputs=None, device="cpu")
     assert fits == ["victim toy"]
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda: mad.run("defense=mad"), r"what mad\.run runs must be a Cell, such as mad\.load.*got 'defense=mad'"),
+        (lambda: mad.panel(None), "the cell of a panel must be a Cell"),
+        (lambda: mad.load(["defense=mad"]), r"an override must be a str, such as 'defense=mad'"),
+        (lambda: mad.deploy("digits", outputs=None), "what is deployed must be a Victim"),
+        (lambda: mad.deploy(victim(), Mad, outputs=None), "the defense must be a Defense.*got <class"),
+        (lambda: mad.deploy(victim(), seed="a", outputs=None), "seed must be a whole number of at least 0, got 'a'"),
+        (lambda: mad.open_deployment("nowhere", "gpu"), "device=gpu is not there: choose from auto, cpu"),
+        (lambda: replace(cell(), victim=None), "victim must be a Victim; got None"),
+        (lambda: replace(cell(), knockoff=cell().knockoff.trainer), r"knockoff must be a Knockoff; got Trainer\("),
+        (lambda: mad.Knockoff("fast"), r"knockoff\.trainer must be a Trainer; got 'fast'"),
+        (lambda: replace(victim(), trainer=None), "trainer must be a Trainer; got None"),
+        (lambda: replace(victim(), architecture="lenet"), "architecture must be what makes an untrained network"),
+        (lambda: replace(victim(), architecture=Tiny((1, 8, 8), 4)), "got Tiny.*a trained network is a function of"),
+    ],
+)
+def test_a_wrong_part_is_a_line(call, what):
+    with pytest.raises(MadError, match=what) as refused:
+        call()
+    assert "\n" not in str(refused.value)
