@@ -1,6 +1,7 @@
 """mad-status: what is done, running, failed and missing; and what pruning removes."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def test_a_sweeps_folder_tells_where_its_records_are(four, tmp_path, monkeypatch
         assert "1 done" in capfd.readouterr().out
     call(monkeypatch, str(sweep), "--outputs", "elsewhere")
     assert "1 missing" in capfd.readouterr().out
+
+
+def test_the_last_sweep_is_the_one_that_began_last(four, monkeypatch, capfd):
+    """Whatever the folders are called."""
+    for began, name in enumerate(("table4", "2026-11-27_10-00-00-abc", "2026-11-26_10-00-00-abc")):
+        plan = four / "sweeps" / name / "cells.jsonl"
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        plan.write_text(json.dumps({"label": f"of {name}", "record": str(CELLS[0].path), "error": None}) + "\n")
+        os.utime(plan, (1e9 + began, 1e9 + began))
+        call(monkeypatch, "--outputs", str(four))
+        assert f"of {name}" in capfd.readouterr().out
 
 
 def test_time_left():
