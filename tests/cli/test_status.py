@@ -39,7 +39,7 @@ def test_states(four):
     before = sorted(four.rglob("*"))
     found = states(four)
     assert [state for state, _ in found] == ["done", "failed", "missing", "missing"]
-    assert found[1][1] == {"error": "test_status.py line 25 raised IndexError: list index out of range"}
+    assert found[1][1] == {"error": "test_status.py line 26 raised IndexError: list index out of range"}
     assert sorted(four.rglob("*")) == before
 
 
@@ -62,7 +62,7 @@ def test_a_line_a_cell_and_their_sum(four, capfd):
         status.show(four, [*planned, Planned("bad\x1b[31m", error="no such thing")])
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "done     cell 0"
-    assert lines[1] == "failed   cell 1: test_status.py line 25 raised IndexError: list index out of range"
+    assert lines[1] == "failed   cell 1: test_status.py line 26 raised IndexError: list index out of range"
     assert lines[2].startswith(f"running  cell 2 (process {files.os.getpid()} on {files.whoami()['host']} since 20")
     assert lines[3] == "missing  cell 3"
     assert lines[4] == "failed   bad?[31m: no such thing"
