@@ -44,7 +44,8 @@ def main() -> None:
         use_threads(config.threads)
         store, device = Store(configs.outputs_of(config)), choose(config.device)
         found = held_out_agreement(cell, store, device)
-        out.print(f"{found.share:6.2%} of {found.images} held-out images: {name or 'as it stands'}", markup=False)
+        text = f"{found.share:6.2%} of {found.images} held-out images: {name or 'as it stands'}"
+        out.print(text, soft_wrap=True, markup=False)
 
 
 def words(setting: str) -> list[str]:

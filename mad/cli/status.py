@@ -136,6 +136,7 @@ def show(outputs: Path, cells: list[Planned]) -> None:
     total = ", ".join(f"{counts[state]} {state}" for state in STATES)
     out.print(
         f"{len(cells)} cell{'' if len(cells) == 1 else 's'}: {total}; {left(seconds, running, counts['missing'])}",
+        soft_wrap=True,
         markup=False,
     )
 

@@ -33,7 +33,7 @@ def mad_select(tmp_path, monkeypatch, capfd):
 
 
 def test_each_setting_is_a_line(mad_select, tmp_path, fits):
-    tried = ["knockoff.epochs=2", "knockoff.epochs=1 'knockoff.learning_rate=0.02'"]
+    tried = ["knockoff.epochs=2", "knockoff.epochs=1 'knockoff.learning_rate=0.02' knockoff.weight_decay=0.0005"]
     code, out, err = mad_select(*QUICK, "--", *tried)
     assert code == 0, err
     found = [LINE.fullmatch(line) for line in out.splitlines()]

@@ -69,6 +69,11 @@ def test_a_line_a_cell_and_their_sum(four, capfd):
     assert lines[5].startswith("5 cells: 1 done, 1 running, 2 failed, 1 missing; about ")
 
 
+def test_the_sum_is_one_line_in_a_pipe(four, capfd):
+    status.show(four, [Planned(f"cell {number}", Path("runs/a/b/c/d/record.json")) for number in range(10)])
+    assert capfd.readouterr().out.splitlines()[-1].endswith("10 missing; time left unknown until a cell is done")
+
+
 def test_a_sweeps_folder_tells_where_its_records_are(four, tmp_path, monkeypatch, capfd):
     """Also from elsewhere: beside it, unless --outputs says another place."""
     sweep = four / "sweeps" / "one"
