@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mad import plugins
+from mad import plugins, simplex
 from mad.api import BlackBox
 from mad.datasets import batch_limit, batches, to_unit_range
 from mad.datasets.base import VALUES
-from mad.datasets.checked import say
+from mad.datasets.checked import check_images, say
 from mad.datasets.joined import joined
 from mad.errors import MadError
 from mad.knowledge import Knowledge
 from mad.recoveries import Recovery
+from mad.recoveries.base import Extra
 from mad.seeds import generator
 from mad.storage.checkpoint import Checkpoint
 from mad.training import EVALUATION_BATCH, Trainer, logits_of, place
@@ -108,6 +109,25 @@ class Adversary(Knowledge):
             say(f"{who} keeps none of the {len(rows)} answers: all are trained on")
         return rows, torch.cat(targets)
 
+    def added(self) -> Extra | None:
+        """Return the images that the recovery, once prepared, adds to the training, and their targets; None for none.
+
+        Raises:
+            MadError: if they are no images of the API's shape with a posterior each.
+        """
+        found, who = self.recovery.adds(), f"recovery {self.recovery.name}: adds"
+        if found is None:
+            return None
+        if not isinstance(found, Extra) or not isinstance(found.images, Tensor):
+            raise MadError(f"{who} must return mad.recoveries.base.Extra of two tensors, got {plugins.kind(found)}")
+        check_images(who, found.images, tuple(self.shape))
+        wanted, targets = (len(found.images), self.classes), found.targets
+        right = isinstance(targets, Tensor) and targets.is_floating_point() and tuple(targets.shape) == wanted
+        if not right or not simplex.are_posteriors(targets):
+            none = " that are none" * right
+            raise MadError(f"{who} must return {wanted[0]} posteriors {wanted}, got {plugins.kind(targets)}{none}")
+        return found
+
     def _parts(self, transfer: TransferSet) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the answers and, if the recovery uses them, their images in [0, 1], batch by batch."""
         answers, rows = transfer.answers, transfer.rows
@@ -151,7 +171,7 @@ class Adversary(Knowledge):
         """
         model, ready = self.untrained(task), self.learned_from(transfer)
         images, (rows, targets) = transfer.images, ready.chosen(transfer)
-        more = ready.recovery.adds()
+        more = ready.added()
         if more is not None:
             images, targets = joined(images, rows, more.images), torch.cat([targets, more.targets.to(targets)])
             rows = torch.arange(len(targets))

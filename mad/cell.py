@@ -19,7 +19,7 @@ from mad.cache import Cache
 from mad.datasets import Labelled, Pool, checked
 from mad.defenses import Defense, Undefended
 from mad.defenses.surrogates import Surrogate
-from mad.errors import MadError, check_choice, check_flag, check_name, check_number
+from mad.errors import MadError, check_choice, check_flag, check_kind, check_name, check_number
 from mad.knockoff import Knockoff
 from mad.knowledge import KNOWLEDGE
 from mad.recoveries import Recovery
@@ -63,6 +63,8 @@ class Cell:
     def __post_init__(self) -> None:
         check_number("seed", self.seed, 0, 2**62, whole=True)
         check_flag("probe", self.probe)
+        check_kind("victim", self.victim, Victim)
+        check_kind("knockoff", self.knockoff, Knockoff)
         for part, base in (("defense", Defense), ("attack", Attack), ("recovery", Recovery)):
             given = getattr(self, part)
             if not isinstance(given, base):

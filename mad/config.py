@@ -11,7 +11,7 @@ from mad.cell import Cell
 from mad.cli import configs, grid
 from mad.cli.compose import cell_of
 from mad.cli.messages import one_line
-from mad.errors import RAISED, MadError
+from mad.errors import RAISED, MadError, check_kind
 
 ELSEWHERE = ("outputs", "device", "threads", "force", "export")
 
@@ -27,6 +27,7 @@ def load(*words: str, config_dir: str | Path | None = None) -> Cell:
         MadError: if the overrides do not describe a cell; the text says which one is wrong and what to do.
     """
     for word in words:
+        check_kind("an override", word, str, "'defense=mad', one an argument")
         key = word.partition("=")[0].lstrip("+~")
         if key == "plan":
             raise MadError(f"{word}: a plan is mad-run's; a cell is what determines the numbers")

@@ -19,7 +19,8 @@ from mad.cache import Cache
 from mad.context import Context
 from mad.datasets import batch_limit
 from mad.defenses import Defense, Undefended
-from mad.errors import MadError, check_number
+from mad.device import choose
+from mad.errors import MadError, check_kind, check_number
 from mad.storage.store import Store
 from mad.victim import Victim
 
@@ -130,7 +131,10 @@ def deploy(
     Raises:
         MadError: if the defense does not fit the victim, or if a training diverges.
     """
+    check_kind("what is deployed", victim, Victim, "a mad.Victim, or in mad.deploy a cell of mad.load")
+    check_number("seed", seed, 0, whole=True)
     defense, device = Undefended() if defense is None else defense, torch.device(device)
+    check_kind("the defense", defense, Defense, "mad.load('defense=mad').defense")
     defense.check(victim)
     model, seconds = (victim.ready(device), 0.0) if store is None else store.victim(victim, device)
     context = Context(victim, model, seed, device, store, cache, live)
@@ -156,18 +160,19 @@ def open_deployment(folder: str | Path, device: torch.device | str = "cpu") -> D
 
     Args:
         folder: the folder.
-        device: where to compute.
+        device: where to compute, as for ``mad.run``.
 
     Raises:
-        MadError: if the folder holds no whole deployment, or if its code cannot be imported.
+        MadError: if the folder holds no whole deployment, if its code cannot be imported, or without the device.
     """
-    parts = export_deployment.read_deployment(folder, torch.device(device))
+    device = device if isinstance(device, torch.device) else choose(device)
+    parts = export_deployment.read_deployment(folder, device)
     return Deployment(
         parts.victim,
         parts.served,
         parts.served,
         parts.defense,
-        torch.device(device),
+        device,
         columns=parts.columns,
         again=parts.again,
         seed=parts.seed,

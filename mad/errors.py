@@ -52,6 +52,23 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf, *, w
     return value
 
 
+def check_kind(name: str, value: Any, kind: type, how: str = "") -> None:
+    """Check that ``value`` is an object of a class.
+
+    Args:
+        name: what it is given for, for the error.
+        value: the object.
+        kind: the class.
+        how: how to get one, for the error.
+
+    Raises:
+        MadError: if it is something else, such as the class itself.
+    """
+    if not isinstance(value, kind):
+        hint = f", such as {how}" if how else ""
+        raise MadError(f"{name} must be a {kind.__name__}{hint}; got {repr(value)[:80]}")
+
+
 def check_flag(name: str, value: Any) -> None:
     """Check that ``value`` is a bool; a string such as ``"no"`` would count as true.
 

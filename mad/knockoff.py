@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from mad import weights
-from mad.errors import MadError, check_number
+from mad.errors import MadError, check_kind, check_number
 from mad.robust import made_robust
 from mad.rotation import RotationTrainer, with_rotations
 from mad.storage.fingerprint import ADDED
@@ -70,6 +70,7 @@ class Knockoff:
         if self.initial_weights is not None:
             object.__setattr__(self, "initial_sha256", sha256(self._content()).hexdigest())
         given = {name: getattr(self, name) for name in CHANGES}
+        check_kind("knockoff.trainer", self.trainer, Trainer)
         trainer = self.trainer.for_knockoffs().but(**given)
         check_number("knockoff.length", self.length, 1e-3, 1e3)
         if self.length != 1:

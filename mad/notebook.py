@@ -10,7 +10,7 @@ from mad.cell import Cell
 from mad.defenses import Defense
 from mad.deployment import Deployment
 from mad.device import choose, computing
-from mad.errors import MadError
+from mad.errors import MadError, check_kind
 from mad.export import STOLEN
 from mad.foreign import staying
 from mad.schema import Record
@@ -20,6 +20,8 @@ from mad.victim import Victim
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+LOADED = "mad.load('defense=mad')"
 
 
 def run(
@@ -46,6 +48,7 @@ def run(
     Raises:
         MadError: if the cell cannot be run.
     """
+    check_kind("what mad.run runs", cell, Cell, LOADED)
     store = Store(Path(outputs).expanduser())
     with computing(threads), staying():
         where = choose(device)
@@ -66,16 +69,19 @@ def plot(frame: DataFrame) -> Figure:
     """Return a figure of the trade-off curves: accuracy of the stolen model against the cost for honest users.
 
     Args:
-        frame: rows of ``records``, of one comparison group.
+        frame: rows of ``records`` or of a ``records.csv``, of one comparison group; also of several outputs folders. A
+            record that is there twice counts once.
 
     Raises:
-        MadError: if there are no rows, or if they belong to several comparison groups.
+        MadError: if there are no rows, if they lack columns, or if they belong to several comparison groups.
     """
     from mad.figures import tradeoff
     from mad.figures.groups import differing, figure_groups
+    from mad.storage import records
 
-    if frame.empty:
+    if getattr(frame, "empty", False):
         raise MadError("no record to plot: mad.run makes one, mad.records(outputs) reads them")
+    frame = records.once(frame)
     groups = figure_groups(frame).unique()
     if len(groups) > 1:
         raise MadError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mad import notebook
 from mad.cell import Cell
 from mad.config import load, members
-from mad.errors import MadError, check_number
+from mad.errors import MadError, check_kind, check_number
 from mad.limits import at_most
 from mad.schema import Record
 
@@ -55,6 +55,7 @@ def panel(
     from mad.figures.board import board, honest, named
     from mad.storage.records import frame
 
+    check_kind("the cell of a panel", cell, Cell, notebook.LOADED)
     if cell.overrides is None:
         raise MadError("a panel is made of overrides, and this cell was built from objects: take one from mad.load")
     if within is not None:

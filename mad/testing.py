@@ -126,7 +126,7 @@ def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
     Raises:
         MadError: if the check fails.
     """
-    who = named("defense", defense)
+    who = tried("defense", defense, Defense)
     if not hasattr(type(defense), defense.strength_parameter) and not hasattr(defense, defense.strength_parameter):
         raise MadError(f"{who}: strength_parameter must name one of its fields, got {defense.strength_parameter!r}")
     for count in classes:
@@ -164,7 +164,7 @@ def check_attack(attack: Attack, classes: int = 4) -> None:
     Raises:
         MadError: if the check fails.
     """
-    who, victim = named("attack", attack), toy_victim(classes)
+    who, victim = tried("attack", attack, Attack), toy_victim(classes)
     for known in attack.knows:
         check_choice(f"{who}: what it knows", known, KNOWLEDGE)
     given = knowledge(attack, victim)
@@ -199,10 +199,12 @@ def check_independence(who: str, attack: Attack, pool: Any, budget: int, stolen:
 def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> None:
     """Check that a recovery returns posteriors, the same ones when prepared again, and that ``knows`` is valid.
 
+    What it keeps, adds and records is checked, too.
+
     Raises:
         MadError: if the check fails.
     """
-    who = named("recovery", recovery)
+    who = tried("recovery", recovery, Recovery)
     for known in recovery.knows:
         check_choice(f"{who}: what it knows", known, KNOWLEDGE)
     for count in classes:
@@ -210,9 +212,15 @@ def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> No
         answers = torch.cat([posteriors(kind, count) for kind in KINDS])
         transfer = TransferSet(pool, torch.arange(len(answers)), answers)
         adversary = toy_adversary(recovery, count, **knowledge(recovery, victim))
+        found = []
         with untouched(who, recovery, pool, answers):
-            first, second = (adversary.learned_from(transfer).targets(transfer) for _ in range(2))
-        same(f"{who}, prepared twice,", second, first)
+            for _ in range(2):
+                ready = adversary.learned_from(transfer)
+                schema.check(ready.recovery.columns(), who, recovery.schema)
+                more = ready.added()
+                found.append([*ready.chosen(transfer, said=False), *([] if more is None else more)])
+        for one, other in zip(*found, strict=True):
+            same(f"{who}, prepared twice,", other.double(), one.double())
 
 
 @computing(1)
@@ -224,7 +232,7 @@ def check_victim(victim: Victim) -> None:
     Raises:
         MadError: if the check fails.
     """
-    who = named("victim", victim)
+    who = tried("victim", victim, Victim)
     plugins.fits(who, victim.architecture, victim.dataset.shape, victim.dataset.classes)
     for part in ("train", "test"):
         checked.split(victim.dataset, part)
@@ -232,6 +240,18 @@ def check_victim(victim: Victim) -> None:
     images = torch.rand(4, *victim.dataset.shape, generator=generator(0, "images"))
     whole = logits_of(model, images, CPU)
     same(f"{who}, one image at a time,", torch.cat([logits_of(model, each, CPU) for each in images.split(1)]), whole)
+
+
+def tried(kind: str, part: Any, base: type) -> str:
+    """Return a part's name for errors (``named``).
+
+    Raises:
+        MadError: if it is none of its kind, such as its class.
+    """
+    if not isinstance(part, base):
+        what = f"an object of a subclass of {base.__name__}" if base is not Victim else "a mad.Victim"
+        raise MadError(f"check_{kind} takes {what}, with its settings, got {repr(part)[:80]}")
+    return named(kind, part)
 
 
 def knowledge(plugin: Attack | Recovery, victim: Victim) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 from mad.architectures.untrained import untrained
 from mad.datasets import Dataset, Split, checked
 from mad.datasets.held_out import divided
-from mad.errors import MadError, check_name, check_number
+from mad.errors import MadError, check_kind, check_name, check_number
 from mad.seeds import seeded
 from mad.storage.fingerprint import ADDED, name_of
 from mad.training import Trainer
@@ -49,6 +49,12 @@ class Victim:
         check_number("seed", self.seed, 0, 2**62, whole=True)
         checked.declared(self.dataset)
         check_number("victim.validation", self.validation, 0, 0.9)
+        check_kind("trainer", self.trainer, Trainer)
+        if isinstance(self.architecture, nn.Module) or not callable(self.architecture):
+            raise MadError(
+                "architecture must be what makes an untrained network from shape and classes, such as its class, got "
+                f"{' '.join(repr(self.architecture).split())[:80]}; a trained network is a function of mad.own.Own"
+            )
         object.__setattr__(self, "trainer", self.trainer.but(epochs=self.epochs))
         object.__setattr__(self, "epochs", None)
 

@@ -1,16 +1,18 @@
 """What a notebook calls: run, records, plot, deploy."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from toys import cell, victim
+from toys import Tiny, cell, victim
 
 import mad
 from mad.defenses.mad import Mad
 from mad.errors import MadError
+from mad.figures import tradeoff
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,29 @@ def test_one_comparison_group_is_plotted_and_no_other_number(outputs, tmp_path):
         mad.plot(table[:0])
 
 
+def test_a_plot_counts_each_record_once_and_takes_a_csv(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mad.figures.tradeoff.draw", drawn.append)
+    for seed in (0, 1):
+        mad.run(cell(seed=seed), tmp_path, device="cpu")
+    table = mad.records(tmp_path)
+    table.to_csv(tmp_path / "records.csv", index=False)
+    for frame in (table, pd.concat([table, table[table.seed == 0]]), pd.read_csv(tmp_path / "records.csv")):
+        mad.plot(frame)
+    for frame in drawn:
+        (mine,) = tradeoff.curves(frame).values()
+        assert mine["stolen_accuracy"].to_numpy() == pytest.approx(
+            tradeoff.curves(table)["mad"]["stolen_accuracy"].to_numpy()
+        )
+        assert list(tradeoff.curves(frame)) == ["mad"]
+
+
+@pytest.mark.parametrize("frame", [{"defense": "mad"}, [1], None, pd.DataFrame({"defense": ["mad"]})])
+def test_what_is_no_table_of_records_is_not_plotted(frame):
+    with pytest.raises(MadError, match=r"mad\.records\(outputs\)"):
+        mad.plot(frame)
+
+
 def test_a_deployment_is_a_cells_or_a_victims(outputs, fits):
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     ours = mad.deploy(cell(), outputs=outputs, device="cpu").session(5)(images)
@@ -90,3 +115,27 @@ def test_a_deployment_is_a_cells_or_a_victims(outputs, fits):
         mad.deploy(cell(), Mad(0.5), outputs=outputs, device="cpu")
     mad.deploy(victim(), outputs=None, device="cpu")
     assert fits == ["victim toy"]
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda: mad.run("defense=mad"), r"what mad\.run runs must be a Cell, such as mad\.load.*got 'defense=mad'"),
+        (lambda: mad.panel(None), "the cell of a panel must be a Cell"),
+        (lambda: mad.load(["defense=mad"]), r"an override must be a str, such as 'defense=mad'"),
+        (lambda: mad.deploy("digits", outputs=None), "what is deployed must be a Victim"),
+        (lambda: mad.deploy(victim(), Mad, outputs=None), "the defense must be a Defense.*got <class"),
+        (lambda: mad.deploy(victim(), seed="a", outputs=None), "seed must be a whole number of at least 0, got 'a'"),
+        (lambda: mad.open_deployment("nowhere", "gpu"), "device=gpu is not there: choose from auto, cpu"),
+        (lambda: replace(cell(), victim=None), "victim must be a Victim; got None"),
+        (lambda: replace(cell(), knockoff=cell().knockoff.trainer), r"knockoff must be a Knockoff; got Trainer\("),
+        (lambda: mad.Knockoff("fast"), r"knockoff\.trainer must be a Trainer; got 'fast'"),
+        (lambda: replace(victim(), trainer=None), "trainer must be a Trainer; got None"),
+        (lambda: replace(victim(), architecture="lenet"), "architecture must be what makes an untrained network"),
+        (lambda: replace(victim(), architecture=Tiny((1, 8, 8), 4)), "got Tiny.*a trained network is a function of"),
+    ],
+)
+def test_a_wrong_part_is_a_line(call, what):
+    with pytest.raises(MadError, match=what) as refused:
+        call()
+    assert "\n" not in str(refused.value)

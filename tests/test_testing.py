@@ -116,6 +116,34 @@ def test_a_defense_whose_sessions_do_not_start_alike_is_named():
         check_defense(Remembering(), classes=(4,))
 
 
+@dataclass
+class Loose(AsAnswered):
+    """Break the contract of a hook."""
+
+    name = "loose"
+    how: str = "columns"
+
+    def columns(self):
+        return {"more": 1} if self.how == "columns" else {}
+
+    def keeps(self, answers, images=None):
+        return answers if self.how == "keeps" else answers[:, 0] > 0.5
+
+
+@pytest.mark.parametrize(("how", "what"), [("columns", "not in its schema"), ("keeps", "a tensor of bool")])
+def test_a_recovery_whose_hooks_are_wrong_is_named(how, what):
+    with pytest.raises(MadError, match=f"recovery loose.*{what}"):
+        check_recovery(Loose(how), classes=(4,))
+    check_recovery(Loose("none"), classes=(4,))
+
+
+@pytest.mark.parametrize("check", [check_attack, check_defense, check_recovery, check_victim])
+@pytest.mark.parametrize("given", [KnockoffNets, Mad, AsAnswered, None, "mad"])
+def test_what_is_no_plug_in_is_named(check, given):
+    with pytest.raises(MadError, match=rf"^{check.__name__} takes an? .*, got "):
+        check(given)
+
+
 @dataclass(frozen=True)
 class Drawing(KnockoffNets):
     """Ask about other images each time."""

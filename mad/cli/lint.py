@@ -128,7 +128,7 @@ def show(findings: Sequence[Finding], told: dict[str, Any]) -> None:
         table.add_row(each.verdict, each.check, each.reason)
     out.print(table)
     counts = f"{told['pass']} pass, {told['note']} note, {told['fail']} fail"
-    out.print(f"defense {told['defense']} on {told['victim']}: {counts}", markup=False)
+    out.print(f"defense {told['defense']} on {told['victim']}: {counts}", soft_wrap=True, markup=False)
 
 
 def content(told: dict[str, Any], findings: Sequence[Finding]) -> bytes:

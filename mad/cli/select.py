@@ -33,14 +33,24 @@ def main() -> None:
     if any(word.lstrip("+~").startswith("defense") for each in given for word in each.split()):
         raise MadError("mad-select compares thefts without a defense: leave defense out")
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
-    every = [configs.composed([*common, *shlex.split(each), "defense=none"], place) for each in tried]
+    every = [configs.composed([*common, *words(each), "defense=none"], place) for each in tried]
     from mad.cli.compose import cell_of  # imports torch
     from mad.device import choose, use_threads
     from mad.selection import held_out_agreement
     from mad.storage.store import Store
 
-    for name, config in zip(tried, every, strict=True):
+    cells = [cell_of(config) for config in every]  # what cannot be run is told before anything is
+    for name, config, cell in zip(tried, every, cells, strict=True):
         use_threads(config.threads)
         store, device = Store(configs.outputs_of(config)), choose(config.device)
-        found = held_out_agreement(cell_of(config), store, device)
-        out.print(f"{found.share:6.2%} of {found.images} held-out images: {name or 'as it stands'}", markup=False)
+        found = held_out_agreement(cell, store, device)
+        text = f"{found.share:6.2%} of {found.images} held-out images: {name or 'as it stands'}"
+        out.print(text, soft_wrap=True, markup=False)
+
+
+def words(setting: str) -> list[str]:
+    """Return the overrides of a setting that is tried."""
+    try:
+        return shlex.split(setting)
+    except ValueError as error:
+        raise MadError(f"{setting!r} is no setting: its quotes do not match") from error

@@ -86,7 +86,7 @@ def asked(arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:
         above = Path(os.path.abspath(folder)).parent
         own = arguments.outputs is None and above.name == SWEEPS.name  # its records lie beside it
         return above.parent if own else outputs, listed(folder)
-    sweeps = sorted((outputs / SWEEPS).glob(f"*/{PLAN}"))
+    sweeps = sorted((outputs / SWEEPS).glob(f"*/{PLAN}"), key=lambda file: (file.stat().st_mtime_ns, file))
     if not sweeps:
         raise MadError(f"no sweep below {outputs}/{SWEEPS}: say overrides, a folder, or --outputs FOLDER")
     return outputs, listed(sweeps[-1].parent)
@@ -136,6 +136,7 @@ def show(outputs: Path, cells: list[Planned]) -> None:
     total = ", ".join(f"{counts[state]} {state}" for state in STATES)
     out.print(
         f"{len(cells)} cell{'' if len(cells) == 1 else 's'}: {total}; {left(seconds, running, counts['missing'])}",
+        soft_wrap=True,
         markup=False,
     )
 

@@ -164,7 +164,8 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     finish(paths, outputs)
     left, before = (max(shares) for shares in zip(*stolen.values(), strict=True))
     gain = "" if left < before else ": it leaves a thief no less than no defense does"
-    out.print(f"the strongest of these adversaries steals {left:.1%}, undefended {before:.1%}{gain}", markup=False)
+    text = f"the strongest of these adversaries steals {left:.1%}, undefended {before:.1%}{gain}"
+    out.print(text, soft_wrap=True, markup=False)
     kept = [word for word in words if word.partition("=")[0].split(".")[0] not in ("attack", "pool", "knockoff")]
     further = [] if place is None else ["--config-dir", str(place)]
     out.print(f"serve it: mad-serve {shlex.join([*further, *kept, *best])} --check", soft_wrap=True, markup=False)

@@ -77,12 +77,14 @@ def differing(rows: pd.DataFrame) -> list[str]:
 
 def whole(row: pd.Series) -> str:
     """Return a text that describes a comparison group: victim, attack, budget, pool and training."""
-    settings, recovery = (value(row, name) for name in ("attack_settings", "recovery"))
-    epochs, seed = (value(row, name) for name in ("victim_epochs", "victim_seed"))
+    settings, recovery, how = (value(row, name) for name in ("attack_settings", "recovery", "recovery_settings"))
+    epochs, held, seed = (value(row, name) for name in ("victim_epochs", "victim_validation", "victim_seed"))
+    recovered = f", recovery {recovery}{f' ({how})' if how else ''}" if recovery != "none" else ""
     parts = (
         f"{row.victim} stolen by {row.attack}{f' ({settings})' if settings else ''} "
-        f"with {row.budget:,} queries from {row['pool']}{f', recovery {recovery}' if recovery != 'none' else ''}",
+        f"with {row.budget:,} queries from {row['pool']}{recovered}",
         f"victim {row.architecture}{f', {epochs:g} epochs' if epochs else ''}"
+        f"{f', {100 * row.victim_validation:g}% held out' if held else ''}"
         f"{'' if seed is None else f', seed {seed:.0f}'}",
         said(row, KNOCKOFF),
     )

@@ -58,7 +58,8 @@ def draw(group: pd.DataFrame) -> Figure:
     moving = {label: each for label, each in found.items() if label == "none" or moves(each)}
     figure = Shown(figsize=(WIDTH, HEIGHT + CURVE * len(found)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    panels = ((left, DEFENDED, found, 100 * group.victim_accuracy.mean()), (right, L1, moving, 0.0))
+    victim = 100 * group.groupby("seed").victim_accuracy.mean().mean()  # each seed once, however often it was run
+    panels = ((left, DEFENDED, found, victim), (right, L1, moving, 0.0))
     for axes, x, drawn, best in panels:
         landmarks(axes, group, x, best)
         for label, each in drawn.items():

@@ -209,9 +209,11 @@ def headline(theft: Theft) -> list[str]:
     cost = 100 * (real.victim_accuracy - real.defended_accuracy).clip(lower=0)
     able = real.assign(cost=cost)[cost <= AFFORDABLE + 1e-9]
     if len(able):
-        best = able.sort_values("worst", kind="stable").iloc[0]
+        most = able[able.members == able.members.max()]  # who met few adversaries has a weak strongest one
+        best, count = most.sort_values("worst", kind="stable").iloc[0], most.defense.nunique()
+        met = "" if len(most) == len(able) else f" and met {int(best.members)} adversaries, the most of these"
         found.append(
-            f"Of {able.defense.nunique()} defenses that cost the API at most {AFFORDABLE:g} point of accuracy, "
+            f"Of {count} defense{'s' * (count != 1)} that cost the API at most {AFFORDABLE:g} point of accuracy{met}, "
             f"{label(best)} leaves its strongest adversary least: {best.worst:.1f} % ({best.worst_member}), "
             f"for {best.cost:.1f} points and a mean L1 of {best.l1_mean:.2f}."
         )

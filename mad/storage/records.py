@@ -20,6 +20,7 @@ from mad.storage.record_file import read_record
 ORDER = ["victim", "pool", "attack", "recovery", "budget", "defense", "defense_settings", "strength", "seed"]
 
 UNTIMED = [column.name for column in SECTIONS["Where and how long"]]  # no board or figure needs these
+NEEDED = [column.name for column in EVERY.values() if column.needed and column.name not in UNTIMED]
 NAMES = ("victim", "pool", "defense", "attack", "recovery", "comparison_group", "fingerprint")  # none is empty
 FINGERPRINT = b"fingerprint"  # a column of every table of records
 EXACT = 2**53  # above it floats cannot hold every whole number
@@ -61,12 +62,11 @@ def read_csv(path: Path) -> list[Record]:
             lines = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MadError(f"{path} cannot be read as records.csv: {error}") from error
-    needed = [column.name for column in EVERY.values() if column.needed and column.name not in UNTIMED]
     found = []
     for number, line in enumerate(lines, start=1):
         cells = {name: parsed(name, text) for name, text in line.items() if name is not None and text is not None}
         record = {name: value for name, value in cells.items() if value is not None}
-        lacking = next((name for name in needed if name not in record), None)
+        lacking = next((name for name in NEEDED if name not in record), None)
         lacking = lacking or next((name for name in NAMES if not record[name]), None)
         extra = "more cells than the head" if None in line else None
         wrong = extra or (f"no {lacking}" if lacking else fault(record) or out_of_range(record))
@@ -102,7 +102,7 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
     table = pd.DataFrame({name: column([row.get(name) for row in every]) for name in names})
     if table.empty:
         return table
-    table = settled.victims(settled.defenses(settled.texts(table)))
+    table = settled.settle(table)
     settled.warn(table)
     victims = table.get("victim_seed", table.seed)
     victims = victims.where(victims.notna(), table.seed)
@@ -113,6 +113,20 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
     sortable = pd.DataFrame({key: encodable(table[key]) for key in ORDER if key in table})
     order = sortable.sort_values([str(key) for key in sortable.columns], kind="stable").index
     return table.loc[order].reset_index(drop=True)
+
+
+def once(table: Any) -> pd.DataFrame:
+    """Return a data frame of records with each of them once; it may be of several folders, or of a ``records.csv``.
+
+    Raises:
+        MadError: if it is something else, or lacks columns.
+    """
+    if not isinstance(table, pd.DataFrame):
+        raise MadError(f"records are a data frame, such as mad.records(outputs), got {type(table).__name__}")
+    lacking = [name for name in NEEDED if name not in table]
+    if lacking:
+        raise MadError(f"these are no records, which have a column {lacking[0]}: take rows of mad.records(outputs)")
+    return settled.settle(table.drop_duplicates("fingerprint").reset_index(drop=True))
 
 
 def encodable(column: pd.Series) -> pd.Series:

@@ -22,6 +22,11 @@ DIGITS = 8  # of a group's hash, where a text needs them to be unique
 SAID: set[str] = set()  # fingerprints that this process has warned of
 
 
+def settle(table: pd.DataFrame) -> pd.DataFrame:
+    """Return records with the texts, defenses and victims by which figures group them."""
+    return victims(defenses(texts(table)))
+
+
 def texts(table: pd.DataFrame) -> pd.DataFrame:
     """Return records with no empty cell in the texts of keys, which ``groupby`` leaves out; it has defense_settings."""
     whole = table if "defense_settings" in table else table.assign(defense_settings="")

@@ -33,7 +33,7 @@ def mad_select(tmp_path, monkeypatch, capfd):
 
 
 def test_each_setting_is_a_line(mad_select, tmp_path, fits):
-    tried = ["knockoff.epochs=2", "knockoff.epochs=1 'knockoff.learning_rate=0.02'"]
+    tried = ["knockoff.epochs=2", "knockoff.epochs=1 'knockoff.learning_rate=0.02' knockoff.weight_decay=0.0005"]
     code, out, err = mad_select(*QUICK, "--", *tried)
     assert code == 0, err
     found = [LINE.fullmatch(line) for line in out.splitlines()]
@@ -42,6 +42,15 @@ def test_each_setting_is_a_line(mad_select, tmp_path, fits):
     assert fits == ["victim digits", "knockoff", "knockoff"]
     assert not list(tmp_path.rglob("record.json"))
     assert len(list(tmp_path.glob("outputs/victims/digits/*/weights.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("wrong", ["seed='1", "knockoff.epochs=-1"])
+def test_a_wrong_setting_is_a_line_before_anything_is_trained(mad_select, fits, wrong):
+    code, out, err = mad_select(*QUICK, "--", "knockoff.epochs=2", wrong)
+    assert (code, out, fits) == (1, "", [])
+    assert err.startswith("mad: ")
+    assert err.count("\n") == 1
+    assert wrong in err or "knockoff.epochs must be" in err
 
 
 def test_without_settings_the_common_one_is_tried(mad_select):

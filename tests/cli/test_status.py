@@ -1,6 +1,7 @@
 """mad-status: what is done, running, failed and missing; and what pruning removes."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_states(four):
     before = sorted(four.rglob("*"))
     found = states(four)
     assert [state for state, _ in found] == ["done", "failed", "missing", "missing"]
-    assert found[1][1] == {"error": "test_status.py line 25 raised IndexError: list index out of range"}
+    assert found[1][1] == {"error": "test_status.py line 26 raised IndexError: list index out of range"}
     assert sorted(four.rglob("*")) == before
 
 
@@ -61,11 +62,16 @@ def test_a_line_a_cell_and_their_sum(four, capfd):
         status.show(four, [*planned, Planned("bad\x1b[31m", error="no such thing")])
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "done     cell 0"
-    assert lines[1] == "failed   cell 1: test_status.py line 25 raised IndexError: list index out of range"
+    assert lines[1] == "failed   cell 1: test_status.py line 26 raised IndexError: list index out of range"
     assert lines[2].startswith(f"running  cell 2 (process {files.os.getpid()} on {files.whoami()['host']} since 20")
     assert lines[3] == "missing  cell 3"
     assert lines[4] == "failed   bad?[31m: no such thing"
     assert lines[5].startswith("5 cells: 1 done, 1 running, 2 failed, 1 missing; about ")
+
+
+def test_the_sum_is_one_line_in_a_pipe(four, capfd):
+    status.show(four, [Planned(f"cell {number}", Path("runs/a/b/c/d/record.json")) for number in range(10)])
+    assert capfd.readouterr().out.splitlines()[-1].endswith("10 missing; time left unknown until a cell is done")
 
 
 def test_a_sweeps_folder_tells_where_its_records_are(four, tmp_path, monkeypatch, capfd):
@@ -80,6 +86,17 @@ def test_a_sweeps_folder_tells_where_its_records_are(four, tmp_path, monkeypatch
         assert "1 done" in capfd.readouterr().out
     call(monkeypatch, str(sweep), "--outputs", "elsewhere")
     assert "1 missing" in capfd.readouterr().out
+
+
+def test_the_last_sweep_is_the_one_that_began_last(four, monkeypatch, capfd):
+    """Whatever the folders are called."""
+    for began, name in enumerate(("table4", "2026-11-27_10-00-00-abc", "2026-11-26_10-00-00-abc")):
+        plan = four / "sweeps" / name / "cells.jsonl"
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        plan.write_text(json.dumps({"label": f"of {name}", "record": str(CELLS[0].path), "error": None}) + "\n")
+        os.utime(plan, (1e9 + began, 1e9 + began))
+        call(monkeypatch, "--outputs", str(four))
+        assert f"of {name}" in capfd.readouterr().out
 
 
 def test_time_left():

@@ -279,10 +279,19 @@ def test_the_figure_marks_chance_ideal_and_undefended():
     assert any(np.allclose(line.get_ydata(), 10) and len(line.get_ydata()) == 2 for line in left.lines)
 
 
+def test_the_ideal_is_at_the_mean_over_the_seeds_not_over_the_cells():
+    rows = [each | {"victim_accuracy": 0.9 - 0.1 * each["seed"]} for each in ROWS]  # seed 0 has more cells
+    left = tradeoff.draw(records.frame(rows)).axes[0]
+    (star,) = [line for line in left.lines if str(line.get_label()).startswith("ideal")]
+    assert star.get_xdata() == pytest.approx([85])
+
+
 def test_the_title_says_what_was_stolen():
     title = tradeoff.title(GROUP)
     assert all(word in title for word in ("toy", "tiny", "knockoff", "50 queries", "blobs"))
     assert "argmax" in tradeoff.title(GROUP.assign(recovery="argmax"))
+    few = GROUP.assign(recovery="few", recovery_settings="count=10", victim_validation=0.1, victim_epochs=3)
+    assert "from blobs, recovery few (count=10); victim tiny, 3 epochs, 10% held out" in tradeoff.title(few)
 
 
 def test_a_defense_without_epsilon_is_drawn(tmp_path):

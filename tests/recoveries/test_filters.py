@@ -19,7 +19,7 @@ from mad.recoveries import AsAnswered, Extra, Recovery
 from mad.recoveries.confident import Confident
 from mad.recoveries.oracle_filter import OracleFilter
 from mad.storage.store import Store
-from mad.testing import posteriors
+from mad.testing import check_recovery, posteriors
 from mad.training import Trainer
 from mad.transfer import TransferSet
 
@@ -148,6 +148,28 @@ def test_further_images_are_trained_on(trained_on):
     kept = some.answers[:, 0] > 0.3
     assert torch.equal(images[how["rows"]], torch.cat([POOL[some.rows[kept]], more.images]))
     assert torch.equal(targets, torch.cat([some.answers[kept], more.targets]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ((POOL[:3], torch.eye(4)[:3]), "Extra of two tensors, got a builtins.tuple"),
+        (Extra(POOL[:3], torch.arange(3)), "3 posteriors"),
+        (Extra(POOL[:3], torch.eye(4)[:2]), "3 posteriors"),
+        (Extra(POOL[:3], 100 * torch.eye(4)[:3]), "that are none"),
+        (Extra(POOL[:3].float(), torch.eye(4)[:3]), "take images / 255"),
+        (Extra(POOL[:3].long(), torch.eye(4)[:3]), "expected images of uint8 or float32"),
+        (Extra(POOL[:3, :, :4], torch.eye(4)[:3]), "expected images of"),
+    ],
+    ids=["tuple", "labels", "fewer", "no posteriors", "floats to 255", "int64", "shape"],
+)
+def test_further_images_that_are_wrong_are_named_before_the_training(trained_on, wrong, what):
+    recovery = Some(keep=lambda rows, images: rows[:, 0] > 0.3, extra=wrong)
+    with pytest.raises(MadError, match=f"^recovery some: adds.*{what}"):
+        cell(recovery=recovery).adversary(CPU).train(transfer())
+    assert trained_on == []
+    with pytest.raises(MadError, match=r"^recovery some: adds"):
+        check_recovery(recovery, classes=(4,))
 
 
 @pytest.mark.parametrize("stream", [False, True])

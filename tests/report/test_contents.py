@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,16 @@ def test_latex_is_escaped_and_has_rules():
     assert not re.search(r"(?<!\\)[_%#]", text.partition("\n")[2])
     assert EVIL not in text
     assert latex_csv.escaped(["a\\b_{~}…"]) == [r"a\textbackslash{}b\_\{\textasciitilde{}\}\ldots{}"]
+
+
+def test_the_headline_leaves_out_who_met_fewer_adversaries():
+    table = THEFT.table.assign(defended_accuracy=THEFT.table.victim_accuracy)
+    real = table[table.defense != "none"].iloc[:1]
+    few = real.assign(defense="few", worst=0.0, members=real.members - 1)
+    told = contents.headline(replace(THEFT, table=pd.concat([real, few])))
+    assert told[0].startswith("Of 1 defense that cost the API at most 1 point of accuracy and met ")
+    assert f"{real.defense.iloc[0]} " in told[0]
+    assert "few" not in told[0]
 
 
 def test_the_headline_compares_seed_by_seed_and_is_what_the_board_says():
