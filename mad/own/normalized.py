@@ -78,6 +78,4 @@ def pair(given: Any) -> tuple[Sequence[Any], Sequence[Any]]:
 
 def numbers(values: Sequence[Any], counts: tuple[int, int]) -> bool:
     """Return whether values are finite numbers, as many as one of the counts."""
-    return len(values) in counts and all(
-        isinstance(value, (int, float)) and abs(value) < 1e6 for value in values
-    )
+    return len(values) in counts and all(isinstance(value, (int, float)) and abs(value) < 1e6 for value in values)
