@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mad.figures.groups import KNOCKOFF, learned, said, value
+from mad.figures.groups import KNOCKOFF, beyond, learned, said, value
 from mad.storage import settled
 from mad.storage.fingerprint import digest
 
@@ -98,8 +98,9 @@ def members(records: pd.DataFrame) -> pd.Series:
     apart = [name for name in ("victim", "pool", "budget", "theft_group") if name in records]
     groups = [(str(group), own) for group, own in records.groupby("comparison_group")]
     for group, own in sorted(groups, key=lambda each: -len(each[1])):
-        row = own.iloc[0]
+        row = own.iloc[0].copy()
         plain = untouched(usual[(usual[apart] == row[apart]).all(axis=1)])
+        row["knockoff_settings"] = beyond(row, plain)
         parts = [row.attack, row.get("attack_settings"), row.recovery, row.get("recovery_settings")]
         words = [str(each) for each in parts if each and not pd.isna(each) and each not in ("knockoff", "none")]
         trained = said(row, [name for name in KNOCKOFF if name in plain and differs(row, plain[name].dropna(), name)])

@@ -57,6 +57,18 @@ def said(row: pd.Series, names: list[str]) -> str:
     return ", ".join(SAID[name].format(found) for name, found in known.items() if found is not None)
 
 
+def beyond(row: pd.Series, usual: pd.DataFrame, name: str = "knockoff_settings") -> str:
+    """Return the settings of a record's knockoff that most of the usual ones lack, and, after "no", those it lacks.
+
+    The usual ones may have some, too: those of CIFAR-10 crop and flip their images.
+    """
+    most = usual[name].fillna("").mode() if name in usual else []
+    plain, own = (str(text or "").split() for text in (most[0] if len(most) else "", value(row, name)))
+    kinds = {word.partition("=")[0] for word in own}
+    lacking = [f"no {word}" for word in plain if word.partition("=")[0] not in kinds]
+    return " ".join([*(word for word in own if word not in plain), *lacking])
+
+
 def figure_groups(rows: pd.DataFrame) -> pd.Series:
     """Return for each record the name of the group of records that one figure shows.
 

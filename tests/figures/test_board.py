@@ -75,6 +75,18 @@ def test_a_defense_that_met_fewer_members_is_not_ranked_above_those_that_met_all
     assert "| 1 of 2 |" in board_views.markdown(title, table)
 
 
+def test_what_all_knockoffs_of_a_theft_do_names_no_member():
+    """Those of CIFAR-10 crop and flip their images, so the naive thief's do, too."""
+    cropped = [{**each, "knockoff_settings": "augment=crop_flip"} for each in ROWS]
+    for group, settings in (("f", "augment=crop_flip mixup=0.2"), ("g", "augment=warp"), ("h", "")):
+        cropped += cells("mad", 0.5, "naive", (0.7, 0.7, 0.7), group, knockoff_settings=settings)
+    frame = records.frame(cropped)
+    names = {"naive", "argmax", "oracle_filter", "mixup=0.2", "augment=warp", "no augment=crop_flip"}
+    assert set(board.members(frame)) == names
+    (table,) = board.boards(frame).values()
+    assert table.set_index("defense").loc["none"].naive == pytest.approx(82)
+
+
 def test_the_interval_chooses_the_worst_anew_in_each_draw():
     scores = pd.DataFrame({"naive": [60.0, 20.0, 40.0], "argmax": [50.0, 52.0, 54.0]})
     found = board.worst(scores)

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from toys import Tiny, cell, victim
+from toys import Tiny, cell
 
 from mad.architectures.lenet import LeNet
 from mad.defenses.mad import Mad
@@ -272,7 +272,7 @@ def test_a_network_is_named_by_its_class_layers_and_weights():
 
 def test_what_has_no_name_is_one_line():
     with pytest.raises(MadError, match="cannot fingerprint"):
-        describe(victim(architecture=torch.Generator()))
+        describe([torch.Generator()])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
