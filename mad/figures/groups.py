@@ -62,8 +62,8 @@ def beyond(row: pd.Series, usual: pd.DataFrame, name: str = "knockoff_settings")
 
     The usual ones may have some, too: those of CIFAR-10 crop and flip their images.
     """
-    most = usual[name].fillna("").mode() if name in usual else []
-    plain, own = (str(text or "").split() for text in (most[0] if len(most) else "", value(row, name)))
+    most = list(usual[name].fillna("").mode()) if name in usual else []
+    plain, own = (str(text or "").split() for text in (most[0] if most else "", value(row, name)))
     kinds = {word.partition("=")[0] for word in own}
     lacking = [f"no {word}" for word in plain if word.partition("=")[0] not in kinds]
     return " ".join([*(word for word in own if word not in plain), *lacking])
