@@ -15,6 +15,7 @@ less. Queries are the ``pool``'s first images, those of ``test``, or ``noise``.
 from __future__ import annotations
 
 import copy
+import inspect
 import statistics
 import sys
 import time
@@ -68,10 +69,13 @@ def forwards(networks: list[nn.Module], images: Tensor) -> Callable[[], None]:
 
 
 def sees(network: nn.Module, images: Tensor) -> bool:
-    """Return whether a network takes images: QUEEN's map and a gate's detector take features."""
+    """Return whether a network takes images: QUEEN's map and a gate's detector take features, and lists take nothing."""
+    wanted = [each for each in inspect.signature(network.forward).parameters.values() if each.default is each.empty]
+    if len(wanted) != 1:
+        return False
     try:
         forwards([network], images[:1])()
-    except (NotImplementedError, RuntimeError, TypeError):
+    except (NotImplementedError, RuntimeError):
         return False
     return True
 
