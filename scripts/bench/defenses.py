@@ -69,7 +69,7 @@ def forwards(networks: list[nn.Module], images: Tensor) -> Callable[[], None]:
 
 
 def sees(network: nn.Module, images: Tensor) -> bool:
-    """Return whether a network takes images: QUEEN's map and a gate's detector take features, and lists take nothing."""
+    """Return whether a network takes images: QUEEN's map and a gate's detector take features, a list nothing."""
     wanted = [each for each in inspect.signature(network.forward).parameters.values() if each.default is each.empty]
     if len(wanted) != 1:
         return False
