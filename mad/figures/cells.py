@@ -82,16 +82,18 @@ class Theft:
 def thefts(table: pd.DataFrame) -> list[Theft]:
     """Return the thefts in a table of records, one per victim and pool, sorted by the victim's name.
 
-    Victims or pools of the same names, but for the victim's seed, are thefts of their own (``theft_group``); the first
-    digits of their groups are then beside the pool's name.
+    Victims or pools of the same names, but for the victim's seed, are thefts of their own (``theft_group``). Beside the
+    pool's name is then what tells them apart: the victim's architecture, or else the first digits of their groups.
     """
     known = {name: table[name].where(table[name].notna(), value) for name, value in FILLED.items() if name in table}
     whole = settled.thefts(table.assign(**{**FILLED, **known}))
     found = []
     for (victim, pool), every in whole.groupby(["victim", "pool"]):
         parts = list(every.groupby("theft_group"))
+        networks = every.groupby("theft_group").architecture.unique().map("+".join)
         for digits, rows in parts:
-            apart = f" [{str(digits)[: settled.DIGITS]}]" if len(parts) > 1 and digits else ""
+            name = str(digits)[: settled.DIGITS] if networks.duplicated().any() else networks[digits]
+            apart = f" [{name}]" if len(parts) > 1 and digits else ""
             found.append(Theft(str(victim), f"{pool}{apart}", rows))
     return found
 

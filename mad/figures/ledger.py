@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -48,16 +49,23 @@ def ledger(thefts: list[Theft]) -> pd.DataFrame:
 
     A cell of Table 1, and a number that the paper states for MNIST, is joined to the records of its own victim if there
     are any. Other numbers are joined to the records of every victim in which they can be measured, since most of the
-    paper's text is about CIFAR-10.
+    paper's text is about CIFAR-10. Of a victim's thefts it is the one with the most queries in which the number can be
+    measured, and of equals the one with the most records.
     """
+    thefts = sorted(thefts, key=lambda theft: (theft.rows.budget.max(), len(theft.rows)), reverse=True)
+    victims = sorted({theft.victim for theft in thefts})
     lines = []
     for _, stated in published().iterrows():
         own = [theft for theft in thefts if stated.victim in (theft.victim, ANY)]
         alone = stated.source == CELLS or (own and stated.victim == PLAIN)
         arguments = dict(part.split("=") for part in stated.arguments.split())
         typed = {key: float(value) if key in NUMBERS else value for key, value in arguments.items()}
-        measured = [(theft, MEASURES[stated.measure](theft, **typed)) for theft in (own if alone else thefts)]
-        shown: list[tuple[Theft | None, Found | None]] = [each for each in measured if each[1]]
+        measure = partial(MEASURES[stated.measure], **typed)
+        shown: list[tuple[Theft | None, Found | None]] = []
+        for victim in victims:
+            of_victim = [theft for theft in (own if alone else thefts) if theft.victim == victim]
+            measured = ((theft, measure(theft)) for theft in of_victim)
+            shown += [each for each in measured if each[1]][:1]
         for theft, found in shown or [(own[0] if own else None, None)]:
             ours = {f"our_{key}": value for key, value in rows_of(found, theft, stated.measure).items()}
             lines.append({name: stated[name] for name in STATED} | ours)

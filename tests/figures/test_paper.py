@@ -422,6 +422,15 @@ def test_every_number_published_has_a_row_and_a_measure():
     assert (blank.filter(like="our_") == "").all(axis=None)
 
 
+def test_a_number_is_of_the_pool_with_the_most_queries_that_has_it():
+    many = [{**each, "pool": "clothes", "budget": 10**6, "stolen_accuracy": 0.5} for each in KNOCKOFF]
+    found = ledger.ledger(cells.thefts(records.frame([*ALL, *many])))
+    stated = found[(found.source == "Table 1") & (found.victim == "mnist") & found.claim.str.contains("knockoff")]
+    assert (stated.our_pool.tolist(), stated.our_mean.tolist()) == (["clothes"], ["50"])
+    moved = found[(found.our_victim == "mnist") & found.claim.str.contains("keeping top classes")]
+    assert set(moved.our_pool) == {"blobs"}  # the other has no labels
+
+
 def test_a_number_of_the_ledger_is_traceable():
     line = claim("accuracy that MAD leaves knockoff for less than a point of the API's, %")
     assert (line["published"], line["our_mean"], line["our_deviation"]) == ("69.8", "70.5", "0.71")
@@ -620,6 +629,8 @@ def test_victims_of_the_same_names_are_thefts_of_their_own():
     assert [each.pool for each in cells.foremost(found)] == ["blobs [11111111]"]
     (alone,) = cells.thefts(records.frame([*KNOCKOFF, *both[: len(KNOCKOFF)]]))
     assert alone.pool == "blobs"
+    wide = [{**each, "architecture": "mlp"} if each["theft_group"] == two else each for each in both]
+    assert [each.pool for each in cells.thefts(records.frame(wide))] == ["blobs [lenet]", "blobs [mlp]"]
 
 
 def test_victims_of_other_seeds_are_not_mixed_in_the_papers_figures():

@@ -1,0 +1,73 @@
+"""How many images a second several processes train on one device together: how many cells of a sweep a GPU should run.
+
+    python scripts/bench/together.py --cells 1,4,12 --network vgg16_bn
+
+Each process trains a network for an epoch that is not counted, then all of them for ``--epochs`` more on random images
+of 32 pixels, cropped and flipped, by Adam. A sweep runs one cell a GPU; ``hydra.launcher.n_jobs=12`` runs twelve.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from typing import Any
+
+import torch
+from common import arguments, report
+
+from mad.architectures.fast_resnet import FastResNet
+from mad.architectures.vgg import VGG16BN
+from mad.training import Trainer
+
+NETWORKS: dict[str, Any] = {"vgg16_bn": VGG16BN, "fast_resnet": FastResNet}
+
+
+def train(network: str, batch: int, steps: int, epochs: int, device: str, together: Any, found: Any) -> None:
+    """Put a process's images a second, over ``epochs`` epochs after all have trained one, into the queue ``found``."""
+    torch.set_num_threads(1)
+    images = torch.randint(0, 256, (steps * batch, 3, 32, 32), dtype=torch.uint8)
+    posteriors = torch.rand(len(images), 10).softmax(dim=1)
+    trainer = Trainer(
+        epochs=1 + epochs,
+        min_steps=0,
+        batch_size=batch,
+        optimizer="adam",
+        learning_rate=0.001,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="cooldown",
+        augment="crop_flip",
+        precision="auto",
+    )
+    where = torch.device(device)
+    wait = torch.cuda.synchronize if where.type == "cuda" else lambda: None
+    start = 0.0
+    model = NETWORKS[network]((3, 32, 32), 10)
+    for done in trainer.epochs_of(model, images, posteriors, seed=0, device=where, task="together"):
+        wait()
+        if done == 1:
+            together.wait()
+            start = time.perf_counter()
+    found.put(epochs * len(images) / (time.perf_counter() - start))
+
+
+def main() -> None:
+    """Print, and with --json keep, the images a second of one process and of all, for each number of processes."""
+    given = arguments(__doc__, cells="1,4,12", network="vgg16_bn", batch=128, steps=100, epochs=2)
+    spawn, rows = multiprocessing.get_context("spawn"), []
+    for count in map(int, given.cells.split(",")):
+        together, found = spawn.Barrier(count), spawn.Queue()
+        work = (given.network, given.batch, given.steps, given.epochs, given.device, together, found)
+        cells = [spawn.Process(target=train, args=work) for _ in range(count)]
+        for cell in cells:
+            cell.start()
+        rates = [found.get() for _ in cells]
+        for cell in cells:
+            cell.join()
+        rows.append({"cells": count, "each": sum(rates) / count, "all": sum(rates)})
+    rows = [{**row, "gain": row["all"] / rows[0]["all"]} for row in rows]
+    report(f"{given.network} trained by several processes, batches of {given.batch}, images a second", rows, given)
+
+
+if __name__ == "__main__":
+    main()
