@@ -10,7 +10,7 @@ draws the default rule's scores and the shares that pass; ``outputs=FOLDER`` kee
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch import Tensor
 import mad
 from mad.attacks.augmented import Augmented
 from mad.attacks.mimicry import Mimicry
+from mad.cli.command import Parser, command
 from mad.datasets import Images, batches, to_unit_range
 from mad.defenses.gate import Gate
 from mad.deployment import deploy
@@ -34,11 +35,16 @@ COUNT = 10_000  # images of each kind
 CPU = torch.device("cpu")
 
 
+@command
 def main() -> None:
     """Deploy one gate, score all images once, and print a line for each rule and alpha."""
-    own = dict(word.split("=", 1) for word in sys.argv[2:] if word.startswith(("figure=", "outputs=")))
-    rest = [word for word in sys.argv[2:] if word.partition("=")[0] not in own]
-    names, words = sys.argv[1].split(","), ["defense=gate", "victim.validation=0.1", *rest]
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pools")
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args()
+    own = dict(word.split("=", 1) for word in given.overrides if word.startswith(("figure=", "outputs=")))
+    rest = [word for word in given.overrides if word.partition("=")[0] not in own]
+    names, words = given.pools.split(","), ["defense=gate", "victim.validation=0.1", *rest]
     cell = mad.load(*words)
     shape = tuple(cell.victim.dataset.shape)
     gate = deploy(cell.victim, cell.defense, seed=cell.seed, store=Store(Path(own.get("outputs", "outputs")))).defense

@@ -7,10 +7,12 @@ Says which numbers have no verdict yet, or a verdict and no number, and then exi
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import pandas as pd
+
+from mad.cli.command import Leave, Parser, command
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEY = ["source", "victim", "claim", "our_victim", "our_pool"]
@@ -47,8 +49,10 @@ def table(rows: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+@command
 def main() -> None:
     """Rewrite the part of the document between its two marks."""
+    Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, idle = found()
     document = DOCS / "reproduction.md"
     before, _, rest = document.read_text().partition(START)
@@ -57,7 +61,7 @@ def main() -> None:
     for what, which in (("no verdict", rows[rows.same == ""]), ("no number", idle)):
         for _, row in which.iterrows():
             print(f"{what}: {', '.join(row[name] for name in KEY)} {row.our_mean}")
-    sys.exit(bool(len(idle) or (rows.same == "").any()))
+    raise Leave(int(len(idle) > 0 or (rows.same == "").any()))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,15 @@ for each defense that has such a strength the command that steals from it. Stren
 unless ``seed`` is given; without it the commands steal from those of seeds 0, 1 and 2.
 """
 
+import argparse
 import shlex
 import sys
 from pathlib import Path
 
 import mad
+from mad.cli.command import Parser
+from mad.cli.command import command as entry
+from mad.cli.tune import candidate
 from mad.device import choose, computing
 from mad.operating_point import operating_points
 from mad.progress import out
@@ -28,10 +32,15 @@ def command(words: list[str], outputs: list[str]) -> str:
     return shlex.join(["mad-run", "-m", *words, *seeds, *(f"outputs={each}" for each in outputs[-1:])])
 
 
+@entry
 def main() -> None:
     """Print one line for each defense and limit."""
-    cut = sys.argv.index("--")
-    common, wanted = sys.argv[1:cut], sys.argv[cut + 1 :]
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("common", nargs="*")
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    common, wanted = parser.parse_args(sys.argv[1:cut]).common, [candidate(each) for each in sys.argv[cut + 1 :]]
+    if not wanted or any(each.weakest is None for each in wanted):
+        parser.error("a defense with its weakest and its strongest strength stands after a --")
     outputs = [word.partition("=")[2] for word in common if word.startswith("outputs=")]
     common = [word for word in common if not word.startswith("outputs=")]
     if not any(word.startswith("victim.validation=") for word in common):
@@ -39,12 +48,12 @@ def main() -> None:
     commands = []
     out.print("| defense | lost at most | strength | lost | mean L1 |\n| --- | --- | --- | --- | --- |", markup=False)
     for each in wanted:
-        *words, weakest, strongest = each.split()
+        words = shlex.split(each.name)
         cell = mad.load(*common, *words)
         found = []
         store = Store(Path(outputs[-1] if outputs else "outputs").expanduser())
         with computing(1):
-            for limit, point in operating_points(cell, LOSSES, float(weakest), float(strongest), store, choose("auto")):
+            for limit, point in operating_points(cell, LOSSES, each.weakest, each.strongest, store, choose("auto")):
                 said = "none | | " if point is None else f"{point.strength:g} | {point.loss:.2%} | {point.l1_mean:.3f}"
                 out.print(f"| {' '.join(words)} | {limit:.1%} | {said} |", markup=False, soft_wrap=True)
                 found += [] if point is None else [f"{point.strength:g}"]

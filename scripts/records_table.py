@@ -7,6 +7,7 @@ Its prose stays as it is.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from mad import gradient_probe
+from mad.cli.command import Parser, command
 from mad.schema import SECTIONS, Column, table
 
 ROOT = Path(__file__).parents[1]
@@ -48,8 +50,10 @@ def filled(document: str) -> str:
     return f"{before}{START}\n{written}\n{END}{rest.partition(END)[2]}"
 
 
+@command
 def main() -> None:
     """Rewrite the document's tables."""
+    Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     DOCUMENT.write_text(filled(DOCUMENT.read_text()))
 
 

@@ -21,16 +21,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
+import mad
 from mad.attacks import TransferSet
 from mad.cell import Cell
-from mad.cli.compose import cell_of
-from mad.cli.configs import config_dir, register_aliases
+from mad.cli.command import Parser, command
+from mad.cli.configs import composed
+from mad.config import ELSEWHERE
 from mad.datasets import batches, to_unit_range
 from mad.deployment import deploy
 from mad.device import choose, use_threads
+from mad.errors import check_choice
 from mad.pipeline import inputs
 from mad.seeds import generator
 from mad.storage.store import Store
@@ -117,26 +119,27 @@ def initial(cell: Cell, model: nn.Module, images: Tensor, device: torch.device) 
     model.load_state_dict({name: mine[name] if name.startswith("head") else state[name] for name in mine})
 
 
+@command
 def main() -> None:
     """Make what is missing of a file of lines."""
     given = sys.argv[1:]
-    if "--" not in given:
-        raise SystemExit(__doc__)
-    cut = given.index("--")
-    parser = argparse.ArgumentParser()
+    cut = given.index("--") if "--" in given else -1
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", required=True)
     parser.add_argument("--arms", required=True)
     parser.add_argument("--to", type=Path, required=True)
     arguments = parser.parse_args(given[cut + 1 :])
-    key = " ".join(given[:cut])
+    for arm in arguments.arms.split(","):
+        check_choice("--arms: what stands before the steps", arm.rpartition("-")[0], tuple(ARMS))
+    words = given[: max(cut, 0)]
+    key = " ".join(words)
     lines = arguments.to.read_text().splitlines() if arguments.to.exists() else []
     done = {(line["of"], line["seed"], line["arm"]) for line in map(json.loads, lines)}
-    register_aliases()
     for seed in map(int, arguments.seeds.split(",")):
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = compose("config", [*given[:cut], f"seed={seed}"])
+        cell = mad.load(*(word for word in words if word.partition("=")[0] not in ELSEWHERE), f"seed={seed}")
+        config = composed([*words, f"seed={seed}"])
         use_threads(config.threads)
-        device, cell, store = choose(config.device), cell_of(config), Store(config.outputs)
+        device, store = choose(config.device), Store(config.outputs)
         found = None
         for arm in arguments.arms.split(","):
             if (key, seed, arm) in done:

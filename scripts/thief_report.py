@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t
 
+from mad.cli.command import Parser, command
+from mad.errors import MadError
 from mad.figures.drawing import marks
 
 AWAY = ("outputs", "data_root", "defense")
@@ -83,13 +85,16 @@ def draw(axes: Axes, rows: pd.DataFrame) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+@command
 def main() -> None:
     """Print the tables and draw the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     rows = read(arguments.files)
+    if rows.empty:
+        raise MadError(f"there is no line in {', '.join(map(str, arguments.files))}")
     thefts = [(str(name), some) for name, some in rows.groupby("theft")]
     for name, some in thefts:
         print(f"\n`{name}`\n\n{table(some)}")
@@ -101,9 +106,8 @@ def main() -> None:
         for each, (name, some) in zip(axes, thefts, strict=False):
             draw(each, some)
             words = dict(word.split("=", 1) for word in name.split())
-            each.set_title(
-                f"{words['victim']} stolen with {words['pool']}, {words['attack.budget']} queries", fontsize=9
-            )
+            pool, budget = words.get("pool", "its usual pool"), words.get("attack.budget", "all")
+            each.set_title(f"{words['victim']} stolen with {pool}, {budget} queries", fontsize=9)
             each.set_ylabel("accuracy of the stolen model, %")
             known.update(dict(zip(*reversed(each.get_legend_handles_labels()), strict=True)))
         figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)

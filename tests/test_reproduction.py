@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 import shlex
 import tarfile
 from pathlib import Path
@@ -20,6 +21,13 @@ from mad.storage import records
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "reproduction"
+NAMES = {  # as reproduction.md has them
+    "undefended": "none",
+    "MAD": "mad",
+    "MAD-argmax": "mad_argmax",
+    "random noise within epsilon": "random_noise",
+    "reverse sigmoid, beta": "reverse_sigmoid",
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +72,43 @@ def test_the_document_shows_the_ledger():
     assert not len(idle)
     assert (rows.same != "").all()
     assert script.table(rows) in (DOCS.parent / "reproduction.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("document", "heading", "records", "theft"),
+    [
+        (
+            "reproduction",
+            "| API | strength | API % | mean L1 |",
+            "reproduction/records",
+            ("cifar10", "cifar100_test", 10000),
+        ),
+        ("methods", "| defense | strength | API % | mean L1 |", "bench/defenses", ("mnist", "fashion_mnist", 50000)),
+    ],
+)
+def test_costs_in_tables_are_means_of_the_records(document, heading, records, theft):
+    found = pd.read_csv(DOCS.parent / f"{records}.csv")
+    found = found[(found[["victim", "pool", "budget"]] == list(theft)).all(axis=1)]
+    checked = 0
+    for line in (DOCS.parent / f"{document}.md").read_text().partition(heading)[2].splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        name, strength, api, l1 = (each.strip() for each in line.split("|")[1:5])
+        name = NAMES.get(name) or re.search(r"`(\w+)`", name).group(1)
+        number = float(re.search(r"[\d.]+$", strength).group()) if strength else 0
+        rows = found[(found.defense == name) & (found.strength.fillna(0) == number)]
+        if len(rows):
+            assert float(api) == pytest.approx(100 * rows.defended_accuracy.mean(), abs=0.051), line
+            assert float(l1) == pytest.approx(rows.l1_mean.mean(), abs=0.0051), line
+            checked += 1
+    assert checked > 10
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda each: each.stem)
+def test_a_sweep_that_a_document_shows_says_that_it_is_one(document):
+    for line in re.findall(r"^    (mad-run .*)", document.read_text().replace("\\\n", " "), flags=re.M):
+        words = shlex.split(line, comments=True)
+        values = [value for _, _, value in (word.partition("=") for word in words) if value[:1] not in "[{"]
+        experiments = [word.partition("=")[2].strip("[]").split(",")[-1] for word in words if "experiment=" in word]
+        if "-m" not in words and not any(configs.sweeps(name) for name in experiments):
+            assert not any("," in value for value in values), line

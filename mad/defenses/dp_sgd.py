@@ -65,7 +65,7 @@ class PrivateTrainer(Trainer):
         orders = [*accountant.DEFAULT_ALPHAS, *LARGE_ORDERS]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it says that another order might give a smaller bound
-            return float(accountant.get_epsilon(delta=delta, alphas=orders))
+            return max(0.0, float(accountant.get_epsilon(delta=delta, alphas=orders)))  # a bound below 0 says 0
 
     def epochs_of(
         self,

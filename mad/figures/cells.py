@@ -18,6 +18,7 @@ FILLED: dict[str, Any] = {
     **{"attack_settings": "", "defense_settings": "", "strength_parameter": "epsilon", "knockoff_optimizer": ""},
     **{"victim_epochs": 0, "victim_validation": 0.0, "victim_seed": -1, "knockoff_epochs": 0},
     **{"knockoff_learning_rate": 0.0, "knockoff_min_steps": 0, "knockoff_schedule": "", "knockoff_settings": ""},
+    **dict.fromkeys(("epsilon", "strength"), float("nan")),  # of defenses that have none
 }
 
 

@@ -7,7 +7,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mad.cli.command import Parser
+from mad.device import choose
+from mad.errors import check_choice, check_number
+
 Run = Callable[[], Any]
 
 
 def arguments(description: str | None, **extra: Any) -> argparse.Namespace:
     """Return the command line every benchmark takes; ``extra`` maps further names to their defaults."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="timings whose median is reported")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -29,8 +33,19 @@ def arguments(description: str | None, **extra: Any) -> argparse.Namespace:
     for name, default in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     given = parser.parse_args()
+    for name in ("repeats", "threads"):
+        check_number(f"--{name}", getattr(given, name), 1)
+    choose(given.device)
     torch.set_num_threads(given.threads)
     return given
+
+
+def several(name: str, text: str, choices: Iterable[str]) -> list[str]:
+    """Return the words of an argument that lists some of the choices."""
+    words = text.split(",")
+    for word in words:
+        check_choice(f"--{name}", word, tuple(choices))
+    return words
 
 
 def seconds(run: Run, device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> float:

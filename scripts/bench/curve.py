@@ -23,6 +23,7 @@ from query import EPSILON, Given
 
 from mad.api import BlackBox
 from mad.architectures.lenet import LeNet
+from mad.cli.command import command
 from mad.training import place
 
 STRENGTHS, QUERIES, BATCH, SLOW = 5, 50_000, 256, 32
@@ -63,6 +64,7 @@ def multiplied(times: Times, counts: dict[str, int]) -> Times:
     return {name: [taken * counts[name] for taken in each] for name, each in times.items()}
 
 
+@command
 def main() -> None:
     """Measure the parts, and multiply them out."""
     given = common.arguments(__doc__, data_root=os.environ.get("MAD_DATA", "data"), images=6400)

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import common
 
 import mad
+from mad.cli.command import command
 from mad.datasets import batches, checked, to_unit_range
 from mad.deployment import Deployment, deploy
 from mad.export_deployment import bare
@@ -117,17 +118,19 @@ def measure(name: str, deployed: Deployment, images: Tensor, kind: str, given: A
     }
 
 
+@command
 def main() -> None:
     """Measure each defense."""
     texts = {"defenses": "none,mad,adaptive_misinformation", "batches": "32,256", "overrides": ""}
     given = common.arguments(__doc__, **texts, queries="pool", steps=50)
+    kinds = common.several("queries", given.queries, ("pool", "test", "noise"))
     rows = []
     for name in given.defenses.split(","):
         made = parts(name, given)
         deployed = deploy(made["victim"], made["defense"], device=given.device)
         for size in map(int, given.batches.split(",")):
             found = queries(made["victim"], made["pool"], torch.device(given.device), size)
-            for kind in given.queries.split(","):
+            for kind in kinds:
                 rows.append(measure(name, deployed, found[kind], kind, given))
     title = f"a defended answer, microseconds an image, {given.overrides or 'the digits victim'}"
     common.report(title, rows, given)

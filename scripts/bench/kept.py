@@ -19,6 +19,9 @@ from pathlib import Path
 
 from common import arguments, paired, report
 
+from mad.cli.command import command
+from mad.errors import MadError
+
 RUN = "from mad.cli.run import main; main()"
 IMPORTS = (
     "import mad.cli.run, mad.pipeline, mad.storage.store, mad.storage.records, mad.figures.table, mad.figures.tradeoff"
@@ -46,6 +49,7 @@ def starter(folder: Path, words: list[str], spent: list[float]) -> Callable[[], 
     return start
 
 
+@command
 def main() -> None:
     """Print the seconds of each command."""
     given = arguments(__doc__)
@@ -61,7 +65,7 @@ def main() -> None:
         for way, lines in (("a kept cell", 2), ("a kept sweep of three cells", 6)):
             runs[way]()
             if runs[way]().count("(kept)") != lines:
-                raise SystemExit(f"{way}: not all of it was kept")
+                raise MadError(f"{way}: not all of it was kept")
             spent[way].clear()
         times = paired(runs, given.repeats)
     rows = []

@@ -26,16 +26,23 @@ from common import arguments, paired, ratio, report
 
 import mad
 from mad.attacks import TransferSet
+from mad.cell import Cell
+from mad.cli.command import command
 from mad.seeds import generator
 
 STATE: dict[str, Any] = {}
 
 
-def prepare(victim: str, pool: str, budget: int, epochs: int, data_root: str) -> None:
-    """Keep in this process what a knockoff is trained on; its answers stand for any defense's."""
+def cell_of(victim: str, pool: str, budget: int, epochs: int, data_root: str) -> Cell:
+    """Return the cell of a command line's words."""
     wanted: dict[str, Any] = {"victim": victim, "pool": pool, "knockoff.epochs": epochs, "data_root": data_root}
     wanted["knockoff.min_steps"] = "0" if epochs else ""
-    cell = mad.load(*(f"{key}={value}" for key, value in wanted.items() if value))
+    return mad.load(*(f"{key}={value}" for key, value in wanted.items() if value))
+
+
+def prepare(victim: str, pool: str, budget: int, epochs: int, data_root: str) -> None:
+    """Keep in this process what a knockoff is trained on; its answers stand for any defense's."""
+    cell = cell_of(victim, pool, budget, epochs, data_root)
     assert cell.pool is not None
     images = cell.pool.images(cell.victim.dataset.shape)
     rows = torch.arange(budget or len(images))
@@ -68,10 +75,12 @@ def ways(
     return {"side by side": side_by_side, "in turn": in_turn}
 
 
+@command
 def main() -> None:
     """Print the wall time of both ways, and what one saves over the other."""
     given = arguments(__doc__, victim="digits", pool="", budget=0, epochs=0, data_root="", cores=2)
     words = (given.victim, given.pool, given.budget, given.epochs, given.data_root)
+    cell_of(*words)  # what is wrong is told before any process starts
     seen: dict[str, list[Any]] = {"side by side": [], "in turn": []}
     pools = [
         ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare, initargs=words) for _ in range(given.cores)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mad import solvers
 from mad.architectures.lenet import LeNet
+from mad.cli.command import command
 from mad.defenses.modelguard_w import ModelGuardW
 from mad.solvers.modelguard import MARGIN, OFFSET
 from mad.training import place
@@ -135,6 +136,7 @@ def measure(classes: int, batch: int, given: Any) -> dict[str, Any]:
     return row
 
 
+@command
 def main() -> None:
     """Measure every case."""
     given = common.arguments(__doc__)

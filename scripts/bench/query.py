@@ -27,8 +27,10 @@ import published
 from mad.api import BlackBox
 from mad.architectures.lenet import LeNet
 from mad.architectures.vgg import VGG16BN
+from mad.cli.command import command
 from mad.defenses import Undefended
 from mad.defenses.mad import Mad
+from mad.errors import MadError
 from mad.training import place
 
 BATCH, EPSILON = 256, 0.95
@@ -119,11 +121,15 @@ def measure(case: tuple[Any, ...], given: Any) -> dict[str, Any]:
     }
 
 
+@command
 def main() -> None:
     """Measure every case."""
     given = common.arguments(__doc__, networks="")
     title = f"a defended query, microseconds an image, epsilon {EPSILON}"
-    common.report(title, [measure(case, given) for case in CASES if given.networks in case[0]], given)
+    cases = [case for case in CASES if given.networks in case[0]]
+    if not cases:
+        raise MadError(f"--networks must be part of one of {', '.join(case[0] for case in CASES)}")
+    common.report(title, [measure(case, given) for case in cases], given)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from mad import solvers
 from mad.api import BlackBox
 from mad.architectures.fast_resnet import FastResNet
 from mad.architectures.lenet import LeNet
+from mad.cli.command import command
 from mad.defenses.gradient_redirection import GradientRedirection
 from mad.directional import Directional
 from mad.training import place
@@ -116,6 +117,7 @@ def measure(case: tuple[Any, ...], given: Any) -> dict[str, Any]:
     }
 
 
+@command
 def main() -> None:
     """Measure every case."""
     given = common.arguments(__doc__)

@@ -34,6 +34,7 @@ from pathlib import Path
 import torch
 
 import mad
+from mad.cli.command import Parser, command
 from mad.serve import clients as keys
 from mad.serve.engine import Engine, images_like
 from mad.serve.ledger import Ledger
@@ -188,9 +189,10 @@ def killed(server: Server, clients: list[Client], given: argparse.Namespace, pat
     print(f"charged and not answered: {unanswered}; broken requests: {sum(lost.values())}")
 
 
+@command
 def main() -> None:
     """Run the load that the command line describes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("clients", 8), ("requests", 5000), ("budget", 400), ("kills", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--words", default="victim=digits defense=mad device=cpu")

@@ -16,7 +16,6 @@ import argparse
 import http.client
 import json
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 from serve import Server
 
 import mad
+from mad.cli.command import Leave, Parser, command
 from mad.serve import clients as keys
 
 WORDS = ("victim=digits", "architecture=mlp", "trainer.epochs=1", "trainer.min_steps=0", "defense=mad")
@@ -74,9 +74,10 @@ def resident(process: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1000
 
 
+@command
 def main() -> None:
     """Run it and print what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=600)
     seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory() as name:
@@ -100,7 +101,7 @@ def main() -> None:
         server.end()
     print({f"{'right' if good else 'malformed'}, {status}": count for (good, status), count in sorted(found.items())})
     wrong = [status for good, status in found if (status != 200 if good else not 400 <= status < 500)]
-    sys.exit(bool(wrong or memory[-1] > GROWTH * memory[0]))
+    raise Leave(int(bool(wrong) or memory[-1] > GROWTH * memory[0]))
 
 
 if __name__ == "__main__":

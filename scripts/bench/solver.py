@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import mad
 from mad import solvers
 from mad.architectures.lenet import LeNet
+from mad.cli.command import command
 from mad.datasets import to_unit_range
 from mad.solvers.exact import mirror
 from mad.solvers.metric import cosine
@@ -97,6 +98,7 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"answers": f"growth from K = 100 to 1000: K^{power:.2f}", "bar": "<= K^2", "met": power <= 2}
 
 
+@command
 def main() -> None:
     """Measure all answers."""
     given = common.arguments(__doc__)

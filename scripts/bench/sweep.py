@@ -24,7 +24,9 @@ import torch
 from common import arguments, report, seconds
 
 import mad
+from mad.cli.command import command
 from mad.deployment import deploy
+from mad.errors import MadError
 from mad.pipeline import inputs
 from mad.storage.store import Store
 
@@ -56,10 +58,11 @@ def records(outputs: str) -> list[dict[str, Any]]:
     victims = list(Path(outputs).glob("victims/*/*/victim.json"))
     times = {record["seconds_victim"] for record in found}
     if (len(found), len(victims), len(times)) != (CELLS, 1, 1):
-        raise SystemExit(f"{len(found)} of {CELLS} records, {len(victims)} victims, victim times {times}")
+        raise MadError(f"{len(found)} of {CELLS} records, {len(victims)} victims, victim times {times}")
     return found
 
 
+@command
 def main() -> None:
     """Print what the sweep cost, over eight times one knockoff's training."""
     given = arguments(__doc__, victim="digits", pool="", budget=0, data_root="")

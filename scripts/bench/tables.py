@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from common import show
+
+from mad.cli.command import Parser, command
 
 
 def table(path: Path) -> str:
@@ -18,4 +19,13 @@ def table(path: Path) -> str:
     return f"{found['title']} ({machine})\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-print("\n\n".join(table(Path(name)) for name in sys.argv[1:]))
+@command
+def main() -> None:
+    """Print the tables."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    print("\n\n".join(table(each) for each in parser.parse_args().files))
+
+
+if __name__ == "__main__":
+    main()

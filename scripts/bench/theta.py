@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import arguments, matrix_rate, paired, ratio, report
+from common import arguments, matrix_rate, paired, ratio, report, several
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from mad.architectures.lenet import LeNet
 from mad.architectures.vgg import VGG16BN
+from mad.cli.command import command
 from mad.gradients import theta
 from mad.training import place
 
@@ -105,9 +106,9 @@ def print_peak(network: str, method: str, device: str) -> None:
 
 def peak(network: str, method: str, given: Any) -> float:
     """Return what ``print_peak`` says in a process of its own."""
-    command = [sys.executable, __file__, "--peak", f"{network}/{method}", "--device", given.device]
-    command += ["--threads", str(given.threads)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    words = [sys.executable, __file__, "--peak", f"{network}/{method}", "--device", given.device]
+    words += ["--threads", str(given.threads)]
+    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
 def measure(network: str, rate: float, given: Any) -> list[dict[str, Any]]:
@@ -156,6 +157,7 @@ def error(products: Tensor, exact: Tensor) -> float:
     return ((products - exact).abs().amax((1, 2)) / exact.abs().amax((1, 2))).max().item()
 
 
+@command
 def main() -> None:
     """Measure every network, or one peak."""
     given = arguments(__doc__, peak="", networks=",".join(NETWORKS))
@@ -164,7 +166,7 @@ def main() -> None:
         print_peak(network, method, given.device)
         return
     rate = matrix_rate(given.device)
-    rows = [row for network in given.networks.split(",") for row in measure(network, rate, given)]
+    rows = [row for network in several("networks", given.networks, NETWORKS) for row in measure(network, rate, given)]
     report(f"Theta of all layers, K = {CLASSES}, float32", rows, given)
 
 

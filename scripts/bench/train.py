@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import arguments, ratio, report, seconds
+from common import arguments, ratio, report, seconds, several
 from hydra.utils import instantiate
 from torch import nn
 from torch.optim import SGD
@@ -37,6 +37,7 @@ from torchvision import datasets, transforms
 
 import mad
 from mad.architectures.lenet import LeNet
+from mad.cli.command import command
 from mad.cli.configs import composed
 from mad.datasets import Split
 from mad.datasets.vision import Vision
@@ -260,6 +261,7 @@ def seeds(given: argparse.Namespace) -> list[int]:
 PARTS = {"speed": speed, "target": target, "final": final}
 
 
+@command
 def main() -> None:
     """Measure the parts asked for."""
     given = arguments(
@@ -271,7 +273,7 @@ def main() -> None:
         seeds="0,1,2",
     )
     given.kept = (given.json or Path("outputs/bench/train.json")).with_suffix(".kept.json")
-    rows = [row for part in given.part.split(",") for row in PARTS[part](given)]
+    rows = [row for part in several("part", given.part, PARTS) for row in PARTS[part](given)]
     report("Training LeNet on MNIST", rows, given)
 
 

@@ -211,6 +211,7 @@ def test_more_noise_is_more_private_and_more_steps_are_less():
     longer, larger = DpSgd(epochs=40), DpSgd(batch_size=1024)
     assert min(each.trainer().spent(60000, 1e-5) for each in (longer, larger)) > DpSgd().trainer().spent(60000, 1e-5)
     assert DpSgd().trainer().spent(60000, 1e-7) > DpSgd().trainer().spent(60000, 1e-5)
+    assert DpSgd(noise_multiplier=1000).trainer().spent(60000, 0.9) == 0  # the accountant's bound is below 0
 
 
 def test_the_accountant_knows_the_gaussian_mechanism():

@@ -638,3 +638,16 @@ def test_victims_of_other_seeds_are_not_mixed_in_the_papers_figures():
     found = theft([*fixed, *KNOCKOFF])
     assert found.plain.stolen_accuracy.min() > 0.1
     assert set(found.same_victim.victim_seed) == {-1}
+
+
+@pytest.mark.parametrize(("defense", "strength"), [("dp_sgd", 4.0), ("argmax", None)])
+def test_records_of_defenses_without_an_epsilon_are_drawn_by_themselves(defense, strength, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "save", lambda *_: None)
+    alone = {
+        **row(defense, None, 0, 0.9, 0.8, 0.0, knockoff_architecture="tiny"),
+        "strength_parameter": "noise_multiplier",
+        "strength": strength,
+    }
+    table = records.frame([{name: value for name, value in alone.items() if value is not None}])
+    paper.write_all(table, tmp_path)  # it raises MadError if one of them fails
+    assert (tmp_path / "figures" / "paper" / "ledger.csv").exists()
