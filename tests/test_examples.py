@@ -8,9 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 import nbformat
+import pandas as pd
 import pytest
+import torch
 from nbclient import NotebookClient
+from sklearn.dummy import DummyClassifier
 
 from mad import testing
 from mad.defenses.mad import Mad
@@ -39,6 +43,20 @@ def test_the_plug_ins_of_the_document_keep_their_contracts(tmp_path, monkeypatch
     testing.check_attack(module.Half(40))
     testing.check_recovery(module.Sharpen())
     assert len(blocks) == 3
+
+
+def test_the_snippets_for_a_model_of_ones_own_run_as_they_stand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "docs" / "own-model.md").read_text(), flags=re.S)
+    (module,) = (block for block in blocks if "my_module.py" in block)
+    (log,) = (block for block in blocks if "to_parquet" in block)
+    images = torch.randint(0, 256, (6, 4, 4), dtype=torch.uint8)
+    joblib.dump(DummyClassifier().fit(images.flatten(1), [0, 1, 2, 0, 1, 2]), "model.joblib")
+    found = {"images": images.numpy()}
+    exec(module, found)
+    found["answers"] = found["predict"](images[:, None] / 255)
+    exec(log, found)
+    assert len(pd.read_parquet("answers.parquet")) == 6
 
 
 @pytest.fixture
