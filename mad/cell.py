@@ -47,6 +47,7 @@ class Cell:
         probe: whether to measure how far the defense turns the gradient of an attack that trains while it queries
             (paper, figs. 6 and 7). Querying then takes about ten times as long.
         overrides: the command-line overrides that describe this cell, for its record; None for a cell built in Python.
+        config_dir: the further folder of configs that these need; None if they need none.
     """
 
     kind: ClassVar[str] = "mad.pipeline.Cell"
@@ -59,6 +60,7 @@ class Cell:
     seed: int = 0
     probe: bool = field(default=False, metadata=ADDED)
     overrides: str | None = field(default=None, compare=False)
+    config_dir: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_number("seed", self.seed, 0, 2**62, whole=True)

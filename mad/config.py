@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -36,7 +37,7 @@ def load(*words: str, config_dir: str | Path | None = None) -> Cell:
     try:
         place = configs.further(None if config_dir is None else str(config_dir))
         with configs.own_hydra():
-            return cell_of(configs.composed(words, place), words)
+            return replace(cell_of(configs.composed(words, place), words), config_dir=place)
     except RAISED as error:  # Hydra's and OmegaConf's errors have many lines
         raise MadError(one_line(error)) from error
 

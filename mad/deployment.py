@@ -18,6 +18,7 @@ from mad.api import BATCH, BlackBox
 from mad.cache import Cache
 from mad.context import Context
 from mad.datasets import batch_limit
+from mad.datasets.content import place
 from mad.defenses import Defense, Undefended
 from mad.device import choose
 from mad.errors import MadError, check_kind, check_number
@@ -104,7 +105,7 @@ class Deployment:
                 fields and its networks.
         """
         parts = export_deployment.Parts(self.victim, self.served, self.fresh().defense, self.seed, self.columns)
-        export_deployment.write_deployment(Path(folder).expanduser(), parts, self.device)
+        export_deployment.write_deployment(place(folder, "an export's folder"), parts, self.device)
 
 
 def deploy(
@@ -132,9 +133,10 @@ def deploy(
         MadError: if the defense does not fit the victim, or if a training diverges.
     """
     check_kind("what is deployed", victim, Victim, "a mad.Victim, or in mad.deploy a cell of mad.load")
-    check_number("seed", seed, 0, whole=True)
+    check_number("seed", seed, 0, 2**62, whole=True)
     defense, device = Undefended() if defense is None else defense, torch.device(device)
     check_kind("the defense", defense, Defense, "mad.load('defense=mad').defense")
+    plugins.declared(f"defense {defense.name}", defense, Defense)
     defense.check(victim)
     model, seconds = (victim.ready(device), 0.0) if store is None else store.victim(victim, device)
     context = Context(victim, model, seed, device, store, cache, live)

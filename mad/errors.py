@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -77,6 +78,17 @@ def check_flag(name: str, value: Any) -> None:
     """
     if not isinstance(value, bool):
         raise SettingError(name, f"must be true or false, got {value!r}")
+
+
+def check_there(name: str, folder: Path) -> Path:
+    """Return an outputs folder that is to be read.
+
+    Raises:
+        MadError: if it is not there; to a reader, a mistyped one would look like one without records.
+    """
+    if not folder.is_dir():
+        raise MadError(f"{name}: there is no folder {folder}; name the outputs folder of earlier runs")
+    return folder
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

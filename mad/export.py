@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mad import __version__
 from mad.architectures import imagenet
+from mad.datasets.content import place as path_of
 from mad.errors import RAISED, MadError
 from mad.recipes import Absent, absent, made, recipe_of
 from mad.seeds import generator
@@ -190,7 +191,7 @@ def open_model(folder: str | Path) -> nn.Module:
     Raises:
         MadError: if it holds no whole model, or if the architecture cannot be imported.
     """
-    there = Path(folder).expanduser()
+    there = path_of(folder, "the folder of a model")
     there = there / STOLEN if (there / STOLEN / RECIPE).is_file() else there
     recipe, tensors = read(there, "model")
     try:

@@ -18,6 +18,7 @@ from mad.api import BlackBox
 from mad.architectures import imagenet
 from mad.cached_network import CachedNetwork
 from mad.context import AbsentContext
+from mad.datasets.content import place as path_of
 from mad.defenses import Defense
 from mad.errors import RAISED, MadError
 from mad.export import CLOSE, RECIPE, loaded, packed, read, size_of, trial, written
@@ -186,7 +187,7 @@ def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def read_deployment(folder: str | Path, device: torch.device) -> Parts:
     """Return the parts of an exported deployment; see ``mad.open_deployment``."""
-    recipe, tensors = read(Path(folder).expanduser(), "deployment")
+    recipe, tensors = read(path_of(folder, "the folder of a deployment"), "deployment")
     try:
         return opened(recipe, tensors, device)
     except (KeyError, TypeError, ValueError) as error:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from mad import deployment, pipeline
 from mad.cell import Cell
+from mad.datasets.content import place
 from mad.defenses import Defense
 from mad.deployment import Deployment
 from mad.device import choose, computing
-from mad.errors import MadError, check_kind
+from mad.errors import MadError, check_flag, check_kind, check_there
 from mad.export import STOLEN
 from mad.foreign import staying
 from mad.schema import Record
@@ -49,20 +50,25 @@ def run(
         MadError: if the cell cannot be run.
     """
     check_kind("what mad.run runs", cell, Cell, LOADED)
-    store = Store(Path(outputs).expanduser())
+    for name, flag in (("force", force), ("reference", reference)):
+        check_flag(name, flag)
+    store, folder = Store(place(outputs, "outputs")), None if export is None else place(export, "export") / STOLEN
     with computing(threads), staying():
         where = choose(device)
         if reference and cell.reference.path != cell.path:
             pipeline.run(cell.reference, store, where)
-        folder = None if export is None else Path(export).expanduser() / STOLEN
         return pipeline.run(cell, store, where, force=force, exported=folder)[0]
 
 
 def records(outputs: str | Path = "outputs") -> DataFrame:
-    """Return the records of an outputs folder, one row each; ``docs/records.md`` explains the columns."""
+    """Return the records of an outputs folder, one row each; ``docs/records.md`` explains the columns.
+
+    Raises:
+        MadError: if there is no such folder; one without records has no row.
+    """
     from mad.storage import records
 
-    return records.read(Path(outputs).expanduser())
+    return records.read(check_there("outputs", place(outputs, "outputs")))
 
 
 def plot(frame: DataFrame) -> Figure:
@@ -111,7 +117,9 @@ def deploy(
     if isinstance(what, Cell):
         if defense is not None:
             raise MadError("a cell has a defense of its own: give mad.deploy a cell, or a victim and a defense")
+        if seed not in (0, what.seed):
+            raise MadError(f"a cell has a seed of its own: load it with seed={seed!r}, or give a victim and a defense")
         return deploy(what.victim, what.defense, seed=what.seed, outputs=outputs, device=device)
-    store = None if outputs is None else Store(Path(outputs).expanduser())
+    store = None if outputs is None else Store(place(outputs, "outputs"))
     with staying():
         return deployment.deploy(what, defense, seed=seed, store=store, device=choose(device))

@@ -43,7 +43,7 @@ def panel(
             the strongest that knows nothing but the answers, are run with the other seeds, and naive and labels. None:
             all, and the bounds. A member that is left out and could still be the worst takes the other seeds away from
             the row, so that too small a number shows in the column ``seeds``.
-        config_dir: the additional folder of configs that the cell was loaded with.
+        config_dir: the additional folder of configs; None for the one that the cell was loaded with.
         **how: ``device`` and ``threads``, as for ``mad.run``.
 
     Returns:
@@ -61,7 +61,7 @@ def panel(
     if within is not None:
         check_number("within", within, 0)
     every = [cell.seed] if seeds is None else list(seeds) if isinstance(seeds, Iterable) else []
-    if not every:
+    if not every or isinstance(seeds, str):
         raise MadError(f"seeds must be the seeds to run, such as (0, 1, 2), got {seeds!r}")
     words = [word for word in shlex.split(cell.overrides) if not gives_way(key(word))]
     found: dict[str, Record] = {}
@@ -74,7 +74,7 @@ def panel(
                 continue
             own = {key(word) for word in (*member, "seed")}
             kept = [word for word in words if key(word) not in own]
-            asked = load(*kept, *member, f"seed={seed}", config_dir=config_dir)
+            asked = load(*kept, *member, f"seed={seed}", config_dir=config_dir or cell.config_dir)
             for defended in sides:
                 this = asked if defended else asked.reference
                 if this.fingerprint not in found:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mad import simplex
 from mad.architectures import imagenet
-from mad.errors import RAISED, MadError
+from mad.errors import RAISED, MadError, check_flag, check_number
+from mad.schema import Column
 from mad.seeds import seeded
 
 
@@ -19,6 +20,29 @@ def kind(found: Any) -> str:
     if not isinstance(found, Tensor):
         return "None" if found is None else f"a {type(found).__module__}.{type(found).__qualname__}"
     return f"a tensor of {tuple(found.shape)}, {found.dtype} on {found.device}".replace("torch.", "")
+
+
+def declared(who: str, part: Any, base: type) -> None:
+    """Check what a plug-in's class says of itself, by what its base class has under the same names.
+
+    Raises:
+        MadError: if a flag is none, or a number is too small.
+    """
+    for name, usual in vars(base).items():
+        if name.startswith("_") or not isinstance(usual, (bool, int, float, tuple)):
+            continue
+        value = getattr(part, name)
+        if isinstance(usual, bool):
+            check_flag(f"{who}: {name}", value)
+        elif isinstance(usual, (int, float)):
+            check_number(f"{who}: {name}", value, int(isinstance(usual, int)), whole=isinstance(usual, int))
+        elif not isinstance(value, (tuple, list)):
+            raise MadError(f"{who}: {name} must be a tuple, got {value!r}")
+    if getattr(part, "max_batch", None) is not None:
+        check_number(f"{who}: max_batch", part.max_batch, 1, whole=True)
+    other = next((each for each in part.schema if not isinstance(each, Column)), None)
+    if other is not None:
+        raise MadError(f"{who}: schema must be a tuple of mad.schema.Column, got {other!r} in it")
 
 
 def like(who: str, found: Any, wanted: Tensor) -> Tensor:

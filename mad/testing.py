@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from mad.datasets import Split, checked
 from mad.defenses import Defense, Undefended
 from mad.deployment import deploy
 from mad.device import computing
-from mad.errors import MadError, check_choice
+from mad.errors import MadError, check_choice, check_kind, check_number
 from mad.knockoff import Knockoff
 from mad.knowledge import KNOWLEDGE
 from mad.promises import KINDS, MOST, ROWS, answered, check_answers, named, posteriors, same, untouched
@@ -55,7 +56,9 @@ class Blobs:
     name: str = "blobs"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))  # a list in a YAML file
+        check_number("classes", self.classes, 2, whole=True)
+        check_number("size", self.size, 1, whole=True)
+        object.__setattr__(self, "shape", sides(self.shape))
 
     def train(self) -> Split:
         """Return the training split."""
@@ -77,12 +80,19 @@ class Blobs:
         return Split((centers[labels] + noise).to(torch.uint8), labels)
 
 
+def sides(shape: Any) -> tuple[int, ...]:
+    """Return the shape (C, H, W) of images as a tuple, which is a list in a YAML file; MadError if it is none."""
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3:
+        raise MadError(f"shape must be (C, H, W), got {shape!r}")
+    return tuple(check_number("shape", side, 1, whole=True) for side in shape)
+
+
 class Linear(nn.Module):
     """One linear layer, images (B, C, H, W) to logits (B, K)."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        self.head = nn.Linear(torch.Size(shape).numel(), classes)
+        self.head = nn.Linear(math.prod(sides(shape)), check_number("classes", classes, 1, whole=True))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
@@ -106,12 +116,16 @@ class Toy(Victim):
 
 def toy_victim(classes: int = 4) -> Victim:
     """Return the recipe of a victim that is trained in milliseconds."""
+    check_number("classes", classes, 2, whole=True)
     return Toy("toy", Blobs(classes, size=max(200, 3 * classes)), Linear, trainer(), validation=0.2)
 
 
 def toy_adversary(recovery: Recovery | None = None, classes: int = 4, **given: Any) -> Adversary:
     """Return an adversary of a toy victim; ``given`` are further fields of ``Adversary``."""
     blobs, knockoff = Blobs(classes), Knockoff(trainer(), Linear)
+    if recovery is not None:
+        check_kind("recovery", recovery, Recovery, "mad.recoveries.AsAnswered()")
+    check_number("seed", given.get("seed", 0), 0, 2**62, whole=True)
     known = {"shape": blobs.shape, "classes": classes, "seed": 0, "device": CPU, "labels": blobs.test().labels}
     return Adversary(knockoff=knockoff, recovery=recovery or AsAnswered(), **{**known, **given})
 
@@ -127,9 +141,9 @@ def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
         MadError: if the check fails.
     """
     who = tried("defense", defense, Defense)
-    if not hasattr(type(defense), defense.strength_parameter) and not hasattr(defense, defense.strength_parameter):
+    if not hasattr(defense, str(defense.strength_parameter)):
         raise MadError(f"{who}: strength_parameter must name one of its fields, got {defense.strength_parameter!r}")
-    for count in classes:
+    for count in numbers(classes):
         victim = toy_victim(count)
         with untouched(who, defense):
             first, again = (deploy(victim, defense).defense for _ in range(2))
@@ -207,7 +221,7 @@ def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> No
     who = tried("recovery", recovery, Recovery)
     for known in recovery.knows:
         check_choice(f"{who}: what it knows", known, KNOWLEDGE)
-    for count in classes:
+    for count in numbers(classes):
         victim, pool = toy_victim(count), Blobs(count).images((1, 8, 8))
         answers = torch.cat([posteriors(kind, count) for kind in KINDS])
         transfer = TransferSet(pool, torch.arange(len(answers)), answers)
@@ -251,7 +265,21 @@ def tried(kind: str, part: Any, base: type) -> str:
     if not isinstance(part, base):
         what = f"an object of a subclass of {base.__name__}" if base is not Victim else "a mad.Victim"
         raise MadError(f"check_{kind} takes {what}, with its settings, got {repr(part)[:80]}")
-    return named(kind, part)
+    who = named(kind, part)
+    if base is not Victim:
+        plugins.declared(who, part, base)
+    return who
+
+
+def numbers(classes: Any) -> tuple[int, ...]:
+    """Return the numbers of classes to check with.
+
+    Raises:
+        MadError: if there is none, since nothing would be checked, or if one is no number of classes.
+    """
+    if not isinstance(classes, (tuple, list)) or not classes:
+        raise MadError(f"classes must be numbers of classes, such as {CLASSES}, got {classes!r}")
+    return tuple(check_number("classes", count, 2, whole=True) for count in classes)
 
 
 def knowledge(plugin: Attack | Recovery, victim: Victim) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Defenses that are wrong in one way each, and what a review of each finds."""
 
 import secrets
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -152,6 +153,11 @@ class Raising(Planted):
         raise KeyError("nothing there")
 
 
+class Leaving(Planted):
+    def wrong(self, images, clean, good):
+        sys.exit(3)
+
+
 class Undeclared(Planted):
     """Use autograd and not say so."""
 
@@ -246,6 +252,7 @@ FOUND = {
     Narrow: ("fail", "shape", r"must return a tensor of \(40, 4\).*got a tensor of \(40, 3\)"),
     Whole: ("fail", "shape", "int64"),
     Raising: ("fail", "shape", "raised KeyError: 'nothing there'"),
+    Leaving: ("fail", "shape", r"ended the program with sys\.exit\(3\)"),
     Undeclared: ("fail", "needs_gradients", "set needs_gradients = True"),
     Overdeclared: ("note", "needs_gradients", "not needed"),
     Unprepared: ("fail", "prepared twice", "gives something else"),

@@ -38,7 +38,12 @@ def test_it_is_the_cell_that_the_command_runs():
         ("defense.epsilon=7", "defense.epsilon"),
         ("defense.epsilon", "defense.epsilon"),
         ("seed=-1", "seed"),
-        ("seed=0,1", "seed"),
+        (
+            "seed=0,1",
+            r"^seed=0,1 is a sweep: mad-run -m runs a cell for each of its values; here give one; a number has",
+        ),
+        ("seed=range(3)", r"^seed=range\(3\) is a sweep: mad-run -m .*; here give one$"),
+        ("experiment=panel", "^this experiment is a grid of cells, not one: mad-run -m runs it, without a second one"),
         ("victim.epochs=${nothing}", "nothing"),
     ],
 )

@@ -66,6 +66,10 @@ def test_records_are_a_table(outputs, tmp_path):
     table = mad.records(outputs)
     assert sorted(zip(table.defense, table.budget, strict=True)) == [("mad", 40), ("mad", 50), ("none", 50)]
     assert mad.records(tmp_path).empty
+    with pytest.raises(
+        MadError, match=r"^outputs: there is no folder .*typo; name the outputs folder of earlier runs$"
+    ):
+        mad.records(tmp_path / "typo")
 
 
 def test_one_comparison_group_is_plotted_and_no_other_number(outputs, tmp_path):
@@ -125,8 +129,20 @@ def test_a_deployment_is_a_cells_or_a_victims(outputs, fits):
         (lambda: mad.load(["defense=mad"]), r"an override must be a str, such as 'defense=mad'"),
         (lambda: mad.deploy("digits", outputs=None), "what is deployed must be a Victim"),
         (lambda: mad.deploy(victim(), Mad, outputs=None), "the defense must be a Defense.*got <class"),
-        (lambda: mad.deploy(victim(), seed="a", outputs=None), "seed must be a whole number of at least 0, got 'a'"),
+        (lambda: mad.deploy(victim(), seed="a", outputs=None), r"seed must be a whole number in \[0, \d+\], got 'a'"),
         (lambda: mad.open_deployment("nowhere", "gpu"), "device=gpu is not there: choose from auto, cpu"),
+        (lambda: mad.deploy(victim(), seed=2**70, outputs=None), "seed must be a whole number in"),
+        (lambda: mad.deploy(cell(), seed=1, outputs=None), "a cell has a seed of its own: load it with seed=1"),
+        (lambda: mad.deploy(victim(), outputs=3), "outputs must be a path, got 3"),
+        (lambda: mad.records(None), "outputs must be a path, got None"),
+        (lambda: mad.records("~nobody_at_all"), "there is no such home folder"),
+        (lambda: mad.run(cell(), ""), "outputs must be a path, got ''"),
+        (lambda: mad.run(cell(), export=3), "export must be a path, got 3"),
+        (lambda: mad.run(cell(), force="no"), "force must be true or false, got 'no'"),
+        (lambda: mad.run(cell(), reference=None), "reference must be true or false, got None"),
+        (lambda: mad.run(cell(), threads=0), "threads must be a whole number of at least 1, got 0"),
+        (lambda: mad.open_model(None), "the folder of a model must be a path, got None"),
+        (lambda: mad.open_deployment(3), "the folder of a deployment must be a path, got 3"),
         (lambda: replace(cell(), victim=None), "victim must be a Victim; got None"),
         (lambda: replace(cell(), knockoff=cell().knockoff.trainer), r"knockoff must be a Knockoff; got Trainer\("),
         (lambda: mad.Knockoff("fast"), r"knockoff\.trainer must be a Trainer; got 'fast'"),

@@ -13,6 +13,7 @@ from mad.cell import about
 from mad.config import members
 from mad.errors import MadError
 from mad.figures import board
+from mad.panels import ALWAYS
 from mad.training import extras
 
 SMALL = (
@@ -123,7 +124,19 @@ def test_a_member_exactly_as_far_from_the_strongest_is_near():
     assert [word for (word,) in panels.near(ran, 10.0)] == ["attack=jbtr", "attack=jbtop3"]
 
 
-@pytest.mark.parametrize("seeds", [(), 3])
+def test_a_cell_knows_its_folder_of_configs(monkeypatch, tmp_path):
+    monkeypatch.setattr(panels, "members", lambda: ALWAYS)
+    (tmp_path / "conf" / "defense").mkdir(parents=True)
+    (tmp_path / "conf" / "defense" / "its.yaml").write_text("_target_: mad.defenses.top_k.TopK\nk: 2\n")
+    monkeypatch.chdir(tmp_path)
+    asked = mad.load(*SMALL, "defense=its", config_dir="conf")
+    assert asked.fingerprint == mad.load(*SMALL, "defense=top_k", "defense.k=2").fingerprint
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert sorted(mad.panel(asked, "outputs").defense) == ["none", "top_k"]
+
+
+@pytest.mark.parametrize("seeds", [(), 3, "12"])
 def test_a_panel_without_a_seed_is_refused(tmp_path, seeds):
     with pytest.raises(MadError, match=r"^seeds must be the seeds to run, such as \(0, 1, 2\), got"):
         mad.panel(mad.load(), tmp_path, seeds=seeds)

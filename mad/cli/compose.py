@@ -36,7 +36,9 @@ def cell_of(config: DictConfig, words: Iterable[str] = (), *, deployed: bool = F
         deployed: whether only its victim and defense are wanted; its pool need not be there then.
     """
     if config.get("grid"):
-        raise MadError("this experiment is a grid of cells, not one: choose no second experiment beside it, and say -m")
+        raise MadError(
+            "this experiment is a grid of cells, not one: mad-run -m runs it, without a second one beside it"
+        )
     for name in (*PARTS, *INNER):
         part = OmegaConf.select(config, name)
         if part is not None and not OmegaConf.is_config(part):

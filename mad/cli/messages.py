@@ -22,6 +22,7 @@ from mad.environment import TRACEBACK
 from mad.errors import MadError, near
 from mad.progress import err
 
+SWEPT = "is a sweep: mad-run -m runs a cell for each of its values; here give one"  # also for what takes no -m
 EXTRAS = {"hydra_joblib": "mad", "hydra_submitit": "mad[slurm]", "hydra_ray": "mad[ray]"}
 
 
@@ -186,9 +187,9 @@ def composition(text: str) -> str | None:
         key, _, value = several[1].partition("=")
         hint = "a number has no comma in it" if re.fullmatch(r"[\d.,]+", value) else in_quotes(key, value)
         hint = "" if key in configs.groups() else f"; {hint}"
-        return f"{several[1]} is a sweep: say -m to run a cell for each of its values{hint}"
+        return f"{several[1]} {SWEPT}{hint}"
     if several := re.search(r"Sweep parameters '(.*)' requires --multirun", text):
-        return f"{several[1]} is a sweep: say -m to run a cell for each of its values"
+        return f"{several[1]} {SWEPT}"
     if fixed := re.search(r"Sweeping over Hydra's configuration is not supported : '(.*)'", text):
         return f"{fixed[1]}: hydra's own settings cannot be swept over; give one value"
     if unmatched := re.search(r"Could not override '([^']*)'\. No match in the defaults list", text):

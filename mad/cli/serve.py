@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 from mad.cli import configs
 from mad.cli.command import command
 from mad.cli.messages import beside
-from mad.errors import MadError, near
+from mad.errors import MadError, check_there, near
 from mad.progress import out
 from mad.serve.book import POSTGRES
 from mad.serve.settings import Settings
@@ -139,6 +139,8 @@ def recorded(words: list[str], place: Path | None) -> Deployment:
     # The folders may be written as a shell takes them, or in the quotes that mad-run needs around odd characters.
     places = {name: re.sub(r"""^(['"])(.*)\1$""", r"\2", found[name]) for name in PLACES if found.get(name)}
     wanted, outputs = str(found["record"]), Path(configs.home("outputs", places.get("outputs", "outputs")))
+    if "outputs" in places:
+        check_there("outputs", outputs)
     paths = sorted(outputs.glob(f"runs/*/*/*/{wanted}*/record.json")) if wanted.isalnum() else []
     if len(paths) != 1:
         which = "no record" if not paths else f"{len(paths)} records"

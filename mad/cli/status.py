@@ -18,7 +18,7 @@ from mad.cli.command import Parser, command
 from mad.cli.configs import home, outputs_of
 from mad.cli.plan import PLAN, Planned, plan
 from mad.cli.sweep_folder import SWEEPS, left
-from mad.errors import MadError
+from mad.errors import MadError, check_there
 from mad.progress import out
 from mad.schema import Record
 from mad.storage.files import DamagedError, below, holder, lock_file
@@ -34,10 +34,7 @@ def main() -> None:
     if arguments.prune:
         from mad.cli.prune import prune
 
-        place = place_of(arguments)
-        if not place.is_dir():
-            raise MadError(f"there is no folder {place}: say --outputs FOLDER")
-        prune(place, arguments.yes)
+        prune(check_there("--outputs", place_of(arguments)), arguments.yes)
     else:
         show(*asked(arguments))
 
@@ -66,8 +63,10 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def place_of(arguments: argparse.Namespace) -> Path:
-    """Return the outputs folder that ``--outputs`` names."""
-    return Path(home("--outputs", "outputs" if arguments.outputs is None else arguments.outputs))
+    """Return the outputs folder that ``--outputs`` names; the one that is not said need not be there."""
+    if arguments.outputs is None:
+        return Path("outputs")
+    return check_there("--outputs", Path(home("--outputs", arguments.outputs)))
 
 
 def asked(arguments: argparse.Namespace) -> tuple[Path, list[Planned]]:

@@ -11,12 +11,14 @@ from mad.errors import MadError
 CHUNK = 1 << 20  # bytes
 
 
-def place(path: str | Path) -> Path:
-    """Return a path that a user gave, with ``~`` for the home folder.
+def place(path: str | Path, name: str = "a path") -> Path:
+    """Return a path that a user gave for what ``name`` says, with ``~`` for the home folder.
 
     Raises:
-        MadError: if ``~NAME`` names no user.
+        MadError: if it is no path, or if ``~NAME`` names no user.
     """
+    if not isinstance(path, (str, Path)) or path == "":
+        raise MadError(f"{name} must be a path, got {path!r}")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

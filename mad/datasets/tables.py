@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mad.datasets import base, listing
+from mad.datasets import base, listing, separated
 from mad.datasets.content import stamp
 from mad.datasets.listing import PARTS, Listing, ordered, sides
 from mad.datasets.pictures import Encoded, Source
@@ -19,7 +19,6 @@ from mad.errors import MadError
 IMAGES = ("image", "img", "images", "file", "filename", "file_name", "filepath", "file_path", "path", "image_path")
 LABELS = ("label", "labels", "class", "target", "category", "class_name", "label_name", "y")
 SPLIT = "split"
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = (".parquet", ".pq")
 SAVED = ("dataset_dict.json", "state.json")  # what Hugging Face's save_to_disk leaves
 KINDS = "a CSV or Parquet file, or a folder of Hugging Face datasets"
@@ -95,7 +94,7 @@ def at(name: str, row: int) -> str:
 def is_table(path: Path) -> bool:
     """Return whether a path names a table that ``opened`` reads; also of a name that no file can have."""
     if os.path.isfile(path):
-        return path.suffix.lower() in (*SEPARATORS, *PARQUET)
+        return path.suffix.lower() in (*separated.SEPARATORS, *PARQUET)
     return any(os.path.isfile(path / name) for name in SAVED)
 
 
@@ -247,13 +246,7 @@ def plain(value: Any) -> Any:
 
 def csv(path: Path) -> Table:
     """Open a CSV file, or a TSV file, whose first line names its columns."""
-    import pandas as pd
-
-    sep = SEPARATORS[path.suffix.lower()]
-    # As text: 007 stays 007. Only an empty cell is missing: NA may be a class.
-    frame = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if len(frame.columns) == 1 and ({*",;\t|"} - {sep}) & {*frame.columns[0]}:
-        raise MadError(f"{path} has one column, {frame.columns[0][:100]!r}: separate its columns by {sep!r}")
+    frame = separated.read(path)
     return Table(str(path), list(frame.columns), len(frame), lambda name: frame[name].tolist(), [], {})
 
 

@@ -75,7 +75,7 @@ def application(service: Service) -> Callable[..., Awaitable[None]]:
         """Tell Prometheus the counters."""
         if not service.admit(request.headers.get("authorization")).operator:
             raise Refused(403, "this key reads no metrics: mad-serve add-client NAME operator=true makes one that does")
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(service.told(), media_type=CONTENT_TYPE_LATEST)
 
     get("/v2", kserve.metadata, response_model=bodies.ServerMetadataResponse)
     get("/v2/health/live", kserve.live, response_model=bodies.ServerLiveResponse)

@@ -62,9 +62,8 @@ class Service:
         self._remembered = ", ".join(f"{part.name} {part.version}" for part in parts)
         self._rates: dict[str, Bucket] = {}
         self._waiting = 0
-        for client in self.clients.all():
-            if client.budget is not None:
-                self.metrics.left.labels(client.label).set(max(0, client.budget - self.ledger.used(client.id)))
+        self._limited: dict[str, Client] = {}  # the clients whose budgets the metrics tell
+        self._tell_left()
 
     @property
     def ready(self) -> bool:
@@ -151,6 +150,28 @@ class Service:
         self.metrics.queries.labels(client.label).inc(count)
         if client.budget is not None:
             self.metrics.left.labels(client.label).set(max(0, client.budget - used))
+
+    def told(self) -> bytes:
+        """Return the metrics, by the clients' file as it is now.
+
+        Raises:
+            Refused: with 503 if the ledger cannot be read.
+        """
+        try:
+            self._tell_left()
+        except LedgerError as error:
+            raise uncounted(error) from error
+        return self.metrics.text()
+
+    def _tell_left(self) -> None:
+        """Tell what is left of the budgets that are others than before; a client's queries tell it, too."""
+        now = {client.id: client for client in self.clients.all() if client.budget is not None}
+        for name in self._limited.keys() - now.keys():
+            self.metrics.left.remove(self._limited.pop(name).label)
+        for name, client in now.items():
+            if client.budget is not None and getattr(self._limited.get(name), "budget", None) != client.budget:
+                self.metrics.left.labels(client.label).set(max(0, client.budget - self.ledger.used(name)))
+                self._limited[name] = client
 
     def _remember(self, client: Client, session: BlackBox) -> None:
         """Write down what the defense remembers of a client; called in the engine's thread, in order."""

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import dis
 import functools
+import linecache
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -15,16 +16,25 @@ from mad.errors import MadError
 from mad.storage.source import MAIN, installed, provided, read, script, spec_of
 
 PLAIN = (bool, int, float, str)
+HOLDING = (list, dict, set, frozenset)
+MOST = 10_000  # values in a list, dict or set: to describe more at every fingerprint takes long
+NOTHING = object()
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+CHANGING = (
+    *("append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse"),
+    *("update", "setdefault", "popitem", "add", "discard"),
+)
 
 
 def read_globals(thing: Any) -> dict[str, Any]:
     """Return the networks, tensors, arrays and plain values that a function reads from modules, by module and name.
 
-    Functions that it reads there are followed, but not into this package, Python or an installed library. Left out are:
+    Of lists, dicts and sets it is what they hold of these. Functions that it reads there are followed, but not into
+    this package, Python or an installed library. Left out are:
 
     - names that one of these functions sets itself, such as a model that is loaded at the first call;
     - what the source of the module sets to the same literal, since the hash of the source tells it;
-    - absolute paths, and what lists and dicts hold, which may be caches.
+    - absolute paths, and lists, dicts and sets that are large, or that one of these functions may fill: a cache.
     """
     followed = dict.fromkeys(functions(thing))
     waiting = list(followed)
@@ -34,12 +44,15 @@ def read_globals(thing: Any) -> dict[str, Any]:
         followed |= dict.fromkeys(new)
         waiting += new
     own = {(module_of(each), name) for each in followed for name in names(each.__code__, "STORE_GLOBAL")}
+    filled = own | {(module_of(each), name) for each in followed for name in changed(each)}
     found = {}
     for function in followed:
         module = module_of(function)
-        told = literals(function)
-        for name, value in used(function).items():
-            if (module, name) not in own and tells(value) and told.get(name) != repr(value):
+        told = assigned(source_of(function))
+        for name, each in used(function).items():
+            value = telling(each)
+            left = (module, name) in (filled if holding(each) else own)
+            if not left and value is not NOTHING and told.get(name) != repr(value):
                 found[f"{module}.{name}"] = value
     return dict(sorted(found.items()))
 
@@ -74,25 +87,96 @@ def names(code: CodeType, what: str) -> frozenset[str]:
     return frozenset(found.union(*(names(each, what) for each in code.co_consts if isinstance(each, CodeType))))
 
 
-def tells(value: Any) -> bool:
-    """Return whether a value is a network, a tensor, an array or plain, and thus tells what it is."""
-    if isinstance(value, PLAIN):
-        return not (isinstance(value, str) and Path(value).is_absolute())
+def telling(value: Any, within: bool = False) -> Any:
+    """Return what tells a value: itself if it is a network, a tensor, an array or plain; else ``NOTHING``.
+
+    A tuple is told if all that it holds is; of a list, a dict or a set it is what they hold of these, and of None.
+
+    Args:
+        value: the value.
+        within: whether it lies in a list, a dict or a set.
+    """
+    if isinstance(value, PLAIN) or (value is None and within):
+        return NOTHING if isinstance(value, str) and Path(value).is_absolute() else value
     if isinstance(value, tuple):
-        return all(map(tells, value))
+        parts = tuple(telling(each, within) for each in value)
+        return NOTHING if any(each is NOTHING for each in parts) else parts
+    if isinstance(value, HOLDING):
+        return NOTHING if not within and not small(value) else held(value) or NOTHING
     if isinstance(value, (type, ModuleType)):
-        return False
+        return NOTHING
     numbers = type(value).__module__.partition(".")[0] in ("torch", "numpy") and hasattr(value, "dtype")
-    return numbers or (callable(getattr(value, "state_dict", None)) and callable(getattr(value, "named_modules", None)))
+    network = callable(getattr(value, "state_dict", None)) and callable(getattr(value, "named_modules", None))
+    return value if numbers or network else NOTHING
 
 
-def literals(function: FunctionType) -> dict[str, str]:
-    """Return what the source of a function's module sets to literals at its top, as texts by name."""
-    module, content = module_of(function), b""
-    with contextlib.suppress(MadError, OSError):  # without a source they are values like others
+def held(value: Any) -> Any:
+    """Return what a list, a dict or a set holds that tells; a set as a sorted list."""
+    if isinstance(value, dict):
+        parts = {key: telling(each, True) for key, each in value.items() if telling(key, True) is not NOTHING}
+        return {key: each for key, each in parts.items() if each is not NOTHING}
+    found = [each for each in (telling(each, True) for each in value) if each is not NOTHING]
+    return found if isinstance(value, list) else sorted(found, key=repr)
+
+
+def holding(value: Any) -> bool:
+    """Return whether a value is a list, a dict or a set, or a tuple with one in it."""
+    return isinstance(value, HOLDING) or (isinstance(value, tuple) and any(map(holding, value)))
+
+
+def small(value: Any) -> bool:
+    """Return whether a list, dict or set holds at most ``MOST`` values, with those within; one in itself has no end."""
+    waiting, count = [value], 0
+    while waiting and count <= MOST:
+        each, count = waiting.pop(), count + 1
+        waiting += each.values() if isinstance(each, dict) else each if isinstance(each, (tuple, *HOLDING)) else ()
+    return count <= MOST
+
+
+def changed(function: FunctionType) -> frozenset[str]:
+    """Return the names of values that a function may fill; all that it reads if its source is not to be had."""
+    code = function.__code__
+    content = source_of(function) or "".join(linecache.getlines(code.co_filename)).encode()  # of a notebook's cell
+    found = changes(content, code.co_firstlineno, code.co_name)
+    return frozenset(used(function)) if found is None else found
+
+
+@functools.lru_cache(maxsize=1024)
+def changes(content: bytes, line: int, name: str) -> frozenset[str] | None:
+    """Return the names that a function in a line of a source stores items in, or returns; None if it is not there."""
+    nodes = []
+    with contextlib.suppress(SyntaxError, ValueError):
+        every: Any = (each for each in ast.walk(ast.parse(content)) if isinstance(each, FUNCTIONS))
+        nodes = [each for each in every if [*getattr(each, "decorator_list", ()), each][0].lineno == line]
+        nodes = [each for each in nodes if getattr(each, "name", "<lambda>") == name]
+    found, aliases = set[str](), set[tuple[str, str]]()
+    for each in (part for node in nodes for part in ast.walk(node)):
+        if isinstance(each, ast.Subscript) and not isinstance(each.ctx, ast.Load):
+            found.add(root(each))
+        elif isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute) and each.func.attr in CHANGING:
+            found.add(root(each.func))
+        elif isinstance(each, ast.Return) and isinstance(each.value, ast.Name):
+            found.add(each.value.id)
+        elif isinstance(each, ast.Assign):
+            aliases |= {(target.id, root(each.value)) for target in each.targets if isinstance(target, ast.Name)}
+    found |= {name for alias, name in aliases if alias in found}
+    return frozenset(found) if nodes else None
+
+
+def root(node: Any) -> str:
+    """Return the name that an expression such as ``name[0].append`` begins with; empty if it begins otherwise."""
+    while isinstance(node, (ast.Subscript, ast.Attribute)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def source_of(function: FunctionType) -> bytes:
+    """Return the source of a function's module; empty if there is none."""
+    module = module_of(function)
+    with contextlib.suppress(MadError, OSError):
         spec = None if module in MAIN else spec_of(module)
-        content = read(module, spec) if spec else script(function.__code__.co_filename)
-    return assigned(content)
+        return read(module, spec) if spec else script(function.__code__.co_filename)
+    return b""
 
 
 @functools.lru_cache(maxsize=256)
@@ -103,6 +187,6 @@ def assigned(content: bytes) -> dict[str, str]:
         for node in ast.parse(content).body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             with contextlib.suppress(ValueError, AttributeError):
-                value = repr(ast.literal_eval(node.value))  # type: ignore[attr-defined]
+                value = repr(telling(ast.literal_eval(node.value)))  # type: ignore[attr-defined]
                 found |= {target.id: value for target in targets if isinstance(target, ast.Name)}
     return found

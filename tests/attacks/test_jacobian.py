@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from growing import POOL, SEEDS, SHORT, bent, brought, seeds, some_images, steal
 from torch import nn
 from toys import CPU, cell, victim
 
@@ -16,49 +17,13 @@ from mad.api import BlackBox
 from mad.attacks import TransferSet
 from mad.attacks.jbda import Jbda, Jbself
 from mad.attacks.jbtopk import JbTopK
-from mad.defenses import Undefended
 from mad.errors import MadError
 from mad.pipeline import run
-from mad.seeds import generator
 from mad.storage.fingerprint import describe, digest, settings
 from mad.storage.store import Store
 
-SEEDS = 10
-SHORT = {"seeds": SEEDS, "epochs": 2}
-POOL = torch.randint(0, 256, (300, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 ATTACKS = [Jbda(**SHORT), Jbself(**SHORT), *(JbTopK(**SHORT, k=k) for k in (1, 2, 5))]
 TOGETHER = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack.name}-{attack.children}")
-
-
-def brought(attack, budget, seed=0, classes=6, pool=POOL):
-    whole = cell(victim=victim(classes), attack=replace(attack, budget=budget), seed=seed)
-    model = whole.victim.untrained(seed=0, purpose="victim")
-    with torch.no_grad():
-        model.head.bias -= model(POOL / 255).mean(dim=0)  # every class is some image's top one
-    api = BlackBox(model, Undefended(), (1, 8, 8), budget, CPU)
-    return whole.attack.spend(api, pool, whole.adversary(CPU)), api, model
-
-
-def steal(*what, **how):
-    found, api, model = brought(*what, **how)
-    assert found.network is None
-    return found.transfer, api, model
-
-
-def seeds(count=SEEDS, seed=0):
-    return POOL[torch.randperm(len(POOL), generator=generator(seed, "pool order"))[:count]] / 255
-
-
-def bent(classes=6):
-    """Return a small network that is not linear."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, classes)).eval()
-
-
-def some_images():
-    images = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    images[0], images[1] = 0.0, 1.0  # where clipping bites
-    return images, torch.arange(9) % 6
 
 
 @TOGETHER
@@ -162,78 +127,6 @@ def test_the_reservoir_bounds_a_round_once_it_is_in_force():
 def test_large_sets_get_fewer_epochs():
     attack = Jbda(epochs=20, round_images=1000)
     assert [attack.trainer(held, 0.01).epochs for held in (10, 50, 51, 400, 5000)] == [20, 20, 19, 2, 1]
-
-
-@pytest.mark.parametrize("kind", [Jbda, Jbself])
-def test_as_published_clips_normalised_inputs(kind):
-    attack = kind(**SHORT, as_published=True, mean=0.2, std=0.4)
-    made = steal(attack, 40)[0].images[SEEDS:]
-    assert made.min() >= 0.2
-    assert made.max() <= 0.6 + 1e-6
-    (images, labels), net = some_images(), bent()
-    normalised = (images - 0.2) / 0.4
-    step = attack.moved(net, images, labels, 0)[1] - images
-    up = (Jbda(step=1e-3).moved(net, images.clamp(0.1, 0.9), labels, 0)[0] - images.clamp(0.1, 0.9)).sign()
-    inside = (images > 0.1) & (images < 0.9)
-    twin = ((normalised + 0.1 / 0.4 * up).clamp(0, 1) - normalised) * 0.4
-    assert torch.allclose(step[inside.all(dim=(1, 2, 3))], twin[inside.all(dim=(1, 2, 3))], atol=1e-5)
-
-
-def test_as_published_overwrites_the_seeds_where_no_reservoir_is_in_force():
-    def kept(**how):
-        images = steal(Jbda(**SHORT, **how), 40)[0].images.flatten(1)
-        return sum((images == seed).all(dim=1).any().item() for seed in seeds().flatten(1)), len(images.unique(dim=0))
-
-    assert kept() == (10, 40)
-    assert kept(as_published=True) == (0, 10)
-    assert kept(as_published=True, reservoir=10, reservoir_after=0)[0] == 10
-    assert steal(Jbda(**SHORT, as_published=True), 33)[1].queries == 33
-
-
-def test_as_published_jbself_stores_another_image_than_was_asked_about():
-    (images, labels), net = some_images(), bent()
-    asked, stored = Jbself(as_published=True).moved(net, images, labels, 0)
-    assert torch.allclose(asked - images, images - stored)
-    assert (asked - images).abs().max() > 0
-    transfer, api, model = steal(Jbself(**SHORT, as_published=True), 40)
-    wrong = (transfer.answers - torch.softmax(model(transfer.images), dim=1)).abs().sum(dim=1)
-    assert wrong.min() > 1e-3
-    assert api.queries == 40
-    right = steal(Jbda(**SHORT, as_published=True), 40)
-    assert torch.allclose(right[0].answers, torch.softmax(right[2](right[0].images), dim=1), atol=1e-6)
-
-
-def test_as_published_targets_are_clipped_to_the_ball_alone():
-    net, (images, labels) = bent(), some_images()
-    right, wrong = (JbTopK(as_published=flag).moved(net, images, labels, 0)[0].view(9, 3, -1) for flag in (False, True))
-    assert right.min() >= 0
-    assert right.max() <= 1
-    assert (wrong[0].min(), wrong[1].max()) == pytest.approx((-0.08, 1.08))
-    assert (wrong - images.view(9, 1, -1)).abs().max() <= 0.1 + 1e-6
-    inner = images.clamp(0.2, 0.8)
-    assert torch.equal(*(JbTopK(as_published=flag).moved(net, inner, labels, 0)[0] for flag in (False, True)))
-
-
-@pytest.mark.parametrize(("k", "parts"), [(3, 1), (3, 3), (5, 2)])
-def test_as_published_no_child_of_several_overwrites_its_parent(k, parts):
-    """One round; the budget ends with the first ``parts`` children of the eighth of ten seeds."""
-    attack, budget = JbTopK(**SHORT, k=k, as_published=True), SEEDS + 7 * k + parts
-    transfer, api, model = steal(attack, budget)
-    assert api.queries == budget
-    assert torch.allclose(transfer.answers, torch.softmax(model(transfer.images), dim=1), atol=1e-6)
-    assert torch.equal(transfer.images[:SEEDS], seeds())
-    assert len(transfer.images.unique(dim=0)) == budget
-
-
-def test_as_published_divides_what_is_left_by_three(fits):
-    def rounds(k, left, published):
-        fits.clear()
-        assert steal(JbTopK(**SHORT, k=k, as_published=published), SEEDS + left)[1].queries == SEEDS + left
-        return len(fits)
-
-    assert (rounds(1, 10, False), rounds(1, 10, True)) == (1, 5)  # of 4, 2, 2, 1 and 1 images
-    for k in (3, 5):
-        assert rounds(k, 8 * k - 1, True) == rounds(k, 8 * k - 1, False) == 1
 
 
 def test_normalisation_may_differ_by_channel():

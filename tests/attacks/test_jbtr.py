@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_jacobian import POOL, bent, some_images, steal
+from growing import POOL, bent, some_images, steal
 from toys import CPU, cell, victim
 
 from mad.attacks import TransferSet

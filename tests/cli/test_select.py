@@ -44,13 +44,14 @@ def test_each_setting_is_a_line(mad_select, tmp_path, fits):
     assert len(list(tmp_path.glob("outputs/victims/digits/*/weights.safetensors"))) == 1
 
 
-@pytest.mark.parametrize("wrong", ["seed='1", "knockoff.epochs=-1"])
+@pytest.mark.parametrize("wrong", ["seed='1", "knockoff.epochs=-1", "seed=1,2"])
 def test_a_wrong_setting_is_a_line_before_anything_is_trained(mad_select, fits, wrong):
     code, out, err = mad_select(*QUICK, "--", "knockoff.epochs=2", wrong)
     assert (code, out, fits) == (1, "", [])
     assert err.startswith("mad: ")
     assert err.count("\n") == 1
     assert wrong in err or "knockoff.epochs must be" in err
+    assert "," not in wrong or "is a sweep: mad-run -m runs a cell for each of its values; here give one" in err
 
 
 def test_without_settings_the_common_one_is_tried(mad_select):

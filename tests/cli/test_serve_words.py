@@ -81,6 +81,10 @@ def test_a_records_api(mad_serve, tmp_path, fits):
     assert fits == []  # the kept victim
     for given, line in (
         ([f"record={name}"], f"no record in outputs with a fingerprint that begins with {name}: see its records.csv"),
+        (
+            [f"record={name}", "outputs=typo"],
+            "outputs: there is no folder typo; name the outputs folder of earlier runs",
+        ),
         (["record=", "outputs=kept"], "no record in kept with a fingerprint that begins with : see its records.csv"),
         ([f"record={name}", "outputs=kept", "defense=mad"], "defense= cannot be changed: a record says all of its API"),
     ):

@@ -84,6 +84,7 @@ def test_a_sweeps_folder_tells_where_its_records_are(four, tmp_path, monkeypatch
     for words in ([str(sweep)], ["."], ["../one/."]):
         call(monkeypatch, *words)
         assert "1 done" in capfd.readouterr().out
+    (sweep / "elsewhere").mkdir()
     call(monkeypatch, str(sweep), "--outputs", "elsewhere")
     assert "1 missing" in capfd.readouterr().out
 
@@ -156,6 +157,16 @@ def test_a_mistake_is_one_line(words, tmp_path, monkeypatch, capfd):
     assert exit_.value.code == 1
     (text,) = capfd.readouterr().err.splitlines()
     assert text.startswith("mad: ")
+
+
+@pytest.mark.parametrize("words", [[], ["--prune"], ["sweep"], ["defense=mad"]])
+def test_a_folder_that_is_said_must_be_there(words, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "cells.jsonl").write_text("")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--outputs", "typo", *words)
+    assert capfd.readouterr().err.startswith("mad: --outputs: there is no folder typo; ")
 
 
 def test_a_cell_that_cannot_be_is_a_failed_one(tmp_path, monkeypatch, capfd):

@@ -20,6 +20,7 @@ from mad.defenses import Undefended  # noqa: E402
 from mad.own import Own  # noqa: E402
 from mad.own.service import Service as OwnService  # noqa: E402
 from mad.pipeline import run  # noqa: E402
+from mad.serve.clients import add  # noqa: E402
 from mad.storage.store import Store  # noqa: E402
 
 IMAGES = pictures(7)
@@ -211,3 +212,27 @@ def test_metrics_count_what_was_answered(toy_deployment):
     assert found["mad_touched_share"] == 1
     assert found['mad_latency_seconds_count{protocol="rest"}'] == 3
     assert found['mad_requests_total{protocol="rest",status="200"}'] == 3
+
+
+def test_the_metrics_of_budgets_follow_the_file_of_clients(tmp_path, toy_deployment):
+    with running(toy_deployment, tmp_path, [("a", {"budget": 9}), ("b", {"operator": True})]) as it:
+        file, key = tmp_path / "clients.json", it.keys["b"]
+
+        def left():
+            return sorted(value for name, value in it.metrics(key).items() if name.startswith("mad_budget_left"))
+
+        def edited(budget):
+            (mine, *others) = json.loads(file.read_text())["clients"]
+            file.write_text(json.dumps({"clients": [{**mine, "budget": budget}, *others]}))
+
+        it.answers(pictures(4), it.keys["a"])
+        assert left() == [5]
+        for budget, told in ((100, [96]), (3, [0]), (None, []), (20, [16])):
+            edited(budget)
+            assert left() == told
+        add(file, "c", budget=7)
+        assert left() == [7, 16]
+        it.answers(pictures(1), it.keys["a"])
+        assert left() == [7, 15]
+        file.write_text(json.dumps({"clients": json.loads(file.read_text())["clients"][1:]}))
+        assert left() == [7]
