@@ -167,7 +167,7 @@ class DpSgd(Defense):
         epochs: passes over the training images.
         min_steps: the least number of steps; small data sets get more epochs to reach it.
         learning_rate: the highest rate of the one-cycle schedule.
-        delta: the delta, in (0, 1), at which the privacy's epsilon is computed.
+        delta: the delta, above 0 and at most 0.99, at which the privacy's epsilon is computed.
     """
 
     name = "dp_sgd"
@@ -193,7 +193,7 @@ class DpSgd(Defense):
             )
         check_number("defense.noise_multiplier", self.noise_multiplier, 0.01)
         check_number("defense.max_grad_norm", self.max_grad_norm, 1e-9)
-        check_number("defense.delta", self.delta, 1e-300, 1)
+        check_number("defense.delta", self.delta, 1e-300, 0.99)
         self.trainer()  # checks the other settings
 
     def trainer(self) -> PrivateTrainer:

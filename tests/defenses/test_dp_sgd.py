@@ -331,7 +331,7 @@ def test_there_is_no_l1_budget():
         ("noise_multiplier", -1),
         ("max_grad_norm", 0),
         ("delta", 0),
-        ("delta", 2),
+        ("delta", 1),
         ("batch_size", 0),
         ("epochs", 0.5),
         ("min_steps", -1),
