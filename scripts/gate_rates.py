@@ -47,14 +47,14 @@ def main() -> None:
     names, words = given.pools.split(","), ["defense=gate", "victim.validation=0.1", *rest]
     cell = mad.load(*words)
     shape = tuple(cell.victim.dataset.shape)
+    pools = {name: mad.load(*words, f"pool={name}").pool for name in names}  # a wrong name costs no training
     gate = deploy(cell.victim, cell.defense, seed=cell.seed, store=Store(Path(own.get("outputs", "outputs")))).defense
     assert isinstance(gate, Gate)
     kinds = {"honest": cell.victim.dataset.test().images}
     rows = torch.arange(min(COUNT, len(kinds["honest"])))
     honest = to_unit_range(next(iter(batches(kinds["honest"], rows, len(rows), CPU))))
     kinds["changed"] = Augmented().changed(honest, generator(0, "gate_rates"))
-    for name in names:
-        pool = mad.load(*words, f"pool={name}").pool
+    for name, pool in pools.items():
         assert pool is not None
         kinds[name] = pool.images(shape)
     for count in (10, 100):

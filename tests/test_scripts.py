@@ -17,6 +17,8 @@ def script(tmp_path, monkeypatch, capfd):
     """Run a script in this process, in an empty folder; return its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for module in ("common", "published"):  # other tests and scripts have modules of these names
+        monkeypatch.delitem(sys.modules, module, raising=False)
     known = set(sys.modules)
 
     def call(name, *words):
@@ -26,7 +28,7 @@ def script(tmp_path, monkeypatch, capfd):
         return code, *capfd.readouterr()
 
     yield call
-    for module in set(sys.modules) - known:  # another test has a module called common
+    for module in set(sys.modules) - known:
         if SCRIPTS.as_posix() in str(getattr(sys.modules[module], "__file__", "")):
             del sys.modules[module]
 
