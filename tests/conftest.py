@@ -19,7 +19,7 @@ from mad.environment import TRACEBACK
 from mad.training import Trainer
 
 gc.set_threshold(OBJECTS)  # as in the commands
-settings.register_profile("plain", deadline=None, database=None, max_examples=40)
+settings.register_profile("plain", deadline=None, database=None, max_examples=60)
 settings.load_profile("plain")
 
 

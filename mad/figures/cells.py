@@ -15,6 +15,7 @@ VICTIM = ["architecture", "victim_epochs", "victim_validation", "victim_seed"]  
 LENGTH = ["knockoff_epochs", "knockoff_min_steps", "knockoff_schedule"]  # how long a stolen model is trained
 RECIPE = [*LENGTH, "knockoff_settings", "knockoff_learning_rate"]
 FILLED: dict[str, Any] = {
+    **{"architecture": "", "knockoff_architecture": ""},
     **{"attack_settings": "", "defense_settings": "", "strength_parameter": "epsilon", "knockoff_optimizer": ""},
     **{"victim_epochs": 0, "victim_validation": 0.0, "victim_seed": -1, "knockoff_epochs": 0},
     **{"knockoff_learning_rate": 0.0, "knockoff_min_steps": 0, "knockoff_schedule": "", "knockoff_settings": ""},
@@ -91,9 +92,10 @@ def thefts(table: pd.DataFrame) -> list[Theft]:
     found = []
     for (victim, pool), every in whole.groupby(["victim", "pool"]):
         parts = list(every.groupby("theft_group"))
-        networks = every.groupby("theft_group").architecture.unique().map("+".join)
-        for digits, rows in parts:
-            name = str(digits)[: settled.DIGITS] if networks.duplicated().any() else networks[digits]
+        networks = ["+".join(rows.architecture.unique()) for _, rows in parts]
+        told = len(set(networks)) == len(parts) and all(networks)
+        for (digits, rows), network in zip(parts, networks, strict=True):
+            name = network if told else str(digits)[: settled.DIGITS]
             apart = f" [{name}]" if len(parts) > 1 and digits else ""
             found.append(Theft(str(victim), f"{pool}{apart}", rows))
     return found

@@ -1,48 +1,21 @@
 """Whatever a user's data set or pool gives is right, or one line says what came, what was expected and what to do."""
 
-import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from toys import CPU, Blobs, Streamed, cell, trainer, victim
+from small_sets import IMAGES, LABELS, Mine, refused
+from toys import CPU, Streamed, cell, trainer, victim
 
 from mad.attacks.adaptive import KnockoffAdaptive
-from mad.datasets import Split, batches, cached, checked
-from mad.datasets.digits import Digits
+from mad.datasets import Split, batches, checked
 from mad.defenses.mad import Mad
 from mad.defenses.surrogates import TrainedSurrogate
-from mad.errors import MadError
 from mad.pipeline import run
-from mad.storage.fingerprint import describe
 from mad.storage.store import Store
 
-RIGHT = Blobs(size=20).train()
-IMAGES, LABELS = RIGHT
 UNIT = IMAGES.float() / 255
-
-
-@dataclass(frozen=True)
-class Mine:
-    """A data set as a user writes it; each part as it was given, the right one otherwise."""
-
-    train_: Any = field(default=RIGHT, compare=False)
-    test_: Any = field(default=RIGHT, compare=False)
-    pool_: Any = field(default=IMAGES, compare=False)
-    classes: Any = 4
-    shape: Any = (1, 8, 8)
-    name: Any = "mine"
-
-    def train(self):
-        return self.train_
-
-    def test(self):
-        return self.test_
-
-    def images(self, shape):
-        return self.pool_
 
 
 class Listed:
@@ -95,6 +68,8 @@ WRONG_IMAGES = {
     "empty stream": (Listed(IMAGES, (0, 1, 8, 8), 0), "got none"),
     "stream without images": (Listed([{}], (1, 1, 8, 8)), "dict"),
 }
+
+
 WRONG_LABELS = {
     "from 1": (LABELS + 1, "from 0 to 3, got 1 to 4; take labels - 1"),
     "too high": (LABELS * 2, "from 0 to 3, got 0 to 6; or is it of more"),
@@ -110,6 +85,8 @@ WRONG_LABELS = {
     "none": (None, "got NoneType"),
     "a number": (LABELS[0], r"Tensor torch\.int64 \(\)"),
 }
+
+
 WRONG = {
     **{name: (Split(images, LABELS[: len(images)] if name == "empty" else LABELS), words)
        for name, (images, words) in WRONG_IMAGES.items()},
@@ -118,14 +95,6 @@ WRONG = {
     "a dict": ({"images": IMAGES}, "got dict"),
     "three": ((IMAGES, LABELS, LABELS), "got tuple"),
 }  # fmt: skip
-
-
-def refused(call, words):
-    with pytest.raises(MadError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    assert re.search(words, str(caught.value)), caught.value
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -235,88 +204,3 @@ def test_missing_classes_are_said_once(capsys):
 
 
 # What is in them belongs to their names
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A data set and pool in one file."""
-
-    path: str = field(compare=False)
-    classes: int = 4
-    shape: tuple[int, int, int] = (1, 8, 8)
-    name: str = "saved"
-
-    def train(self):
-        return Split(*torch.load(self.path))
-
-    def test(self):
-        return self.train()
-
-    def images(self, shape):
-        return self.train().images
-
-
-def save(file, images=IMAGES, labels=LABELS):
-    torch.save((images, labels), file)
-    return Saved(str(file))
-
-
-def test_content_decides_a_fingerprint_and_the_place_does_not(tmp_path):
-    first = describe(save(tmp_path / "a"))
-    assert describe(save(tmp_path / "b")) == first
-    assert describe(save(tmp_path / "a", 255 - IMAGES)) != first
-    assert describe(save(tmp_path / "a", labels=LABELS.flip(0))) != first
-    assert describe(save(tmp_path / "a")) == first
-
-
-def test_a_replaced_file_is_never_kept(tmp_path):
-    store, parts = Store(tmp_path / "outputs"), {}
-    for turn, content in enumerate((IMAGES, 255 - IMAGES)):
-        for part in ("victim", "pool"):
-            dataset = save(tmp_path / part, content if part == "victim" else IMAGES)
-            parts[part] = victim(dataset=dataset) if part == "victim" else dataset
-        made = cell(budget=10, **parts)
-        assert run(made, store, CPU)[1] is False
-        assert run(cell(budget=10, **parts), store, CPU)[1] is True
-        save(tmp_path / "pool", 200 - IMAGES // 2 if turn else IMAGES // 2)
-        assert run(cell(budget=10, **parts | {"pool": Saved(parts["pool"].path)}), store, CPU)[1] is False
-
-
-def test_a_pool_that_is_no_data_set_counts_as_well(tmp_path):
-    @dataclass(frozen=True)
-    class Only:
-        path: str = field(compare=False)
-        name: str = "only"
-
-        def images(self, shape):
-            return torch.load(self.path)[0]
-
-    names = []
-    for content in (IMAGES, 255 - IMAGES):
-        save(tmp_path / "a", content)
-        names.append(cell(pool=Only(str(tmp_path / "a"))).fingerprint)
-    assert names[0] != names[1]
-    streamed = Mine(pool_=Streamed(IMAGES))
-    assert cell(pool=streamed).fingerprint != cell(pool=Mine(pool_=Streamed(255 - IMAGES))).fingerprint
-
-
-def test_who_knows_his_content_is_not_read(tmp_path):
-    @dataclass(frozen=True)
-    class Known(Saved):
-        def contents(self):
-            return "0815"
-
-    known = Known(str(tmp_path / "absent"))
-    assert describe(known)["contents"] == "0815"
-    assert cell(pool=known).fingerprint
-    assert "contents" not in describe(Digits())
-
-
-def test_equal_sets_are_read_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(cached, "KEPT", type(cached.KEPT)())
-    read, load = [], torch.load
-    monkeypatch.setattr(torch, "load", lambda file: read.append(file) or load(file))
-    save(tmp_path / "a")
-    for _ in range(3):
-        describe(Saved(str(tmp_path / "a")))
-    assert len(read) == 2

@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import shutil
-import struct
 import zipfile
 from functools import partial
 from urllib.error import URLError
@@ -15,27 +14,18 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from idx_files import idx
 from torchvision import datasets
 
 from mad.cli import data
 from mad.cli.archives import ARCHIVES
 from mad.datasets import published
-from mad.datasets.idx import IdxImages
 from mad.datasets.published import PARTS
 from mad.datasets.vision import Vision
 from mad.errors import MadError
 from mad.storage.fingerprint import describe
 
-COUNTS = {"train": 30, "t10k": 20}
 CLOSE = r"^[^\n]*$"
-
-
-def idx(part, seed, count=None):
-    """The bytes of one of MNIST's four files, with random content."""
-    count, draw = count or COUNTS[part.split("-")[0]], np.random.default_rng(seed)
-    if "labels" in part:
-        return struct.pack(">II", 2049, count) + draw.integers(0, 10, count, dtype=np.uint8).tobytes()
-    return struct.pack(">IIII", 2051, count, 28, 28) + draw.integers(0, 256, (count, 28, 28), dtype=np.uint8).tobytes()
 
 
 RIGHT = {part: idx(part, number) for number, part in enumerate(PARTS)}
@@ -295,32 +285,3 @@ def test_another_cifar_is_refused_and_set_aside(cifar, tmp_path, monkeypatch, ca
 
 
 # IDX files: nothing is published of them
-
-
-def test_labels_count_for_an_attack_that_goes_by_them(tmp_path):
-    file = tmp_path / "images-idx3-ubyte"
-    file.write_bytes(idx("train-images", 1))
-    pool = IdxImages(str(file))
-    assert pool.label_contents() == []
-    found = []
-    for seed in (1, 2):
-        (tmp_path / "labels-idx1-ubyte").write_bytes(idx("train-labels", seed))
-        found.append(pool.label_contents())
-    assert found[0] != found[1]
-    assert describe(pool) == describe(IdxImages(str(file)))
-
-
-@pytest.mark.parametrize("length", [0, 3, 7, 8, 9])
-def test_labels_that_are_no_whole_file_are_one_line(tmp_path, length):
-    (tmp_path / "images-idx3-ubyte").write_bytes(idx("train-images", 1))
-    (tmp_path / "labels-idx1-ubyte").write_bytes(idx("train-labels", 1)[:length])
-    with pytest.raises(MadError, match=r"^[^\n]*labels-idx1-ubyte is no whole IDX file of labels[^\n]*$"):
-        IdxImages(str(tmp_path / "images-idx3-ubyte")).labels()
-
-
-def test_a_home_folder_is_found(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "images").write_bytes(idx("train-images", 1))
-    assert len(IdxImages("~/images").images((1, 28, 28))) == 30
-    with pytest.raises(MadError, match=r"^~nobody-of-that-name/x: there is no such home folder; [^\n]*$"):
-        IdxImages("~nobody-of-that-name/x")

@@ -6,11 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
-from toys import CPU, Blobs, build, compose, victim
+from simplices import IMAGES, posteriors, ready, rows, rows_of
+from toys import build, compose
 
-from mad import simplex, solvers
-from mad.defenses import Context
+from mad import simplex
 from mad.defenses.argmax import Argmax
 from mad.defenses.mad_identity import MadIdentity
 from mad.defenses.mad_random import MadRandom
@@ -20,18 +19,6 @@ from mad.defenses.rounding import Rounding
 from mad.defenses.top_k import TopK
 from mad.errors import MadError
 from mad.storage.fingerprint import describe, settings
-
-IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def posteriors(classes=10, rows=40):
-    """From nearly one-hot to nearly uniform."""
-    logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(1))
-    return torch.softmax(logits * torch.linspace(0.1, 12, rows).unsqueeze(1), dim=1)
-
-
-def ready(defense, dataset="blobs", seed=0):
-    return defense.prepared(Context(victim(dataset=Blobs(10, name=dataset)), nn.Identity(), seed, CPU))
 
 
 def confident(classes=10, rows=40):
@@ -46,21 +33,6 @@ def confident(classes=10, rows=40):
     clean[-2:, 0] = clean[-2:, 1] = 0.5
     clean[-2:, 2:] = 0
     return clean
-
-
-def rows_of(numbers):
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-@st.composite
-def rows(draw):
-    """A posterior of 2 to 12 classes, with zeros, ties and near ties."""
-    masses = draw(
-        st.lists(st.sampled_from([0, 1e-9, 1e-4, 0.3, 0.3 + 1e-7, 0.5, 1, 1 - 1e-7]), min_size=2, max_size=12)
-    )
-    masses[draw(st.integers(0, len(masses) - 1))] += draw(st.floats(1e-3, 100))
-    total = torch.tensor(masses)
-    return (total / total.sum()).unsqueeze(0)
 
 
 def sigmoid(z):
@@ -247,38 +219,6 @@ def test_a_weak_setting_changes_nothing():
     clean = posteriors()
     assert torch.allclose(ready(TopK(k=10))(IMAGES, clean), clean, atol=1e-6)
     assert torch.allclose(ready(Rounding(decimals=7))(IMAGES, clean), clean, atol=1e-5)
-
-
-@pytest.mark.parametrize("epsilon", [0.1, 0.95, 2])
-def test_the_identity_maximises_the_angle_between_posteriors(epsilon):
-    """No corner is further from y in angle, and the step is the published one."""
-    clean = posteriors()
-    answers = ready(MadIdentity(epsilon))(IMAGES, clean)
-    for answer, y in zip(answers, clean, strict=True):
-        corner = max(torch.eye(10), key=lambda corner: 2 - 2 * torch.cosine_similarity(corner, y, dim=0).item())
-        step = min(1, epsilon / (corner - y).abs().sum().item())
-        assert torch.allclose(answer, (1 - step) * y + step * corner, atol=1e-5)
-
-
-def test_the_identity_is_mad_with_a_surrogate_that_has_no_opinion():
-    """At a uniform p every corner is as far from it, and the published score ranks the classes by y alone."""
-    clean = posteriors().double()
-    expected = solvers.vertex(clean, torch.full_like(clean, 0.1), 0.5)
-    assert torch.allclose(ready(MadIdentity(0.5))(IMAGES, clean), expected, atol=1e-5)
-
-
-def test_the_random_corner_is_uniform_and_reaches_the_budget():
-    images = torch.rand(2000, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    clean = posteriors(10, 1).expand(2000, 10)
-    answers = ready(MadRandom(0.4))(images, clean)
-    moved = answers - clean
-    share = torch.bincount(moved.argmax(dim=1), minlength=10) / 2000
-    assert (share - 0.1).abs().max() < 0.03
-    assert torch.allclose(moved.abs().sum(dim=1), torch.full((2000,), 0.4), atol=1e-5)
-    step = 0.4 / (2 * (1 - clean.gather(1, moved.argmax(dim=1, keepdim=True))))
-    assert torch.allclose(
-        moved.clamp(max=0), (-step * clean).scatter(1, moved.argmax(dim=1, keepdim=True), 0), atol=1e-5
-    )
 
 
 @pytest.mark.parametrize(

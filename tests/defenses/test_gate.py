@@ -5,27 +5,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gate_victims import FLAT, TOY
 from torch import nn
-from toys import CPU, SmallNet, Tiny, cell, trainer, victim
+from toys import CPU, SmallNet, Tiny, cell, victim
 
 from mad import measure
-from mad.accounts import Accounts
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.context import Context
-from mad.defenses import Chain, Defense, Mad, Rounding
+from mad.defenses import Chain, Mad, Rounding
 from mad.defenses.edm import Edm
 from mad.defenses.gate import Gate
 from mad.defenses.reverse_sigmoid import ReverseSigmoid
 from mad.deployment import deploy
 from mad.errors import MadError
 from mad.gate.shifts import shifts
-from mad.pipeline import inputs, run
 from mad.storage.fingerprint import describe
 from mad.storage.store import Store
 from mad.testing import Blobs, check_defense
-
-TOY = victim(dataset=Blobs(size=700), validation=0.4, architecture=SmallNet, trainer=trainer(epochs=1))
-FLAT = victim(dataset=Blobs(size=700), validation=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -159,46 +155,6 @@ def test_several_accounts_are_tested_one_by_one(store):
     assert found["gate_flagged"] == 0.5
     assert found["gate_flagged_after"] == one.defense.session_columns()["gate_flagged_after"]
     assert deployed(store, Gate()).session(200, accounts=2).defense.name == "gate"  # without state they are one
-
-
-def test_accounts_of_any_defense_and_budget():
-    class Counts(Defense):
-        name = "counts"
-        stateful = True
-        epsilon = None
-
-        def begin(self):
-            self.asked = 0
-
-        def perturb(self, images, clean):
-            self.asked += len(images)
-            return clean
-
-        def session_columns(self):
-            return {"asked": self.asked}
-
-    defense = Counts(None)
-    for count, share in ((3, [4, 3, 3]), (7, [2, 2, 2, 1, 1, 1, 1]), (10, [1] * 10), (1, [10])):
-        accounts = Accounts(defense, 10, count)
-        for size in (1, 5, 4):
-            accounts(torch.rand(size, 1, 2, 2), torch.full((size, 2), 0.5))
-        assert [each.asked for each in accounts._sessions] == share
-        assert accounts.session_columns() == {"asked": share[0]}
-    with pytest.raises(MadError, match=r"attack\.budget"):
-        Accounts(defense, 2, 3)
-
-
-def test_accounts_reach_the_record(tmp_path):
-    record = run(
-        cell(victim=FLAT, defense=Gate(client=0.01), attack=KnockoffNets(60, accounts=4)), Store(tmp_path), CPU
-    )[0]
-    assert record["gate_flagged"] <= 1
-    assert record["gate_honest_flagged"] == 0
-    assert "accounts=4" in record["attack_settings"]
-    with pytest.raises(MadError, match=r"attack\.accounts"):
-        KnockoffNets(3, accounts=4)
-    with pytest.raises(MadError, match=r"attack\.accounts"):  # of a pool of 200 images
-        inputs(cell(attack=KnockoffNets(None, accounts=201)))
 
 
 def test_what_was_there_before_keeps_its_fingerprint():

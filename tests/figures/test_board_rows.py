@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from test_board import FRAME, ROWS, cells
+from board_cells import FRAME, ROWS, cells
 
 from mad.figures import board, board_views
 from mad.storage import records

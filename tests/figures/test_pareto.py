@@ -4,7 +4,7 @@ import itertools
 
 import pandas as pd
 import pytest
-from test_figures import GROUP, row
+from figure_rows import GROUP, row
 
 from mad.errors import MadError
 from mad.figures import pareto

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from test_figures import GROUP, ROWS, row
+from figure_rows import GROUP, ROWS, row
 
 import mad
 from mad.errors import MadError

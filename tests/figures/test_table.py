@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from test_figures import LONG, USUAL, row
+from figure_rows import LONG, USUAL, row
 
 from mad.figures import table
 from mad.storage import records
