@@ -1,6 +1,10 @@
 """Synthetic records of one theft, for the tests of reports."""
 
+from functools import cache
+
 from mad.figures import board
+from mad.report import contents
+from mad.storage import records
 
 EVIL = "<script>alert(1)</script>"
 SECRET = "/home/somebody/secret/net.pt"
@@ -43,3 +47,11 @@ ROWS = [
     *rows(),
     *(cell("mad", 1.0, each, seed, 9000 + 10 * seed + k) for seed in range(4) for k, each in enumerate(MEMBERS)),
 ]
+TABLE = records.frame(ROWS)
+
+
+@cache
+def example():
+    """What a report says of these records; made once, by the first test that asks."""
+    (found,) = contents.read(TABLE)
+    return found

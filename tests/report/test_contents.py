@@ -9,21 +9,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from reporting import EVIL, MEMBERS, ROWS, cell
+from reporting import EVIL, MEMBERS, ROWS, TABLE, cell, example
 
 from mad.errors import MadError
 from mad.figures import board, board_views, pareto, tradeoff
 from mad.report import contents, latex_csv, methods, tables
 from mad.storage import records
 
-TABLE = records.frame(ROWS)
-(THEFT,) = contents.read(TABLE)
-
 
 def test_points_of_one_adversary_are_those_of_the_trade_off_figure():
     own = TABLE[TABLE.recovery == "argmax"]
     for name, points in tradeoff.curves(own).items():
-        ours = THEFT.points.query("adversary == 'argmax' and curve == @name")
+        ours = example().points.query("adversary == 'argmax' and curve == @name")
         assert ours.stolen.tolist() == pytest.approx(points["stolen_accuracy", "mean"].tolist())
         deviation = points["stolen_accuracy", "std"].to_numpy(dtype=float)
         assert np.allclose((ours.high - ours.stolen).astype(float), deviation, equal_nan=True)
@@ -47,7 +44,7 @@ def test_the_headline_is_of_defenses_that_cost_little_and_of_the_strongest_adver
     assert first == "Undefended, the stolen model reaches 95.0 % (bayes), where the victim has 90.0 %."
     assert "mad epsilon 0.05 leaves its strongest adversary least" in second
     assert "for 0.5 points" in second
-    assert contents.headline(THEFT)[1].startswith("Every defense here costs the API more than 1 point")
+    assert contents.headline(example())[1].startswith("Every defense here costs the API more than 1 point")
 
 
 def test_few_adversaries_and_one_seed_are_warned_of():
@@ -110,10 +107,10 @@ def test_every_method_says_what_it_is():
 
 
 def test_csv_holds_boards_and_points():
-    found = {name: pd.read_csv(io.BytesIO(content)) for name, content in latex_csv.csv([THEFT]).items()}
+    found = {name: pd.read_csv(io.BytesIO(content)) for name, content in latex_csv.csv([example()]).items()}
     assert not found["boards"].map(lambda each: str(each).startswith("[")).any(axis=None)  # no list of Python's
-    assert found["boards"].worst.tolist() == pytest.approx(THEFT.table.worst.tolist(), abs=1e-4)
-    assert len(found["points"]) == len(THEFT.points)
+    assert found["boards"].worst.tolist() == pytest.approx(example().table.worst.tolist(), abs=1e-4)
+    assert len(found["points"]) == len(example().points)
     assert "/home" not in found["points"].command.str.cat()
 
 
@@ -136,13 +133,15 @@ def test_a_small_strength_is_none_of_0(tmp_path):
 def test_latex_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MadError, match=r"^tables in LaTeX need Jinja2: pip install 'mad\[report\]'"):
-        latex_csv.latex([THEFT])
+        latex_csv.latex([example()])
 
 
 def test_latex_is_escaped_and_has_rules():
     pytest.importorskip("jinja2")
-    text = latex_csv.latex([THEFT]).decode()
-    assert text.count("\\begin{longtable}") == text.count("\\end{longtable}") == 2 + THEFT.points.adversary.nunique()
+    text = latex_csv.latex([example()]).decode()
+    assert (
+        text.count("\\begin{longtable}") == text.count("\\end{longtable}") == 2 + example().points.adversary.nunique()
+    )
     assert "\\toprule" in text
     assert "mad\\_argmax" in text
     assert not re.search(r"(?<!\\)[_%#]", text.partition("\n")[2])
@@ -151,10 +150,10 @@ def test_latex_is_escaped_and_has_rules():
 
 
 def test_the_headline_leaves_out_who_met_fewer_adversaries():
-    table = THEFT.table.assign(defended_accuracy=THEFT.table.victim_accuracy)
+    table = example().table.assign(defended_accuracy=example().table.victim_accuracy)
     real = table[table.defense != "none"].iloc[:1]
     few = real.assign(defense="few", worst=0.0, members=real.members - 1)
-    told = contents.headline(replace(THEFT, table=pd.concat([real, few])))
+    told = contents.headline(replace(example(), table=pd.concat([real, few])))
     assert told[0].startswith("Of 1 defense that cost the API at most 1 point of accuracy and met ")
     assert f"{real.defense.iloc[0]} " in told[0]
     assert "few" not in told[0]

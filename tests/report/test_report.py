@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from reporting import EVIL, ROWS
+from reporting import EVIL, ROWS, TABLE, example
 from toys import exit_code
 
 from mad.cli import report as command_line
@@ -18,9 +18,6 @@ from mad.figures import board
 from mad.report import contents, page
 from mad.storage import records
 from mad.storage.files import holder, lock_file, seal, write
-
-TABLE = records.frame(ROWS)
-(THEFT,) = contents.read(TABLE)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +91,7 @@ def test_the_page_has_the_numbers_of_the_board_and_marks_one_seed(html):
     assert title in texts
     for _, at in table.iterrows():
         assert f"{at.worst:.1f}" in texts
-    few = THEFT.members.seeds.eq(1).sum() + table.seeds.eq(1).sum()
+    few = example().members.seeds.eq(1).sum() + table.seeds.eq(1).sum()
     assert few > 0
     assert html.decode().count('class="mark">anecdote<') == few
 
@@ -108,10 +105,10 @@ def test_the_same_records_make_the_same_page():
 def test_a_figure_shows_the_points_and_says_where_each_is_from(html):
     from mad.report import charts
 
-    figure = charts.tradeoff(THEFT.points[THEFT.points.adversary == contents.STRONGEST], THEFT.chance)
+    figure = charts.tradeoff(example().points[example().points.adversary == contents.STRONGEST], example().chance)
     mad = next(each for each in figure.data if each.name == "mad")
-    ours = board.boards(TABLE)[THEFT.title].query("defense == 'mad'").sort_values("strength")
-    assert list(mad.y) == pytest.approx([*THEFT.table[THEFT.table.defense == "none"].worst, *ours.worst])
+    ours = board.boards(TABLE)[example().title].query("defense == 'mad'").sort_values("strength")
+    assert list(mad.y) == pytest.approx([*example().table[example().table.defense == "none"].worst, *ours.worst])
     assert list(mad.x) == pytest.approx([90, *100 * ours.defended_accuracy])
     assert "mad-run -m" in mad.hovertext[1]
     assert "recovery=bayes" in mad.hovertext[1].replace("<br>", " ")  # the strongest that a thief can be
@@ -152,14 +149,14 @@ def test_a_browser_sorts_filters_and_draws(html, tmp_path):
     found = json.loads(re.search(r"<body>(\{.*\})</body>", done.stdout)[1])
     falling = [float(each) for each in found["falling"]]
     assert falling == sorted(falling, reverse=True)
-    assert len(falling) == len(THEFT.table)
+    assert len(falling) == len(example().table)
     assert found["sort"] == "descending"
     assert found["kept"]
     assert all("mad" in each for each in found["kept"])
-    assert found["count"] == f"{len(found['kept'])} of {len(THEFT.table)}"
-    other = THEFT.points.adversary.unique()[3]
+    assert found["count"] == f"{len(found['kept'])} of {len(example().table)}"
+    other = example().points.adversary.unique()[3]
     assert f"by {other}; 3 seeds" in found["told"].replace("…/", "/home/somebody/secret/")
-    assert found["drawn"] == 2 * THEFT.points[THEFT.points.adversary == contents.STRONGEST].curve.nunique()
+    assert found["drawn"] == 2 * example().points[example().points.adversary == contents.STRONGEST].curve.nunique()
 
 
 def test_nobody_clears_away_a_page_that_is_being_written(tmp_path, monkeypatch, capfd):
