@@ -26,7 +26,9 @@ def chosen(config: DictConfig) -> bool:
 
 
 def jobs(config: DictConfig, overrides: Job) -> list[Job]:
-    """Return the overrides of each job of a sweep, without duplicates, in the order of launch.
+    """Return the overrides of each job of a sweep, without duplicates, in the order of launch: undefended cells first.
+
+    They are the references of the others, whose jobs would otherwise run them while their own jobs wait.
 
     Args:
         config: the sweep's config with its ``hydra`` node; ``grid`` holds the lines, and may be empty.
@@ -63,7 +65,8 @@ def jobs(config: DictConfig, overrides: Job) -> list[Job]:
                 found.append(job)
     if not found:
         raise MadError(f"this sweep has no cell: nothing that there is fits {' '.join(overrides)}")
-    return list({tuple(sorted(job)): job for job in found}.values())
+    distinct = {tuple(sorted(job)): job for job in found}.values()
+    return sorted(distinct, key=lambda job: choices(job).get("defense") != "none")
 
 
 def choices(job: Job) -> dict[str, str]:

@@ -162,8 +162,9 @@ def by_class(record: Record) -> str:
 
 def in_turn(cell: Cell, sweep: Path | None) -> list[Cell]:
     """Return the reference and the cell in the order to run them; the reference last if another job has started it."""
+    free = sweep is None or sweep_folder.first(sweep, cell.reference.fingerprint)
     if cell.reference.path == cell.path:
         return [cell]
-    if sweep is None or sweep_folder.first(sweep, cell.reference.fingerprint):
+    if free:
         return [cell.reference, cell]
     return [cell, cell.reference]

@@ -48,10 +48,16 @@ def test_each_line_is_swept_over_times_the_command_line():
 
 
 def test_without_a_grid_a_sweep_is_hydras():
-    assert jobs([], "seed=0,1", "defense=mad,none") == [
-        {f"seed={seed}", f"defense={name}"} for seed, name in product((0, 1), ("mad", "none"))
+    assert jobs([], "seed=0,1", "defense=mad,gate") == [
+        {f"seed={seed}", f"defense={name}"} for seed, name in product((0, 1), ("mad", "gate"))
     ]
     assert len(jobs([], "seed=1,1")) == 1
+
+
+def test_undefended_cells_are_launched_first_so_that_no_job_waits_for_its_reference():
+    assert jobs(["recovery=none,argmax"], "defense=mad,none") == [
+        {f"recovery={recovery}", f"defense={name}"} for name, recovery in product(("none", "mad"), ("none", "argmax"))
+    ]
 
 
 def test_the_command_line_wins_and_equal_cells_are_one():

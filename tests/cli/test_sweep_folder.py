@@ -4,9 +4,10 @@ import hydra
 import pytest
 from toys import CPU, cell
 
+import mad
 from mad.cli import configs, sweep_folder
 from mad.cli import figures as figures_command
-from mad.cli.task import Task
+from mad.cli.task import Task, in_turn
 from mad.errors import MadError
 from mad.pipeline import run
 from mad.storage import files, records
@@ -82,6 +83,15 @@ def test_notes_are_in_the_order_of_the_jobs(tmp_path):
 
 def test_only_the_first_is_first(tmp_path):
     assert [sweep_folder.first(tmp_path, name) for name in "abaab"] == [True, True, False, False, False]
+
+
+def test_a_reference_that_another_job_runs_is_waited_for_last(tmp_path):
+    theft, one, two = mad.load("defense=mad"), tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    assert in_turn(theft, None) == in_turn(theft, one) == [theft.reference, theft]
+    assert in_turn(theft, one) == [theft, theft.reference]
+    assert in_turn(theft.reference, two) == [theft.reference]  # a job of its own
+    assert in_turn(theft, two) == [theft, theft.reference]
 
 
 def test_two_sweeps_of_one_second_have_their_own_folders():
