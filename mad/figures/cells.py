@@ -52,15 +52,22 @@ class Theft:
         rows = rows[rows.budget == rows.budget.max()]
         return group(most(rows, own, RECIPE))
 
-    @property
+    @cached_property
     def same_victim(self) -> pd.DataFrame:
         """Return the records of the victim of ``plain``, without those of other victims of the same name."""
         if self.plain.empty:
             return self.rows
         return self.rows[(self.rows[VICTIM] == self.plain[VICTIM].iloc[0]).all(axis=1)]
 
+    @cached_property
+    def _groups(self) -> dict[tuple[Any, ...], pd.DataFrame]:
+        """The groups that were asked for before: the paper's numbers ask for the same few again and again."""
+        return {}
+
     def cells(self, attack: str = "knockoff", recovery: str = "none", **other: str) -> pd.DataFrame:
         """Return the comparison group of an attack; settings that are not given are as in ``plain``.
+
+        The frame is kept for the next call, so it must not be written to.
 
         Args:
             attack: name of the attack.
@@ -68,6 +75,12 @@ class Theft:
             other: values of ``attack_settings``, ``knockoff_architecture``, ``knockoff_optimizer`` or
                 ``knockoff_settings``.
         """
+        asked = (attack, recovery, *sorted(other.items()))
+        if asked not in self._groups:
+            self._groups[asked] = self._cells(attack, recovery, other)
+        return self._groups[asked]
+
+    def _cells(self, attack: str, recovery: str, other: dict[str, str]) -> pd.DataFrame:
         rows = self.same_victim
         if attack != "online":  # attack online has a recipe of its own
             optimizer = other.setdefault("knockoff_optimizer", usual(rows))

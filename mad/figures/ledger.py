@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -65,7 +66,7 @@ def ledger(thefts: list[Theft]) -> pd.DataFrame:
         for victim in victims:
             of_victim = [theft for theft in (own if alone else thefts) if theft.victim == victim]
             measured = ((theft, measure(theft)) for theft in of_victim)
-            shown += [each for each in measured if each[1]][:1]
+            shown += islice((each for each in measured if each[1]), 1)
         for theft, found in shown or [(own[0] if own else None, None)]:
             ours = {f"our_{key}": value for key, value in rows_of(found, theft, stated.measure).items()}
             lines.append({name: stated[name] for name in STATED} | ours)
