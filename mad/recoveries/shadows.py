@@ -16,7 +16,7 @@ from mad.errors import MadError
 from mad.knowledge import Knowledge
 from mad.seeds import derive, generator
 from mad.transfer import TransferSet
-from mad.victim import Victim
+from mad.victim import StandIn
 
 PART = 1000  # images that a shadow answers at once
 SECRETS = 4  # seeds of the defense for each shadow: where it pushes answers depends on its secret
@@ -93,7 +93,7 @@ def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[Bla
         seed = derive(adversary.seed, f"shadow {number}") // 2
         held = HELD_OUT if adversary.defense.needs_validation else 0.0
         make = adversary.knockoff.architecture
-        victim = Victim("shadow", dataset, make, recipe, seed=seed, validation=held)
+        victim = StandIn("shadow", dataset, make, recipe, seed=seed, validation=held)
         for secret in range(SECRETS):
             own = derive(seed, f"secret {secret}") // 2
             try:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from toys import CPU, Blobs, Streamed, cell, trainer, victim
+from toys import CPU, Blobs, Streamed, Tiny, cell, trainer, victim
 
+from mad.architectures.lenet import LeNet
 from mad.datasets import to_unit_range
 from mad.defenses import Chain, Defense
 from mad.defenses.gate import Gate
@@ -19,9 +20,11 @@ from mad.recoveries.restorer import Restorer, Seen, grid
 from mad.recoveries.restorer_plus import RestorerPlus, near
 from mad.recoveries.shadows import SECRETS, Pairs, halves, pairs, shadows
 from mad.simplex import are_posteriors, l1
+from mad.storage.fingerprint import describe
 from mad.storage.store import Store
 from mad.testing import posteriors
 from mad.transfer import TransferSet
+from mad.victim import StandIn, Victim
 
 POOL = Blobs().images((1, 8, 8))
 LONG = Knockoff(trainer(min_steps=300))  # a shadow gets a third of it
@@ -88,6 +91,29 @@ def test_shadows_are_trained_once_for_all(tmp_path, fits):
         assert "shadow/" in record["uses"]
     assert fits.count("victim shadow") == 2
     assert fits.count("restorer") == 3
+
+
+class Warm(Tiny):
+    """A factory that loads weights, such as the victim's."""
+
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.linspace(-1, 1, self.head.weight.numel()).view_as(self.head.weight))
+
+
+STILL = {"optimizer": "sgd", "learning_rate": 1e-9, "epochs": 1}
+
+
+def test_shadows_start_untrained_whatever_the_factory_loads():
+    adversary, transfer = asked(Squared(), 20, Knockoff(trainer(**STILL)), victim=victim(architecture=Warm))
+    (shadow, *_) = shadows(adversary, transfer, 1)
+    assert not torch.allclose(shadow._model.head.weight, Warm((1, 8, 8), 4).head.weight, atol=1e-2)
+
+
+def test_shadows_are_named_as_before():
+    parts = ("shadow", Blobs(), LeNet, trainer())
+    assert describe(StandIn(*parts)) == describe(Victim(*parts))
 
 
 def test_shadows_of_a_stream():
