@@ -1,9 +1,10 @@
 """Shadow victims show an adversary what the defense does, and two recoveries learn from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toys import CPU, Blobs, Streamed, Tiny, cell, trainer, victim
 
 from mad.architectures.lenet import LeNet
@@ -18,7 +19,7 @@ from mad.pipeline import run
 from mad.recoveries.bayes import Bayes
 from mad.recoveries.restorer import Restorer, Seen, grid
 from mad.recoveries.restorer_plus import RestorerPlus, near
-from mad.recoveries.shadows import SECRETS, Pairs, halves, pairs, shadows
+from mad.recoveries.shadows import SECRETS, Pairs, Shadow, halves, pairs, shadows
 from mad.simplex import are_posteriors, l1
 from mad.storage.fingerprint import describe
 from mad.storage.store import Store
@@ -111,9 +112,22 @@ def test_shadows_start_untrained_whatever_the_factory_loads():
     assert not torch.allclose(shadow._model.head.weight, Warm((1, 8, 8), 4).head.weight, atol=1e-2)
 
 
-def test_shadows_are_named_as_before():
-    parts = ("shadow", Blobs(), LeNet, trainer())
-    assert describe(StandIn(*parts)) == describe(Victim(*parts))
+def test_shadows_start_from_the_knockoffs_initial_weights(tmp_path):
+    given = Tiny((1, 8, 8), 4).state_dict()
+    save_file(given, tmp_path / "given.safetensors")
+    warm = Knockoff(trainer(**STILL), initial_weights=str(tmp_path / "given.safetensors"))
+    adversary, transfer = asked(Squared(), 20, warm)
+    assert torch.allclose(shadows(adversary, transfer, 1)[0]._model.head.weight, given["head.weight"], atol=1e-4)
+    cold = shadows(*asked(Squared(), 20, Knockoff(trainer(**STILL))), 1)[0]
+    assert not torch.allclose(cold._model.head.weight, given["head.weight"], atol=1e-2)
+
+
+def test_shadows_are_named_as_before(tmp_path):
+    parts, knockoff = ("shadow", Blobs(), LeNet, trainer()), Knockoff(trainer(), LeNet)
+    assert describe(StandIn(*parts)) == describe(Shadow(*parts, knockoff=knockoff)) == describe(Victim(*parts))
+    save_file(LeNet((1, 28, 28), 4).state_dict(), tmp_path / "given.safetensors")
+    warm = replace(knockoff, initial_weights=str(tmp_path / "given.safetensors"))
+    assert describe(Shadow(*parts, knockoff=warm)) != describe(Victim(*parts))
 
 
 def test_shadows_of_a_stream():
