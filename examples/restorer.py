@@ -18,7 +18,7 @@ from mad.knowledge import Knowledge
 from mad.recoveries import Recovery
 from mad.seeds import seeded
 from mad.transfer import TransferSet
-from mad.victim import Victim
+from mad.victim import StandIn
 
 SHADOW = 1000  # most images whose clean and defended answers are compared
 
@@ -63,7 +63,7 @@ class Restorer(Recovery):
         dataset = Answered(images, transfer.answers[:SHADOW], adversary.classes, adversary.shape)
         architecture = adversary.knockoff.architecture
         assert architecture is not None  # a cell fills it in
-        shadow = Victim("shadow", dataset, architecture, adversary.knockoff.trainer, seed=adversary.seed + 1)
+        shadow = StandIn("shadow", dataset, architecture, adversary.knockoff.trainer, seed=adversary.seed + 1)
         api = deploy(shadow, adversary.defense, seed=adversary.seed + 1, store=adversary.store, device=adversary.device)
         clean, defended = api.session().answer(to_unit_range(images))
 

@@ -17,6 +17,7 @@ from mad.datasets.held_out import divided
 from mad.errors import MadError, check_kind, check_name, check_number
 from mad.seeds import seeded
 from mad.storage.fingerprint import ADDED, name_of
+from mad.storage.source import provided
 from mad.training import Trainer
 
 Architecture = Callable[..., nn.Module]  # called with (shape, classes)
@@ -156,3 +157,25 @@ class Victim:
         if not self.validation:
             raise MadError(f"victim {self.name} holds no image out to calibrate on: set victim.validation=0.1 or so")
         return divided(self.dataset, self.validation)[1]
+
+
+@dataclass(frozen=True)
+class StandIn(Victim):
+    """What is trained as a victim is and is none: a surrogate, or an adversary's shadow victim.
+
+    It starts from random weights even if its factory loads some. These may be those of the victim, which the factory
+    is taken from: nobody who only knows the architecture has them.
+    """
+
+    kind = "mad.victim.Victim"  # kept networks are found again
+
+    @property
+    def amended(self) -> str | None:
+        """See ``mad.storage.fingerprint``: of a factory of the user's own it once kept the weights."""
+        module = getattr(self.architecture, "func", self.architecture).__module__
+        return None if provided(module) else "starts untrained"
+
+    def untrained(self, architecture: Architecture | None = None, *, seed: int, purpose: str) -> nn.Module:
+        """Return a randomly initialized network, for every purpose."""
+        make, dataset = architecture or self.architecture, self.dataset
+        return untrained(make, dataset.shape, dataset.classes, seed, purpose, self.name)

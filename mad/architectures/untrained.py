@@ -14,7 +14,14 @@ from mad.storage.fingerprint import name_of
 from mad.storage.source import provided
 
 
-def untrained(make: Callable[..., nn.Module], shape: Sequence[int], classes: int, seed: int, purpose: str) -> nn.Module:
+def untrained(
+    make: Callable[..., nn.Module],
+    shape: Sequence[int],
+    classes: int,
+    seed: int,
+    purpose: str,
+    who: str | None = None,
+) -> nn.Module:
     """Return a network with random weights from an architecture, in eval mode.
 
     A factory of the user's own may load weights, such as the victim's. A knockoff or surrogate of that architecture
@@ -28,6 +35,7 @@ def untrained(make: Callable[..., nn.Module], shape: Sequence[int], classes: int
         classes: number of classes K.
         seed: with ``purpose``, determines the weights.
         purpose: what the network is for, such as ``"knockoff"``.
+        who: what the line on stderr calls it; None for the purpose.
 
     Raises:
         MadError: if a parameter that the factory sets belongs to no layer that can initialize itself.
@@ -52,7 +60,7 @@ def untrained(make: Callable[..., nn.Module], shape: Sequence[int], classes: int
             "the victim's weights by victim.weights=FILE"
         )
     say(
-        f"architecture {name_of(make)} loads weights: each {purpose} starts from random ones all the same "
+        f"architecture {name_of(make)} loads weights: each {who or purpose} starts from random ones all the same "
         "(knockoff.initial_weights=FILE gives a thief some)"
     )
     return model.eval()

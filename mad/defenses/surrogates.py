@@ -17,7 +17,7 @@ from mad.defenses.base import Context
 from mad.errors import MadError
 from mad.seeds import derive
 from mad.training import Trainer, place
-from mad.victim import Architecture, Victim
+from mad.victim import Architecture, StandIn, Victim
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class TrainedSurrogate(Surrogate):
 
     def recipe(self, victim: Victim, seed: int) -> Victim:
         """Return the recipe of the network for a victim and the seed of a cell."""
-        return Victim(
+        return StandIn(
             name="surrogate",
             dataset=self.dataset or victim.dataset,
             architecture=self.architecture or victim.architecture,

@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mad.api import BlackBox
 from mad.datasets import Images, Split, batches, to_unit_range
 from mad.datasets.held_out import chosen
 from mad.deployment import deploy
 from mad.errors import MadError
+from mad.knockoff import Knockoff
 from mad.knowledge import Knowledge
 from mad.seeds import derive, generator
 from mad.transfer import TransferSet
-from mad.victim import Victim
+from mad.victim import Architecture, StandIn
 
 PART = 1000  # images that a shadow answers at once
 SECRETS = 4  # seeds of the defense for each shadow: where it pushes answers depends on its secret
@@ -52,6 +53,32 @@ class Answered:
         return self.train()
 
 
+@dataclass(frozen=True)
+class Shadow(StandIn):
+    """A shadow victim, which starts from the knockoff's initial weights if that has any.
+
+    Args:
+        knockoff: the knockoff's recipe.
+    """
+
+    kind = "mad.victim.Victim"  # kept shadows are found again
+    knockoff: Knockoff | None = field(default=None, compare=False)
+
+    @property
+    def amended(self) -> str | None:
+        """As of every stand-in; and the initial weights, by their checksum."""
+        start = None if self.knockoff is None else self.knockoff.initial_sha256
+        return "; ".join(filter(None, [super().amended, start])) or None
+
+    def untrained(self, architecture: Architecture | None = None, *, seed: int, purpose: str) -> nn.Module:
+        """Return an untrained network; one of the knockoff's architecture that is to be a victim starts as it does."""
+        model, own = super().untrained(architecture, seed=seed, purpose=purpose), self.knockoff
+        # A defense may serve a network of another architecture, or train others for its own use.
+        if own is not None and purpose == "victim" and (architecture or self.architecture) is own.architecture:
+            own.start(model)
+        return model
+
+
 class Pairs(NamedTuple):
     """What the shadows' defense makes of posteriors: ``defended`` and ``clean`` ones, (P, K) each, on the CPU."""
 
@@ -68,10 +95,10 @@ def halves(adversary: Knowledge, transfer: TransferSet) -> tuple[Tensor, Tensor]
 def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[BlackBox]:
     """Return the APIs of some shadow victims; they are trained once, and kept for all recoveries that need them.
 
-    A shadow has the knockoff's architecture and recipe, with a third of its epochs and steps. It learns half of the
-    transfer set's images, with the top classes of their answers, but for those that the defense asks it to hold out.
-    Each is guarded ``SECRETS`` times by the same code and settings as the victim, with other secret seeds, so that
-    there are that many APIs a shadow.
+    A shadow has the knockoff's architecture, initial weights and recipe, with a third of its epochs and steps. It
+    learns half of the transfer set's images, with the top classes of their answers, but for those that the defense asks
+    it to hold out. Each is guarded ``SECRETS`` times by the same code and settings as the victim, with other secret
+    seeds, so that there are that many APIs a shadow.
 
     Args:
         adversary: one that knows the defense.
@@ -93,7 +120,7 @@ def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[Bla
         seed = derive(adversary.seed, f"shadow {number}") // 2
         held = HELD_OUT if adversary.defense.needs_validation else 0.0
         make = adversary.knockoff.architecture
-        victim = Victim("shadow", dataset, make, recipe, seed=seed, validation=held)
+        victim = Shadow("shadow", dataset, make, recipe, seed=seed, validation=held, knockoff=adversary.knockoff)
         for secret in range(SECRETS):
             own = derive(seed, f"secret {secret}") // 2
             try:

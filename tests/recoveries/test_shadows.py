@@ -1,11 +1,13 @@
 """Shadow victims show an adversary what the defense does, and two recoveries learn from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from toys import CPU, Blobs, Streamed, cell, trainer, victim
+from safetensors.torch import save_file
+from toys import CPU, Blobs, Streamed, Tiny, cell, trainer, victim
 
+from mad.architectures.lenet import LeNet
 from mad.datasets import to_unit_range
 from mad.defenses import Chain, Defense
 from mad.defenses.gate import Gate
@@ -17,11 +19,13 @@ from mad.pipeline import run
 from mad.recoveries.bayes import Bayes
 from mad.recoveries.restorer import Restorer, Seen, grid
 from mad.recoveries.restorer_plus import RestorerPlus, near
-from mad.recoveries.shadows import SECRETS, Pairs, halves, pairs, shadows
+from mad.recoveries.shadows import SECRETS, Pairs, Shadow, halves, pairs, shadows
 from mad.simplex import are_posteriors, l1
+from mad.storage.fingerprint import describe
 from mad.storage.store import Store
 from mad.testing import posteriors
 from mad.transfer import TransferSet
+from mad.victim import StandIn, Victim
 
 POOL = Blobs().images((1, 8, 8))
 LONG = Knockoff(trainer(min_steps=300))  # a shadow gets a third of it
@@ -88,6 +92,42 @@ def test_shadows_are_trained_once_for_all(tmp_path, fits):
         assert "shadow/" in record["uses"]
     assert fits.count("victim shadow") == 2
     assert fits.count("restorer") == 3
+
+
+class Warm(Tiny):
+    """A factory that loads weights, such as the victim's."""
+
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.linspace(-1, 1, self.head.weight.numel()).view_as(self.head.weight))
+
+
+STILL = {"optimizer": "sgd", "learning_rate": 1e-9, "epochs": 1}
+
+
+def test_shadows_start_untrained_whatever_the_factory_loads():
+    adversary, transfer = asked(Squared(), 20, Knockoff(trainer(**STILL)), victim=victim(architecture=Warm))
+    (shadow, *_) = shadows(adversary, transfer, 1)
+    assert not torch.allclose(shadow._model.head.weight, Warm((1, 8, 8), 4).head.weight, atol=1e-2)
+
+
+def test_shadows_start_from_the_knockoffs_initial_weights(tmp_path):
+    given = Tiny((1, 8, 8), 4).state_dict()
+    save_file(given, tmp_path / "given.safetensors")
+    warm = Knockoff(trainer(**STILL), initial_weights=str(tmp_path / "given.safetensors"))
+    adversary, transfer = asked(Squared(), 20, warm)
+    assert torch.allclose(shadows(adversary, transfer, 1)[0]._model.head.weight, given["head.weight"], atol=1e-4)
+    cold = shadows(*asked(Squared(), 20, Knockoff(trainer(**STILL))), 1)[0]
+    assert not torch.allclose(cold._model.head.weight, given["head.weight"], atol=1e-2)
+
+
+def test_shadows_are_named_as_before(tmp_path):
+    parts, knockoff = ("shadow", Blobs(), LeNet, trainer()), Knockoff(trainer(), LeNet)
+    assert describe(StandIn(*parts)) == describe(Shadow(*parts, knockoff=knockoff)) == describe(Victim(*parts))
+    save_file(LeNet((1, 28, 28), 4).state_dict(), tmp_path / "given.safetensors")
+    warm = replace(knockoff, initial_weights=str(tmp_path / "given.safetensors"))
+    assert describe(Shadow(*parts, knockoff=warm)) != describe(Victim(*parts))
 
 
 def test_shadows_of_a_stream():
