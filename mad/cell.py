@@ -204,7 +204,7 @@ class Cell:
             seed=self.seed,
             device=device,
             labels=self.labels() if self.attack.labelled else None,
-            defense=self.defense if "the defense" in knows else None,
+            defense=self.defense.settled(self.victim) if "the defense" in knows else None,
             victim=self.victim if "the victim's data" in knows else None,
             clean=clean if "the victim's clean answers" in knows else None,
             store=store,

@@ -164,6 +164,10 @@ class Defense(ABC):
         """
         return {}
 
+    def settled(self, victim: Victim) -> Defense:
+        """Return this defense with the settings that it looks up for a victim; whoever knows the defense knows them."""
+        return self
+
     def components(self) -> tuple[Defense, ...]:
         """Return the defenses that this one is made of, itself if it is one; before ``prepare``, as they are given."""
         return (self,)

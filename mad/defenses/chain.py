@@ -83,6 +83,10 @@ class Chain(Defense):
         """Return the defenses in the chain, and those of chains in it."""
         return tuple(each for part in self.parts for each in part.components())
 
+    def settled(self, victim: Victim) -> Defense:
+        """Return the chain of the parts as they are for a victim."""
+        return replace(self, parts=tuple(part.settled(victim) for part in self.parts))
+
     def serving(self) -> list[Defense]:
         """Return the parts that serve another model than the victim."""
         return [each for each in self.components() if type(each).serve is not Defense.serve]

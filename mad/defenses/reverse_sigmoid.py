@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from mad import simplex
 from mad.defenses.base import Context, Defense
 from mad.errors import check_flag, check_number
 from mad.storage.fingerprint import ADDED
+from mad.victim import Victim
 
 GAMMAS = {"mnist": 0.2, "fashion_mnist": 0.4, "cifar10": 0.1}  # the paper's, by data set
 GAMMA = 0.2  # the paper's value for other data sets
@@ -48,7 +49,15 @@ class ReverseSigmoid(Defense):
 
     def prepare(self, context: Context) -> None:
         """Look up gamma where none is given."""
-        self._gamma = GAMMAS.get(context.victim.dataset.name, GAMMA) if self.gamma is None else self.gamma
+        self._gamma = self.gamma_of(context.victim)
+
+    def gamma_of(self, victim: Victim) -> float:
+        """Return gamma for a victim."""
+        return GAMMAS.get(victim.dataset.name, GAMMA) if self.gamma is None else self.gamma
+
+    def settled(self, victim: Victim) -> Defense:
+        """Return this defense with the victim's gamma: an adversary's shadow victims have data of another name."""
+        return replace(self, gamma=self.gamma_of(victim))
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return posteriors, with the top classes of the clean ones unless ``as_published``."""

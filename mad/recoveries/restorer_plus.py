@@ -25,7 +25,8 @@ class RestorerPlus(Restorer):
     No adversary is given those. It does not know the defense's secrets, so others may still do better.
 
     For each clean posterior y of the transfer set, every shadow's defense perturbs one that is drawn from
-    Dirichlet(8 K y), on the image that y is about.
+    Dirichlet(8 K y), on the image that y is about. Where the defense is the model that it serves, it sees that
+    model's answers to these images.
     """
 
     name = "restorer_plus"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mad.api import BlackBox
 from mad.datasets import Images, Split, batches, to_unit_range
 from mad.datasets.held_out import chosen
-from mad.deployment import deploy
+from mad.deployment import Deployment, deploy
 from mad.errors import MadError
 from mad.knockoff import Knockoff
 from mad.knowledge import Knowledge
@@ -79,6 +79,28 @@ class Shadow(StandIn):
         return model
 
 
+class Guarded(NamedTuple):
+    """A shadow behind the defense, and its API for one client."""
+
+    deployment: Deployment
+    api: BlackBox
+
+    def answer(self, images: Tensor, clean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return clean and defended posteriors, (B, K) each.
+
+        Where the answers of the model that the defense serves come as they are, the defense is that model: clean are
+        then the undefended shadow's answers to the images, whatever ``clean`` is.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            clean: posteriors that take the place of the served model's.
+        """
+        before, after = self.api.answer(images, clean)
+        if self.deployment.served is self.deployment.model or not before.equal(after):
+            return before, after
+        return self.deployment.clean(images), after if clean is None else self.api.answer(images)[1]
+
+
 class Pairs(NamedTuple):
     """What the shadows' defense makes of posteriors: ``defended`` and ``clean`` ones, (P, K) each, on the CPU."""
 
@@ -92,8 +114,8 @@ def halves(adversary: Knowledge, transfer: TransferSet) -> tuple[Tensor, Tensor]
     return order[: (len(order) + 1) // 2], order[len(order) // 2 :]
 
 
-def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[BlackBox]:
-    """Return the APIs of some shadow victims; they are trained once, and kept for all recoveries that need them.
+def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[Guarded]:
+    """Return some shadow victims behind the defense; they are trained once, and kept for all recoveries that need them.
 
     A shadow has the knockoff's architecture, initial weights and recipe, with a third of its epochs and steps. It
     learns half of the transfer set's images, with the top classes of their answers, but for those that the defense asks
@@ -124,14 +146,14 @@ def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[Bla
         for secret in range(SECRETS):
             own = derive(seed, f"secret {secret}") // 2
             try:
-                api = deploy(victim, adversary.defense, seed=own, store=adversary.store, device=adversary.device)
+                made = deploy(victim, adversary.defense, seed=own, store=adversary.store, device=adversary.device)
             except MadError as error:
                 raise MadError(f"the adversary's shadow victim cannot be defended as the victim is: {error}") from error
-            found.append(api.session())
+            found.append(Guarded(made, made.session()))
     return found
 
 
-def asked(apis: list[BlackBox], rows: Tensor) -> list[tuple[BlackBox, Tensor]]:
+def asked(apis: list[Guarded], rows: Tensor) -> list[tuple[Guarded, Tensor]]:
     """Return which of some rows (M,) each API is asked: all of them go to each shadow, divided among its secrets."""
     return [(api, rows[number % SECRETS :: SECRETS]) for number, api in enumerate(apis)]
 

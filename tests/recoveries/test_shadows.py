@@ -10,8 +10,10 @@ from toys import CPU, Blobs, Streamed, Tiny, cell, trainer, victim
 from mad.architectures.lenet import LeNet
 from mad.datasets import to_unit_range
 from mad.defenses import Chain, Defense
+from mad.defenses.dcp import Dcp
 from mad.defenses.gate import Gate
 from mad.defenses.mad import Mad
+from mad.defenses.reverse_sigmoid import ReverseSigmoid
 from mad.deployment import deploy
 from mad.errors import MadError
 from mad.knockoff import Knockoff
@@ -82,7 +84,7 @@ def test_shadows_are_defended_with_other_secrets():
     adversary, transfer = asked(Mad(0.5))
     assert adversary.defense == Mad(0.5)
     images = to_unit_range(POOL)
-    drawn = [api._defense._surrogate(images) for api in shadows(adversary, transfer, 2)]
+    drawn = [shadow.deployment.defense._surrogate(images) for shadow in shadows(adversary, transfer, 2)]
     assert len({each.sum().item() for each in drawn}) == len(drawn) == 2 * SECRETS
 
 
@@ -109,7 +111,7 @@ STILL = {"optimizer": "sgd", "learning_rate": 1e-9, "epochs": 1}
 def test_shadows_start_untrained_whatever_the_factory_loads():
     adversary, transfer = asked(Squared(), 20, Knockoff(trainer(**STILL)), victim=victim(architecture=Warm))
     (shadow, *_) = shadows(adversary, transfer, 1)
-    assert not torch.allclose(shadow._model.head.weight, Warm((1, 8, 8), 4).head.weight, atol=1e-2)
+    assert not torch.allclose(shadow.api._model.head.weight, Warm((1, 8, 8), 4).head.weight, atol=1e-2)
 
 
 def test_shadows_start_from_the_knockoffs_initial_weights(tmp_path):
@@ -117,9 +119,9 @@ def test_shadows_start_from_the_knockoffs_initial_weights(tmp_path):
     save_file(given, tmp_path / "given.safetensors")
     warm = Knockoff(trainer(**STILL), initial_weights=str(tmp_path / "given.safetensors"))
     adversary, transfer = asked(Squared(), 20, warm)
-    assert torch.allclose(shadows(adversary, transfer, 1)[0]._model.head.weight, given["head.weight"], atol=1e-4)
+    assert torch.allclose(shadows(adversary, transfer, 1)[0].api._model.head.weight, given["head.weight"], atol=1e-4)
     cold = shadows(*asked(Squared(), 20, Knockoff(trainer(**STILL))), 1)[0]
-    assert not torch.allclose(cold._model.head.weight, given["head.weight"], atol=1e-2)
+    assert not torch.allclose(cold.api._model.head.weight, given["head.weight"], atol=1e-2)
 
 
 def test_shadows_are_named_as_before(tmp_path):
@@ -128,6 +130,54 @@ def test_shadows_are_named_as_before(tmp_path):
     save_file(LeNet((1, 28, 28), 4).state_dict(), tmp_path / "given.safetensors")
     warm = replace(knockoff, initial_weights=str(tmp_path / "given.safetensors"))
     assert describe(Shadow(*parts, knockoff=warm)) != describe(Victim(*parts))
+
+
+class Dull(Tiny):
+    """A network that is half as sure."""
+
+    def forward(self, images):
+        return super().forward(images) / 2
+
+
+@dataclass
+class Served(Squared):
+    """Serve a network that is half as sure as the victim, and perturb nothing: a defense at training time."""
+
+    name = "served"
+
+    def serve(self, context):
+        model = Dull(context.victim.dataset.shape, context.victim.dataset.classes).eval()
+        model.load_state_dict(context.model.state_dict())
+        return model
+
+    def perturb(self, images, clean):
+        return clean
+
+
+def test_a_defense_that_is_the_served_model_is_told_from_the_undefended_shadows_answers():
+    adversary, transfer = asked(Served())
+    defended, clean = pairs(adversary, transfer, 1)
+    halved = clean.sqrt() / clean.sqrt().sum(dim=1, keepdim=True)
+    assert torch.allclose(defended, halved, atol=1e-6)
+    assert l1(clean, defended).mean() > 0.1
+    adversary = replace(adversary, clean=deploy(victim(), Served()).clean)
+    given = RestorerPlus(1).pairs(adversary, transfer)
+    halved = given.clean.sqrt() / given.clean.sqrt().sum(dim=1, keepdim=True)
+    assert len(given.clean) == len(transfer)
+    assert torch.allclose(given.defended, halved, atol=1e-6)
+    both = asked(Chain(parts=[Served(), Squared()]))  # answers that are changed are told from the model's own
+    defended, clean = pairs(*both, 1)
+    assert torch.allclose(defended, clean.sqrt() / clean.sqrt().sum(dim=1, keepdim=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [ReverseSigmoid, Dcp])
+def test_shadows_have_what_the_defense_looks_up_for_the_victim(kind):
+    guarded = victim(dataset=Blobs(name="fashion_mnist"))
+    for defense in (kind(beta=0.7), Chain(parts=[kind(beta=0.7)])):
+        adversary, transfer = asked(defense, victim=guarded)
+        ready = shadows(adversary, transfer, 1)[0].deployment.defense
+        (ready,) = ready.held() or (ready,)
+        assert ready._gamma == deploy(guarded, kind(beta=0.7)).defense._gamma == 0.4
 
 
 def test_shadows_of_a_stream():
