@@ -27,7 +27,7 @@ from typing import Any
 from mad.cli import configs
 from mad.cli.command import command
 from mad.cli.messages import beside, one_line
-from mad.errors import MadError, check_number
+from mad.errors import MadError, check_number, whole_numbers
 from mad.progress import err, out
 
 CANDIDATES = (
@@ -122,10 +122,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     from mad.storage.store import Store
 
     limits = tuning.Limits(limit(told, "loss", 0.01), limit(told, "l1", 2.0), limit(told, "latency", None))
-    try:
-        seeds = [int(each) for each in told.get("seeds", "0").split(",")]
-    except ValueError as error:
-        raise MadError(f"seeds must be whole numbers with commas between them, got {told['seeds']!r}") from error
+    seeds = whole_numbers("seeds", told.get("seeds", "0"))
     with beside((*LIMITS, "seeds")):
         config = configs.composed(words, place)
     outputs, device = configs.outputs_of(config), choose(config.device)
