@@ -47,6 +47,7 @@ CANDIDATES = (
 )
 MEMBERS = (("recovery=none",), ("recovery=argmax",), ("recovery=constant",), ("recovery=confident",))
 LIMITS = ("loss", "l1", "latency")
+NOT_TAKEN = ("seed", "force", "plan", "export")  # keys of mad-run that would be passed over
 BUDGET = 5000
 
 
@@ -64,6 +65,10 @@ def main() -> None:
     refused = [word for word in common if word.partition("=")[0].split(".")[0] in ("defense", "recovery")]
     if refused:
         raise MadError(f"{refused[0]}: mad-tune chooses the defense and tries recoveries; candidates come after --")
+    for name in told:
+        if name.lstrip("+~") in NOT_TAKEN:
+            instead = "; it takes seeds=0,1,2, and searches strengths with seed 0" if name == "seed" else ""
+            raise MadError(f"mad-tune takes no {name}{instead}")
     words = [word for word in common if word.partition("=")[0] not in (*LIMITS, "seeds")]
     if "victim.validation" not in told:
         words.append("victim.validation=0.1")

@@ -40,6 +40,18 @@ def test_the_records_behind_a_board_make_it_again(tmp_path):
         assert (tmp_path / "figures" / name).read_text() == (tmp_path / "again" / "figures" / name).read_text()
 
 
+def test_texts_of_any_characters_are_drawn_and_read_again(tmp_path):
+    odd = {"defense_settings": "path=a|b\r\udcff", "overrides": "data=/\udcff"}
+    rows = [each | (odd if each["defense"] == "mad" else {}) for each in ROWS]
+    rows = [{**each, "fingerprint": f"{number:016x}"} for number, each in enumerate(rows)]
+    list(board_views.write_all(records.frame(rows), tmp_path))
+    text = (tmp_path / "figures" / "board.md").read_text()
+    assert "\n| mad (path=a\\|b \\udcff) epsilon 0.5 | 52.0 |" in text
+    again = records.read_csv(tmp_path / "figures" / "board-records.csv")
+    assert len(again) == len(ROWS)
+    assert {each["defense_settings"] for each in again} == {"", "path=a|b\r\\udcff"}
+
+
 def test_the_worst_case_curve_is_the_upper_edge_of_the_members_that_a_thief_can_be():
     two = [*ROWS, *cells("mad", 0.9, "naive", (0.1,) * 3, "a"), *cells("mad", 0.9, "argmax", (0.2,) * 3, "b")]
     ((title, table),) = board.boards(records.frame(two)).items()
