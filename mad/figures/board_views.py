@@ -179,10 +179,15 @@ def draw(title: str, table: pd.DataFrame) -> Figure:
         if at.unaided is not None and at.unaided == at.unaided:
             axes.plot([at.unaided], [place], "d", color=HUES[2], markersize=5, label="worst that knows nothing else")
         axes.annotate(
-            fill(at.worst_member, WIDE), (1.01, place), xycoords=("axes fraction", "data"), fontsize=SMALL, va="center"
+            fill(at.worst_member, WIDE),
+            (1.01, place),
+            xycoords=("axes fraction", "data"),
+            fontsize=SMALL,
+            va="center",
+            parse_math=False,  # dollar signs are literal
         )
     names = [fill(f"{label(at)}  ({100 * at.defended_accuracy:.1f}\u00a0%)", WIDE) for _, at in table[::-1].iterrows()]
-    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
+    axes.set_yticks(range(len(names)), names, fontsize=SMALL, parse_math=False)
     axes.set(xlabel="accuracy of the stolen model, % (left is better)", xlim=(0, 100))
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -220,7 +225,7 @@ def curves(title: str, table: pd.DataFrame) -> Figure | None:
             text = "none" if found.defense == "none" else f"{found.strength:g}"
             each.annotate(text, (x, y), xytext=(0, 5), textcoords="offset points", fontsize=SMALL, ha="center")
         parameter = rows.parameter.iloc[0]
-        each.set_title(f"{name}, by {parameter}", fontsize=SMALL + 1)
+        each.set_title(f"{name}, by {parameter}", fontsize=SMALL + 1, parse_math=False)
         each.set(ylim=(-4, 104), xlabel="accuracy of the defended API, %", ylabel="stolen, %")
     for each in list(axes.flat)[len(several) :]:
         each.set_axis_off()

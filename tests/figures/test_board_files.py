@@ -5,7 +5,7 @@ import pytest
 from board_cells import FRAME, ROWS, cells
 
 from mad.errors import MadError
-from mad.figures import board, board_views
+from mad.figures import board, board_views, pareto
 from mad.storage import records
 
 
@@ -50,6 +50,14 @@ def test_texts_of_any_characters_are_drawn_and_read_again(tmp_path):
     again = records.read_csv(tmp_path / "figures" / "board-records.csv")
     assert len(again) == len(ROWS)
     assert {each["defense_settings"] for each in again} == {"", "path=a|b\r\\udcff"}
+
+
+def test_dollar_signs_are_no_formula(tmp_path):
+    odd = {"defense_settings": "x=$\\frac{a$", "recovery_settings": "y=$\\frac{b$"}
+    rows = [*ROWS, *cells("mad", 0.9, "naive", (0.1,) * 3, "a"), *cells("mad", 0.9, "argmax", (0.2,) * 3, "b")]
+    frame = records.frame([each | (odd if each["defense"] == "mad" else {}) for each in rows])
+    assert any(path.name.endswith("-curves.png") for path in board_views.write_all(frame, tmp_path))
+    assert pareto.write_all(frame, tmp_path / "figures")
 
 
 def test_the_worst_case_curve_is_the_upper_edge_of_the_members_that_a_thief_can_be():
