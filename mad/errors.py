@@ -53,6 +53,18 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf, *, w
     return value
 
 
+def whole_numbers(name: str, text: str, low: float = 0) -> list[int]:
+    """Return the whole numbers of at least ``low`` that a text lists, with commas between them.
+
+    Raises:
+        MadError: if a word of it is no such number.
+    """
+    try:
+        return [check_number(name, int(word), low, whole=True) for word in text.split(",")]
+    except ValueError as error:
+        raise SettingError(name, f"must be whole numbers with commas between them, got {text!r}") from error
+
+
 def check_kind(name: str, value: Any, kind: type, how: str = "") -> None:
     """Check that ``value`` is an object of a class.
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from mad.cell import SHARED, Cell
+from mad.defenses import Defense
 from mad.deployment import Deployment, deploy
-from mad.errors import check_number
+from mad.errors import MadError, check_number
 from mad.evaluation import utility
-from mad.limits import SINGLE, at_most
+from mad.limits import SINGLE, at_most, under
 from mad.storage.store import Store
 
 ROUNDS = 14  # halvings of the range of strengths
@@ -64,11 +65,16 @@ class Costs:
         Raises:
             MadError: if the defense refuses the strength.
         """
-        cell, defense = self.cell, self.cell.defense
-        if strength is not None:
-            value = int(strength) if self._whole else strength
-            defense = dataclasses.replace(defense, **{defense.strength_parameter: value})
+        cell, defense = self.cell, self._turned(strength)
         return deploy(cell.victim, defense, seed=cell.seed, store=self.store, device=self.device, cache=SHARED)
+
+    def _turned(self, strength: float | None) -> Defense:
+        """Return the defense at a strength, or as it is."""
+        defense = self.cell.defense
+        if strength is None:
+            return defense
+        whole = self._whole and float(strength).is_integer()  # what is no whole number is refused, not cut
+        return dataclasses.replace(defense, **{defense.strength_parameter: int(strength) if whole else strength})
 
     def at(self, strength: float | None) -> OperatingPoint:
         """Return the cost at a strength, or of the defense as it is.
@@ -89,13 +95,26 @@ class Costs:
 
         It is found by halving; None if the weakest costs more. The cost is taken to grow from ``weakest`` to
         ``strongest``, of which either may be the larger number.
+
+        Raises:
+            MadError: if the defense refuses one of the two strengths, or if they cost the other way round.
         """
         check_number("loss", loss, 0, 1)
         check_number("l1", l1, 0, 2)
+        for end in (weakest, strongest):  # before anything is trained
+            self._turned(end)
 
         def within(strength: float) -> bool:
             return self.at(strength).within(loss, l1)
 
+        first, last = self.at(weakest), self.at(strongest)
+        less = under(last.l1_mean, first.l1_mean, SINGLE)
+        if less or (at_most(first.l1_mean, last.l1_mean, SINGLE) and within(strongest) and not within(weakest)):
+            name = f"defense.{self.cell.defense.strength_parameter}"
+            costs = " and ".join(
+                f"{each.loss:.2%}, mean L1 {each.l1_mean:.3f}, at {each.strength:g}" for each in (first, last)
+            )
+            raise MadError(f"{name} costs {costs}: the weakest strength comes first, then the strongest")
         if within(strongest):
             return self.at(strongest)
         if not within(weakest):

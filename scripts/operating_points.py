@@ -45,18 +45,19 @@ def main() -> None:
     common = [word for word in common if not word.startswith("outputs=")]
     if not any(word.startswith("victim.validation=") for word in common):
         common.append("victim.validation=0.1")
-    commands = []
+    cells, commands = [mad.load(*common, *shlex.split(each.name)) for each in wanted], []
     out.print("| defense | lost at most | strength | lost | mean L1 |\n| --- | --- | --- | --- | --- |", markup=False)
-    for each in wanted:
-        words = shlex.split(each.name)
-        cell = mad.load(*common, *words)
-        found = []
+    for each, cell in zip(wanted, cells, strict=True):
+        words, found = shlex.split(each.name), []
         store = Store(Path(outputs[-1] if outputs else "outputs").expanduser())
         with computing(1):
             for limit, point in operating_points(cell, LOSSES, each.weakest, each.strongest, store, choose("auto")):
-                said = "none | | " if point is None else f"{point.strength:g} | {point.loss:.2%} | {point.l1_mean:.3f}"
+                strength = (
+                    "" if point is None else f"{point.strength:.12g}"
+                )  # as it was measured: rounded, it may cost more
+                said = "none | | " if point is None else f"{strength} | {point.loss:.2%} | {point.l1_mean:.3f}"
                 out.print(f"| {' '.join(words)} | {limit:.1%} | {said} |", markup=False, soft_wrap=True)
-                found += [] if point is None else [f"{point.strength:g}"]
+                found += [] if point is None else [strength]
         if found:
             strengths = f"defense.{cell.defense.strength_parameter}={','.join(dict.fromkeys(found))}"
             commands.append(command([*common, *words, strengths], outputs))

@@ -32,7 +32,7 @@ from mad.config import ELSEWHERE
 from mad.datasets import batches, to_unit_range
 from mad.deployment import deploy
 from mad.device import choose, use_threads
-from mad.errors import check_choice
+from mad.errors import check_choice, whole_numbers
 from mad.pipeline import inputs
 from mad.seeds import generator
 from mad.storage.store import Store
@@ -131,11 +131,13 @@ def main() -> None:
     arguments = parser.parse_args(given[cut + 1 :])
     for arm in arguments.arms.split(","):
         check_choice("--arms: what stands before the steps", arm.rpartition("-")[0], tuple(ARMS))
+        whole_numbers("--arms: the steps", arm.rpartition("-")[2], 1)
+    seeds = whole_numbers("--seeds", arguments.seeds)
     words = given[: max(cut, 0)]
     key = " ".join(words)
     lines = arguments.to.read_text().splitlines() if arguments.to.exists() else []
     done = {(line["of"], line["seed"], line["arm"]) for line in map(json.loads, lines)}
-    for seed in map(int, arguments.seeds.split(",")):
+    for seed in seeds:
         cell = mad.load(*(word for word in words if word.partition("=")[0] not in ELSEWHERE), f"seed={seed}")
         config = composed([*words, f"seed={seed}"])
         use_threads(config.threads)

@@ -72,6 +72,33 @@ def test_a_small_range_is_searched_as_finely_as_a_large_one(tmp_path, monkeypatc
     assert 0.3695 < share(found.strength) <= 0.37
 
 
+@pytest.mark.parametrize(("defense", "ends"), [(Spoiled(), (1, 0)), (Turned(), (0, 1))])
+@pytest.mark.parametrize("limit", [0.1, 1.0])
+def test_the_strongest_end_first_is_refused(tmp_path, defense, ends, limit):
+    whole = replace(cell(defense=defense), victim=toy_victim())
+    with pytest.raises(MadError, match=r"^defense.level costs .* at 1 and .* at 0|at 0 and .* at 1: the weakest"):
+        Costs(whole, Store(tmp_path), CPU).strongest(limit, *ends)
+
+
+@pytest.mark.parametrize(("losses", "refused"), [((0.2, 0.0), True), ((0.004, 0.0), False), ((0.0, 0.2), False)])
+def test_where_no_answer_is_moved_the_loss_tells_which_end_is_the_strongest(tmp_path, monkeypatch, losses, refused):
+    monkeypatch.setattr(Costs, "at", lambda _, strength: OperatingPoint(strength, losses[round(strength)], 0.0))
+    costs = Costs(replace(cell(defense=Spoiled()), victim=toy_victim()), Store(tmp_path), CPU)
+    if refused:
+        with pytest.raises(MadError, match="the weakest strength comes first"):
+            costs.strongest(0.01, 0, 1)
+    else:
+        assert costs.strongest(0.01, 0, 1) is not None
+
+
+@pytest.mark.parametrize("ends", [(4, 1.5), (float("nan"), 1)])
+def test_an_end_that_is_no_strength_is_refused_before_anything_is_trained(tmp_path, monkeypatch, ends):
+    monkeypatch.setattr(Costs, "at", lambda *_: pytest.fail("it was measured"))
+    whole = replace(cell(defense=TopK(k=3)), victim=toy_victim())
+    with pytest.raises(MadError, match=r"k must be a whole number of at least 1, got"):
+        Costs(whole, Store(tmp_path), CPU).strongest(0.01, *ends)
+
+
 def test_only_the_validation_split_is_looked_at(tmp_path, monkeypatch):
     whole = replace(cell(defense=Spoiled()), victim=toy_victim())
     held = whole.victim.validation_split()

@@ -215,6 +215,8 @@ WRONG = [
     (["attack.budget=null"], "attack.budget must be a whole number of at least 1, got None"),
     (["loss=little"], "loss must be a number, got 'little'"),
     (["seeds=one"], "seeds must be whole numbers"),
+    (["seed=3"], "mad-tune takes no seed; it takes seeds=0,1,2"),
+    (["plan=true"], "mad-tune takes no plan"),
     (["--", "defense=nope 0 1"], "unknown defense 'nope'"),
     (["--", "defense=mad 0 5"], "defense.epsilon must be a number in [0, 2], got 5"),
     (["--", "defense=argmax", "defense=mad 2 0"], "candidate 'defense=mad defense.epsilon=0' is no defense"),

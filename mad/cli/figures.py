@@ -82,10 +82,11 @@ def derive(table: DataFrame, groups: DataFrame, outputs: Path, *, what: str | No
     The figure of a group whose records did not change is left as it is. The caller holds the lock of these files. The
     user's own matplotlib settings are ignored.
     """
-    from mad.storage import records
+    from mad.storage import records, settled
 
     if not table.empty:
         yield records.write_csv(table, outputs)
+    groups = settled.printable(groups)
     named = {} if what else figures_of(groups)
     new = {path: each for path, each in named.items() if not is_drawn(outputs, path, each[1])}
     yield from (outputs / f"{path}.png" for path in named if path not in new)

@@ -27,7 +27,7 @@ from typing import Any
 from mad.cli import configs
 from mad.cli.command import command
 from mad.cli.messages import beside, one_line
-from mad.errors import MadError, check_number
+from mad.errors import MadError, check_number, whole_numbers
 from mad.progress import err, out
 
 CANDIDATES = (
@@ -47,6 +47,7 @@ CANDIDATES = (
 )
 MEMBERS = (("recovery=none",), ("recovery=argmax",), ("recovery=constant",), ("recovery=confident",))
 LIMITS = ("loss", "l1", "latency")
+NOT_TAKEN = ("seed", "force", "plan", "export")  # keys of mad-run that would be passed over
 BUDGET = 5000
 
 
@@ -64,6 +65,10 @@ def main() -> None:
     refused = [word for word in common if word.partition("=")[0].split(".")[0] in ("defense", "recovery")]
     if refused:
         raise MadError(f"{refused[0]}: mad-tune chooses the defense and tries recoveries; candidates come after --")
+    for name in told:
+        if name.lstrip("+~") in NOT_TAKEN:
+            instead = "; it takes seeds=0,1,2, and searches strengths with seed 0" if name == "seed" else ""
+            raise MadError(f"mad-tune takes no {name}{instead}")
     words = [word for word in common if word.partition("=")[0] not in (*LIMITS, "seeds")]
     if "victim.validation" not in told:
         words.append("victim.validation=0.1")
@@ -122,10 +127,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     from mad.storage.store import Store
 
     limits = tuning.Limits(limit(told, "loss", 0.01), limit(told, "l1", 2.0), limit(told, "latency", None))
-    try:
-        seeds = [int(each) for each in told.get("seeds", "0").split(",")]
-    except ValueError as error:
-        raise MadError(f"seeds must be whole numbers with commas between them, got {told['seeds']!r}") from error
+    seeds = whole_numbers("seeds", told.get("seeds", "0"))
     with beside((*LIMITS, "seeds")):
         config = configs.composed(words, place)
     outputs, device = configs.outputs_of(config), choose(config.device)

@@ -79,7 +79,7 @@ def named(records: pd.DataFrame) -> pd.DataFrame:
 
     Older records are given the ``theft_group`` of the others that they belong to (``mad.storage.settled.thefts``).
     """
-    rows = settled.thefts(records)
+    rows = settled.thefts(settled.printable(records))
     empty = {name: "" for name in (*THEFT, *DEFENSE, "recovery_knows", "attack_settings") if name != "strength"}
     rows = rows.assign(member=members(rows), **{name: "" for name in empty if name not in rows})
     texts = rows[[*empty]].astype(object)

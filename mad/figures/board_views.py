@@ -22,7 +22,7 @@ from mad.figures.table import Column, fold, grid
 from mad.figures.tradeoff import save
 from mad.storage.files import LONGEST, write_alone
 from mad.storage.fingerprint import digest
-from mad.storage.settled import DIGITS
+from mad.storage.settled import DIGITS, csv_of, printable
 
 AREA = Path("figures")
 ACROSS = 4  # panels of a figure, side by side
@@ -148,9 +148,15 @@ def markdown(title: str, table: pd.DataFrame) -> str:
         found += [f"| defense | {' | '.join(wanted)} |", f"|{' --- |' * (1 + len(wanted))}"]
         for _, at in table.iterrows():
             cells = texts(at)
-            found.append(f"| {' | '.join([label(at), *(cells[name] for name in wanted.values())])} |")
+            row = [label(at), *(cells[name] for name in wanted.values())]
+            found.append(f"| {' | '.join(map(in_a_cell, row))} |")
         found.append("")
     return "\n".join([*found, *(f"- {each}" for each in (*marked(table), *checks(table)))]).rstrip() + "\n"
+
+
+def in_a_cell(text: str) -> str:
+    """Return a text as a cell of a table in Markdown: a setting may hold bars and line ends."""
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def draw(title: str, table: pd.DataFrame) -> Figure:
@@ -173,10 +179,15 @@ def draw(title: str, table: pd.DataFrame) -> Figure:
         if at.unaided is not None and at.unaided == at.unaided:
             axes.plot([at.unaided], [place], "d", color=HUES[2], markersize=5, label="worst that knows nothing else")
         axes.annotate(
-            fill(at.worst_member, WIDE), (1.01, place), xycoords=("axes fraction", "data"), fontsize=SMALL, va="center"
+            fill(at.worst_member, WIDE),
+            (1.01, place),
+            xycoords=("axes fraction", "data"),
+            fontsize=SMALL,
+            va="center",
+            parse_math=False,  # dollar signs are literal
         )
     names = [fill(f"{label(at)}  ({100 * at.defended_accuracy:.1f}\u00a0%)", WIDE) for _, at in table[::-1].iterrows()]
-    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
+    axes.set_yticks(range(len(names)), names, fontsize=SMALL, parse_math=False)
     axes.set(xlabel="accuracy of the stolen model, % (left is better)", xlim=(0, 100))
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -214,7 +225,7 @@ def curves(title: str, table: pd.DataFrame) -> Figure | None:
             text = "none" if found.defense == "none" else f"{found.strength:g}"
             each.annotate(text, (x, y), xytext=(0, 5), textcoords="offset points", fontsize=SMALL, ha="center")
         parameter = rows.parameter.iloc[0]
-        each.set_title(f"{name}, by {parameter}", fontsize=SMALL + 1)
+        each.set_title(f"{name}, by {parameter}", fontsize=SMALL + 1, parse_math=False)
         each.set(ylim=(-4, 104), xlabel="accuracy of the defended API, %", ylabel="stolen, %")
     for each in list(axes.flat)[len(several) :]:
         each.set_axis_off()
@@ -230,6 +241,7 @@ def write_all(records: pd.DataFrame, outputs: Path, least: int = LEAST) -> Itera
     Raises:
         MadError: if no theft was run with two members.
     """
+    records = printable(records)
     found = boards(records, least)
     if not found:
         raise MadError("no theft has two adversaries: mad-run experiment=panel first")
@@ -237,7 +249,7 @@ def write_all(records: pd.DataFrame, outputs: Path, least: int = LEAST) -> Itera
     yield write_alone(outputs, AREA, AREA / "board.md", text.encode())
     yield written(csv(each_member(records)), outputs, "board-members")
     short = shortened(records[[name for name in RECORD if name in records]])
-    yield written(short.to_csv(index=False, float_format="%.15g"), outputs, "board-records")
+    yield written(csv_of(short, float_format="%.15g"), outputs, "board-records")
     names = file_names(found)
     for title, table in found.items():
         name = names[title]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from mad.storage import settled
 from mad.storage.files import LONGEST
 
 # The columns that tell thefts apart, in the order of the pipeline, and the text of a value.
@@ -166,4 +167,4 @@ def learned(rows: pd.DataFrame) -> pd.Series:
 def csv(table: pd.DataFrame) -> str:
     """Return a table as CSV, numbers with four decimals; strengths stay whole, since they tell its rows apart."""
     strengths = table.strength.map(lambda each: "" if pd.isna(each) else f"{each:.15g}")
-    return table.assign(strength=strengths).to_csv(index=False, float_format="%.4f")
+    return settled.csv_of(table.assign(strength=strengths), float_format="%.4f")

@@ -54,6 +54,7 @@ def place(figure: Figure, axes: Axes, labels: Iterable[Label], curves: list[np.n
     for label in labels:
         at = axes.transData.transform((label.x, label.y))
         style: dict[str, Any] = {"fontsize": SIZE, "color": label.color, "ha": "center", "va": "center", "zorder": 7}
+        style["parse_math"] = False
         text = axes.annotate(label.text, (label.x, label.y), xytext=(0, 0), textcoords="offset points", **style)
         text.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="white")])
         text.set_in_layout(False)

@@ -75,7 +75,7 @@ def fig9(thefts: list[Theft]) -> Figure | None:
             line(each, pd.DataFrame(got).T, label, own | {"linestyle": "none"})
         chance = 100 * theft.rows.chance.iloc[0]
         each.axhline(chance, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), label="chance")
-        each.set_xticks(range(len(found)), list(found), rotation=45, ha="right")
+        each.set_xticks(range(len(found)), list(found), rotation=45, ha="right", parse_math=False)
         each.set(xlim=(-0.5, len(found) - 0.5), ylim=(-4, 104), ylabel="accuracy of the stolen model, %")
         each.set_title(shown(theft, *found.values()), fontsize=8)
     return finish(figure, axes.flat, "Fig. 9: an adversary's counter-moves")

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mad.figures import board, tradeoff
-from mad.figures.board_views import label
+from mad.figures.board_views import label, mark
 from mad.figures.groups import learned
 
 STRONGEST = "the strongest adversary"
@@ -197,7 +197,10 @@ def seconds(theft: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(theft: Theft) -> list[str]:
-    """Return the sentences that a reader in a hurry needs of a theft."""
+    """Return the sentences that a reader in a hurry needs of a theft.
+
+    A defense whose strongest adversary is a model that learned nothing is not compared: that is no measure of it.
+    """
     table = theft.table
     found = []
     for _, none in table[table.defense == "none"].iterrows():
@@ -205,7 +208,8 @@ def headline(theft: Theft) -> list[str]:
             f"Undefended, the stolen model reaches {none.worst:.1f} % ({none.worst_member}), "
             f"where the victim has {100 * none.victim_accuracy:.1f} %."
         )
-    real = table[~table.defense.isin(("none", *TESTS))]
+    told = [at.defense not in ("none", *TESTS) and not mark(at, "worst") for _, at in table.iterrows()]
+    real = table[told]
     cost = 100 * (real.victim_accuracy - real.defended_accuracy).clip(lower=0)
     able = real.assign(cost=cost)[cost <= AFFORDABLE + 1e-9]
     if len(able):

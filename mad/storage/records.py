@@ -55,13 +55,15 @@ def read_csv(path: Path) -> list[Record]:
     Columns may be missing, but for those that every record must have; seconds and machine may be missing, too.
 
     Raises:
-        MadError: if the file cannot be read, or if a line is no record.
+        MadError: if the file cannot be read, if it has no line, or if a line is no record.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark before it
             lines = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MadError(f"{path} cannot be read as records.csv: {error}") from error
+    if not lines:
+        raise MadError(f"{path} holds no record; expected lines as mad-figures writes to records.csv")
     found = []
     for number, line in enumerate(lines, start=1):
         cells = {name: parsed(name, text) for name, text in line.items() if name is not None and text is not None}
@@ -81,8 +83,10 @@ def parsed(name: str, text: str) -> Any:
     kind = EVERY[name].kind if name in EVERY else None
     if not text or kind == "text":
         return text if kind == "text" else None
-    if text in ("True", "False") and kind in ("true or false", None):
+    if text in ("True", "False") and kind is None:
         return text == "True"
+    if kind == "true or false" and text.lower() in ("true", "false"):  # spreadsheets write TRUE
+        return text.lower() == "true"
     for number in (float,) if kind == "number" else (int, float):
         with suppress(ValueError):
             value = number(text)
@@ -110,7 +114,7 @@ def frame(rows: Iterable[Record]) -> pd.DataFrame:
     none = table.defense == "none"
     undefended = dict(zip(keys[none], table.stolen_accuracy[none], strict=True))
     table["stolen_accuracy_undefended"] = [undefended.get(key) for key in keys]
-    sortable = pd.DataFrame({key: encodable(table[key]) for key in ORDER if key in table})
+    sortable = pd.DataFrame({key: settled.encodable(table[key]) for key in ORDER if key in table})
     order = sortable.sort_values([str(key) for key in sortable.columns], kind="stable").index
     return table.loc[order].reset_index(drop=True)
 
@@ -126,12 +130,7 @@ def once(table: Any) -> pd.DataFrame:
     lacking = [name for name in NEEDED if name not in table]
     if lacking:
         raise MadError(f"these are no records, which have a column {lacking[0]}: take rows of mad.records(outputs)")
-    return settled.settle(table.drop_duplicates("fingerprint").reset_index(drop=True))
-
-
-def encodable(column: pd.Series) -> pd.Series:
-    """Return a column whose texts are UTF-8, which sorting needs: a path may hold any bytes."""
-    return column.map(lambda each: each.encode(errors="backslashreplace").decode() if isinstance(each, str) else each)
+    return settled.settle(settled.printable(table.drop_duplicates("fingerprint").reset_index(drop=True)))
 
 
 def column(values: list[Any]) -> pd.Series[Any]:
@@ -162,9 +161,7 @@ def write_csv(table: pd.DataFrame, outputs: Path) -> Path:
     series = [name for name in table if table[name].map(lambda value: isinstance(value, list)).any()]
     counts = [name for name in table.select_dtypes("float") if name in EVERY and EVERY[name].kind == "whole number"]
     path, table = Path("records.csv"), table.drop(columns=series).astype(dict.fromkeys(counts, "Int64"))
-    text = table.to_csv(index=False)
-    if "\r" in text:  # readers take it for the end of a line, and to_csv does not quote it by default
-        text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    text = settled.csv_of(table)
     there = below(outputs, path)
     if there.is_file() and FINGERPRINT not in there.read_bytes().partition(b"\n")[0]:
         set_aside(DamagedError(there, "it is no table of records"))

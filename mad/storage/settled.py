@@ -6,7 +6,10 @@ figures only: what it fills in is likely, and no part of a record.
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
@@ -27,9 +30,30 @@ def settle(table: pd.DataFrame) -> pd.DataFrame:
     return victims(defenses(texts(table)))
 
 
+def printable(table: pd.DataFrame) -> pd.DataFrame:
+    """Return records whose texts are UTF-8, as in ``records.csv``: a path may hold bytes that no figure can draw."""
+    return table.assign(**{str(name): encodable(table[name]) for name in table if table[name].dtype == object})
+
+
+def encodable(column: pd.Series) -> pd.Series:
+    """Return a column whose texts are UTF-8, which sorting needs, too."""
+    return column.map(lambda each: each.encode(errors="backslashreplace").decode() if isinstance(each, str) else each)
+
+
+def csv_of(table: pd.DataFrame, **how: Any) -> str:
+    """Return a table as CSV that is read again as it was; ``how`` is what ``to_csv`` takes."""
+    text = table.to_csv(index=False, **how)
+    # Readers take a carriage return for the end of a line, and to_csv does not quote it by default.
+    return table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, **how) if "\r" in text else text
+
+
 def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """Return records with no empty cell in the texts of keys, which ``groupby`` leaves out; it has defense_settings."""
-    whole = table if "defense_settings" in table else table.assign(defense_settings="")
+    """Return records with no empty cell in the texts of keys, which ``groupby`` leaves out.
+
+    They have the columns defense_settings and strength; a table of defenses without a strength may lack the latter.
+    """
+    absent: dict[str, Any] = {"defense_settings": "", "strength": math.nan}
+    whole = table.assign(**{name: value for name, value in absent.items() if name not in table})
     empty = {name: whole[name].astype(object).where(whole[name].notna(), "") for name in TEXTS if name in whole}
     return whole.assign(**{name: filled for name, filled in empty.items() if whole[name].isna().any()})
 

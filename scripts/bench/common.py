@@ -33,8 +33,9 @@ def arguments(description: str | None, **extra: Any) -> argparse.Namespace:
     for name, default in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     given = parser.parse_args()
-    for name in ("repeats", "threads"):
-        check_number(f"--{name}", getattr(given, name), 1)
+    least = {name: min(1, default) for name, default in extra.items() if isinstance(default, int)}
+    for name, low in {"repeats": 1, "threads": 1, **least}.items():
+        check_number(f"--{name.replace('_', '-')}", getattr(given, name), low)
     choose(given.device)
     torch.set_num_threads(given.threads)
     return given

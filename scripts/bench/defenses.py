@@ -33,6 +33,7 @@ import mad
 from mad.cli.command import command
 from mad.datasets import batches, checked, to_unit_range
 from mad.deployment import Deployment, deploy
+from mad.errors import whole_numbers
 from mad.export_deployment import bare
 
 BARS = {"adaptive_misinformation": ("networks", 1.10), "gate": ("victim", 1.10)}
@@ -124,11 +125,11 @@ def main() -> None:
     texts = {"defenses": "none,mad,adaptive_misinformation", "batches": "32,256", "overrides": ""}
     given = common.arguments(__doc__, **texts, queries="pool", steps=50)
     kinds = common.several("queries", given.queries, ("pool", "test", "noise"))
-    rows = []
+    rows, sizes = [], whole_numbers("--batches", given.batches, 1)
     for name in given.defenses.split(","):
         made = parts(name, given)
         deployed = deploy(made["victim"], made["defense"], device=given.device)
-        for size in map(int, given.batches.split(",")):
+        for size in sizes:
             found = queries(made["victim"], made["pool"], torch.device(given.device), size)
             for kind in kinds:
                 rows.append(measure(name, deployed, found[kind], kind, given))

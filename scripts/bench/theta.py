@@ -162,7 +162,8 @@ def main() -> None:
     """Measure every network, or one peak."""
     given = arguments(__doc__, peak="", networks=",".join(NETWORKS))
     if given.peak:
-        network, method = given.peak.split("/")
+        network, _, method = given.peak.partition("/")
+        several("peak", network, NETWORKS)
         print_peak(network, method, given.device)
         return
     rate = matrix_rate(given.device)

@@ -20,6 +20,7 @@ from common import arguments, report, several
 from mad.architectures.fast_resnet import FastResNet
 from mad.architectures.vgg import VGG16BN
 from mad.cli.command import command
+from mad.errors import whole_numbers
 from mad.training import Trainer
 
 NETWORKS: dict[str, Any] = {"vgg16_bn": VGG16BN, "fast_resnet": FastResNet}
@@ -75,7 +76,7 @@ def main() -> None:
     given = arguments(__doc__, cells="1,4,12", network="vgg16_bn", batch=128, steps=100, epochs=2)
     several("network", given.network, NETWORKS)
     spawn, rows = get_context("spawn"), []
-    for count in map(int, given.cells.split(",")):
+    for count in whole_numbers("--cells", given.cells, 1):
         work = (given.network, given.batch, given.steps, given.epochs, given.device)
         with ProcessPoolExecutor(count, spawn, initializer=meet, initargs=(spawn.Barrier(count),)) as pool:
             cells = [pool.submit(train, *work) for _ in range(count)]

@@ -41,6 +41,7 @@ from mad.cli.command import command
 from mad.cli.configs import composed
 from mad.datasets import Split
 from mad.datasets.vision import Vision
+from mad.errors import whole_numbers
 from mad.evaluation import accuracy
 from mad.seeds import seeded
 from mad.storage.fingerprint import describe, digest
@@ -255,7 +256,7 @@ def mnist(root: str, part: str) -> Split:
 
 def seeds(given: argparse.Namespace) -> list[int]:
     """Return the seeds asked for."""
-    return [int(seed) for seed in given.seeds.split(",")]
+    return whole_numbers("--seeds", given.seeds)
 
 
 PARTS = {"speed": speed, "target": target, "final": final}
@@ -273,6 +274,7 @@ def main() -> None:
         seeds="0,1,2",
     )
     given.kept = (given.json or Path("outputs/bench/train.json")).with_suffix(".kept.json")
+    seeds(given)  # a wrong one costs no training
     rows = [row for part in several("part", given.part, PARTS) for row in PARTS[part](given)]
     report("Training LeNet on MNIST", rows, given)
 

@@ -5,7 +5,7 @@ import pytest
 from board_cells import FRAME, ROWS, cells
 
 from mad.errors import MadError
-from mad.figures import board, board_views
+from mad.figures import board, board_views, pareto
 from mad.storage import records
 
 
@@ -38,6 +38,26 @@ def test_the_records_behind_a_board_make_it_again(tmp_path):
     list(board_views.write_all(again, tmp_path / "again"))
     for name in ("board.md", "board-members.csv", "board-records.csv"):
         assert (tmp_path / "figures" / name).read_text() == (tmp_path / "again" / "figures" / name).read_text()
+
+
+def test_texts_of_any_characters_are_drawn_and_read_again(tmp_path):
+    odd = {"defense_settings": "path=a|b\r\udcff", "overrides": "data=/\udcff"}
+    rows = [each | (odd if each["defense"] == "mad" else {}) for each in ROWS]
+    rows = [{**each, "fingerprint": f"{number:016x}"} for number, each in enumerate(rows)]
+    list(board_views.write_all(records.frame(rows), tmp_path))
+    text = (tmp_path / "figures" / "board.md").read_text()
+    assert "\n| mad (path=a\\|b \\udcff) epsilon 0.5 | 52.0 |" in text
+    again = records.read_csv(tmp_path / "figures" / "board-records.csv")
+    assert len(again) == len(ROWS)
+    assert {each["defense_settings"] for each in again} == {"", "path=a|b\r\\udcff"}
+
+
+def test_dollar_signs_are_no_formula(tmp_path):
+    odd = {"defense_settings": "x=$\\frac{a$", "recovery_settings": "y=$\\frac{b$"}
+    rows = [*ROWS, *cells("mad", 0.9, "naive", (0.1,) * 3, "a"), *cells("mad", 0.9, "argmax", (0.2,) * 3, "b")]
+    frame = records.frame([each | (odd if each["defense"] == "mad" else {}) for each in rows])
+    assert any(path.name.endswith("-curves.png") for path in board_views.write_all(frame, tmp_path))
+    assert pareto.write_all(frame, tmp_path / "figures")
 
 
 def test_the_worst_case_curve_is_the_upper_edge_of_the_members_that_a_thief_can_be():

@@ -47,6 +47,23 @@ def test_the_headline_is_of_defenses_that_cost_little_and_of_the_strongest_adver
     assert contents.headline(example())[1].startswith("Every defense here costs the API more than 1 point")
 
 
+def test_the_headline_praises_no_defense_for_a_stolen_model_that_learned_nothing():
+    made = [cell("none", 0.0, "none", 0, 1), cell("mad", 0.05, "none", 0, 2)]
+    idle = cell("top_k", 0.05, "none", 0, 3, learned=False, stolen_accuracy=0.1)
+    (theft,) = contents.read(records.frame([*made, idle]))
+    assert "Of 1 defense that cost" in contents.headline(theft)[1]
+    assert "mad epsilon 0.05 leaves its strongest adversary least" in contents.headline(theft)[1]
+    (theft,) = contents.read(records.frame([made[0], idle]))
+    assert len(contents.headline(theft)) == 1
+
+
+def test_records_without_a_strength_are_in_the_report():
+    bare = [{name: value for name, value in cell("argmax", 0.0, "none", 0, 1).items() if name != "strength"}]
+    (theft,) = contents.read(records.frame(bare))
+    assert theft.table.worst.tolist() == pytest.approx([80])
+    assert latex_csv.latex([theft])
+
+
 def test_few_adversaries_and_one_seed_are_warned_of():
     one = records.frame([cell("none", 0.0, "none", 0, 1), cell("mad", 0.2, "none", 0, 2, learned=False)])
     (theft,) = contents.read(one)

@@ -151,6 +151,12 @@ def test_whole_numbers_with_gaps_are_read_back(real, tmp_path):
     }
 
 
+@pytest.mark.parametrize(("text", "value"), [("True", True), ("TRUE", True), ("FALSE", False), ("yes", "yes")])
+def test_a_truth_is_read_as_spreadsheets_write_it(text, value):
+    assert records.parsed("learned", text) == value
+    assert records.parsed("of_a_plug_in", "TRUE") == "TRUE"
+
+
 @pytest.mark.parametrize(("text", "value"), [("3", 3), ("3.0", 3), ("", None), ("3.5", 3.5), ("x", "x")])
 def test_a_whole_number_may_have_a_point_and_zeros(text, value):
     found = records.parsed("queries", text)
@@ -166,6 +172,8 @@ def test_a_whole_number_may_have_a_point_and_zeros(text, value):
         (lambda text: text.replace("\ntoy,", "\n,", 1), "record 1: no victim"),
         (lambda text: text + '"', "cannot be read"),
         (lambda text: text.replace("victim,", "\xff,", 1), "cannot be read"),
+        (lambda text: text.partition("\n")[0], "holds no record"),
+        (lambda _: "", "holds no record"),
     ],
 )
 def test_a_table_that_holds_no_records_is_refused_with_its_line(real, tmp_path, change, said):
