@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,9 @@ from mad.evaluation import accuracy, top
 from mad.operating_point import Costs, OperatingPoint
 from mad.pipeline import pool_images
 from mad.progress import Pace
+from mad.storage.files import UnwritableError
 from mad.storage.store import Store
+from mad.study import finish, leave_out, trial_of
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -150,9 +151,19 @@ def tune(
         of = seeds if rung == RUNGS - 1 else seeds[:1]
         for number, name in enumerate(alive, 1):
             told = trials[name].user_attrs
+            if told.get("failed_at") == rung:
+                yield ranked(trials[name], name)
+                continue
             if str(rung) not in told["stolen"]:
                 words, begun = [name, *strength_words(make, name, told["told"])], time.perf_counter()
-                share = worst(words, members, make, queries, of, store, device, jobs)
+                try:
+                    share = worst(words, members, make, queries, of, store, device, jobs)
+                except UnwritableError:
+                    raise  # the machine's error and not the candidate's: none is judged by it
+                except MadError as error:  # such as a stolen network that diverges: no reason to lose the others
+                    leave_out(study, trials[name], rung, str(error))
+                    yield ranked(trials[name], name)
+                    continue
                 pace.done(len(of), time.perf_counter() - begun)
                 trials[name].report(share, rung)
                 trials[name].set_user_attr("stolen", {**told["stolen"], str(rung): share})
@@ -161,7 +172,9 @@ def tune(
             else:
                 pace.done(len(of))
             scored[name] = trials[name].user_attrs["stolen"][str(rung)]
-        order = sorted(alive, key=lambda name: scored[name])
+        if not scored:
+            raise MadError(f"no defense could be stolen from: {trials[alive[0]].user_attrs['failure']}")
+        order = sorted(scored, key=lambda name: scored[name])
         keep = 1 if rung == RUNGS - 1 else max(1, -(-len(order) // KEPT))
         for name in reversed(order[keep:]):
             finish(study, trials[name], None)
@@ -181,27 +194,7 @@ def at(told: dict[str, Any] | None) -> str:
 def ranked(trial: Trial, name: str) -> Ranked:
     """Return what a study knows of a candidate."""
     known = trial.user_attrs
-    return Ranked(name, known["told"], [known["stolen"][key] for key in sorted(known["stolen"])])
-
-
-def trial_of(study: Study, name: str) -> Trial:
-    """Return a candidate's trial; that of an earlier run if there is one."""
-    from optuna.trial import Trial
-
-    for each in study.get_trials(deepcopy=False):
-        if each.user_attrs.get("candidate") == name:
-            return Trial(study, each._trial_id)
-    trial = study.ask()
-    trial.set_user_attr("candidate", name)
-    trial.set_user_attr("stolen", {})
-    return trial
-
-
-def finish(study: Study, trial: Trial, value: float | None) -> None:
-    """Tell the study how a trial ended: its value, or None for one that was left out; nothing if it knows."""
-    from optuna.trial import TrialState
-
-    study.tell(trial, value, state=TrialState.PRUNED if value is None else None, skip_if_finished=True)
+    return Ranked(name, known["told"], [known["stolen"][key] for key in sorted(known["stolen"])], known.get("failure"))
 
 
 def measure(trial: Trial, candidate: Candidate, make: Make, limits: Limits, store: Store, device: torch.device) -> None:
@@ -220,6 +213,8 @@ def measure(trial: Trial, candidate: Candidate, make: Make, limits: Limits, stor
             told = {"strength": point.strength, "loss": point.loss, "l1": point.l1_mean, "latency": took}
             if took is not None and limits.latency is not None and took > limits.latency:
                 why = f"99 of 100 requests take up to {took:.1f} ms"
+    except UnwritableError:
+        raise
     except MadError as error:  # such as a victim that it cannot guard: no reason to lose the others
         why = str(error)
         trial.set_user_attr("failed", True)
@@ -281,20 +276,3 @@ def latency(made: Deployment, cell: Cell) -> float:
         api(given)
         took.append(time.perf_counter() - start)
     return 1000 * statistics.quantiles(took, n=100)[-1]
-
-
-def open_study(outputs: Path, name: str) -> Study:
-    """Return the study of a name, in ``tune/NAME.log`` below the outputs folder; that of an earlier run if it is there.
-
-    Raises:
-        MadError: if Optuna is not installed.
-    """
-    try:
-        import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
-    except ImportError as error:
-        raise MadError(f"mad-tune needs Optuna: pip install 'mad[tune]' ({error})") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    (folder := outputs / "tune").mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(folder / f"{name}.log")))
-    return optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)

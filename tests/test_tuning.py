@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 from toys import CPU, exit_code
@@ -14,8 +15,9 @@ from mad.defenses.rounding import Rounding
 from mad.deployment import Deployment
 from mad.errors import MadError
 from mad.operating_point import OperatingPoint
-from mad.storage.files import LOCKS, holder
+from mad.storage.files import LOCKS, UnwritableError, holder
 from mad.storage.store import Store
+from mad.study import open_study, trial_of
 from mad.tuning import Candidate, Limits, Ranked
 
 SMALL = (
@@ -29,7 +31,7 @@ SCORES = {"a": (0.5, 0.1, 0.1), "b": (0.1, 0.2, 0.3), "c": (0.2, 0.1, 0.4), "d":
 @pytest.fixture
 def study(tmp_path):
     pytest.importorskip("optuna")
-    return lambda name="toy": tuning.open_study(tmp_path, name)
+    return lambda name="toy": open_study(tmp_path, name)
 
 
 @pytest.fixture
@@ -105,6 +107,42 @@ def test_no_candidate_within_the_limits_is_one_line(study, scored):
         tuned(study(), ["slow"])
 
 
+def test_a_theft_that_fails_costs_its_candidate_only(study, scored, monkeypatch):
+    known = tuning.worst
+
+    def diverges(words, members, make, budget, *rest):
+        if (words[0], budget) in (("a", 100), ("c", 400)):
+            raise MadError("the stolen network diverged")
+        return known(words, members, make, budget, *rest)
+
+    monkeypatch.setattr(tuning, "worst", diverges)
+    for _ in range(2):  # also of what the study holds
+        found = {each.name: each for each in tuned(study())}
+        assert {name for name, each in found.items() if each.why == "the stolen network diverged"} == {"a", "c"}
+        assert [*found][-1] == "b"
+    with pytest.raises(MadError, match=r"^no defense could be stolen from: the stolen network diverged$"):
+        tuned(study("other"), ["a"])
+
+
+def full(*given, **named):
+    raise UnwritableError(Path("outputs"), OSError("no space left"), "make some")
+
+
+def test_a_full_disk_is_no_candidates_fault(study, scored, monkeypatch):
+    monkeypatch.setattr(tuning, "worst", full)
+    for _ in range(2):
+        with pytest.raises(UnwritableError):
+            tuned(study())
+
+
+def test_nor_while_strengths_are_measured(study, monkeypatch):
+    monkeypatch.setattr(tuning, "Costs", full)
+    trial = trial_of(study(), "it")
+    with pytest.raises(UnwritableError):
+        tuning.measure(trial, Candidate("defense=argmax"), lambda *given: None, Limits(), None, CPU)
+    assert "why" not in trial.user_attrs
+
+
 def broken(words, seed):
     if words == ["defense=argmax"]:
         return mad.load(*SMALL, *words)
@@ -152,7 +190,7 @@ def cells(tmp_path, monkeypatch):
     ],
 )
 def test_the_strongest_point_within_the_limits(candidate, limits, why, cells, study):
-    trial = tuning.trial_of(study(), "it")
+    trial = trial_of(study(), "it")
     tuning.measure(trial, candidate, cells[0], limits, cells[1], CPU)
     told = trial.user_attrs["told"]
     assert why in trial.user_attrs["why"]
@@ -195,7 +233,7 @@ def test_a_theft_has_the_accounts_that_its_record_will_have(cells, monkeypatch):
 def test_a_defense_that_costs_exactly_the_limit_is_no_dearer(cells, study, monkeypatch):
     monkeypatch.setattr(tuning.Costs, "at", lambda self, strength: OperatingPoint(strength, 0.95 - 0.94, 0.5))
     for name, limits, why in (("exact", Limits(0.01, 0.5), ""), ("dear", Limits(0.009, 0.5), "it costs more")):
-        trial = tuning.trial_of(study(), name)
+        trial = trial_of(study(), name)
         tuning.measure(trial, Candidate("defense=argmax"), cells[0], limits, cells[1], CPU)
         assert trial.user_attrs["why"] == why
 

@@ -125,6 +125,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     from mad.pipeline import run
     from mad.storage.fingerprint import digest
     from mad.storage.store import Store
+    from mad.study import open_study
 
     limits = tuning.Limits(limit(told, "loss", 0.01), limit(told, "l1", 2.0), limit(told, "latency", None))
     seeds = whole_numbers("seeds", told.get("seeds", "0"))
@@ -152,7 +153,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     with computing(config.threads):
         found, name = None, digest(asked)
         with alone(outputs, name, say):
-            given = (make, limits, budget, seeds, store, device, tuning.open_study(outputs, name), say, at_once)
+            given = (make, limits, budget, seeds, store, device, open_study(outputs, name), say, at_once)
             for found in tuning.tune(candidates, MEMBERS, *given):
                 say(line(found))
         assert found is not None
