@@ -152,6 +152,7 @@ def tune(
         for number, name in enumerate(alive, 1):
             told = trials[name].user_attrs
             if told.get("failed_at") == rung:
+                pace.done(len(of))
                 yield ranked(trials[name], name)
                 continue
             if str(rung) not in told["stolen"]:
@@ -162,6 +163,7 @@ def tune(
                     raise  # the machine's error and not the candidate's: none is judged by it
                 except MadError as error:  # such as a stolen network that diverges: no reason to lose the others
                     leave_out(study, trials[name], rung, str(error))
+                    pace.done(len(of))
                     yield ranked(trials[name], name)
                     continue
                 pace.done(len(of), time.perf_counter() - begun)
