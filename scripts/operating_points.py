@@ -52,12 +52,11 @@ def main() -> None:
         store = Store(Path(outputs[-1] if outputs else "outputs").expanduser())
         with computing(1):
             for limit, point in operating_points(cell, LOSSES, each.weakest, each.strongest, store, choose("auto")):
-                strength = (
-                    "" if point is None else f"{point.strength:.12g}"
-                )  # as it was measured: rounded, it may cost more
-                said = "none | | " if point is None else f"{strength} | {point.loss:.2%} | {point.l1_mean:.3f}"
+                said = "none | | "
+                if point is not None:
+                    found.append(f"{point.strength:.12g}")  # as it was measured: rounded, it may cost more
+                    said = f"{found[-1]} | {point.loss:.2%} | {point.l1_mean:.3f}"
                 out.print(f"| {' '.join(words)} | {limit:.1%} | {said} |", markup=False, soft_wrap=True)
-                found += [] if point is None else [strength]
         if found:
             strengths = f"defense.{cell.defense.strength_parameter}={','.join(dict.fromkeys(found))}"
             commands.append(command([*common, *words, strengths], outputs))
