@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mad.datasets import batches, to_unit_range
 from mad.knowledge import Knowledge
 from mad.recoveries.restorer import Restorer
-from mad.recoveries.shadows import PART, Pairs, asked, shadows
+from mad.recoveries.shadows import Pairs, asked, shadows, together
 from mad.seeds import seeded
 from mad.transfer import TransferSet
 
@@ -35,15 +34,15 @@ class RestorerPlus(Restorer):
     def pairs(self, adversary: Knowledge, transfer: TransferSet) -> Pairs:
         """Return the drawn posteriors, defended and as they are."""
         assert adversary.clean is not None  # given to whoever knows the victim's clean answers
-        clean, defended = [], []
-        for number, (api, rows) in enumerate(asked(shadows(adversary, transfer, self.shadows), transfer.rows)):
-            images = batches(transfer.images, rows, PART, torch.device("cpu")) if len(rows) else ()
-            for part, some in enumerate(map(to_unit_range, images)):
-                drawn = near(adversary.clean(some), adversary.seed, f"posteriors {part} of API {number}")
-                before, after = api.answer(some, drawn)
-                clean.append(before)
-                defended.append(after)
-        return Pairs(torch.cat(defended), torch.cat(clean))
+        clean, found = adversary.clean, []
+        every = asked(shadows(adversary, transfer, self.shadows), transfer, transfer.rows)
+        for number, (guarded, images) in enumerate(every):
+
+            def drawn(some: Tensor, part: int, number: int = number) -> Tensor:
+                return near(clean(some), adversary.seed, f"posteriors {part} of API {number}")
+
+            found += guarded.answers(images, drawn)
+        return together(found)
 
 
 def near(clean: Tensor, seed: int, purpose: str) -> Tensor:

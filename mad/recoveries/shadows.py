@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from mad.knowledge import Knowledge
 from mad.seeds import derive, generator
 from mad.transfer import TransferSet
 from mad.victim import Architecture, StandIn
+
+Draw = Callable[[Tensor, int], Tensor]
 
 PART = 1000  # images that a shadow answers at once
 SECRETS = 4  # seeds of the defense for each shadow: where it pushes answers depends on its secret
@@ -79,33 +82,38 @@ class Shadow(StandIn):
         return model
 
 
+class Pairs(NamedTuple):
+    """What the shadows' defense makes of posteriors: ``defended`` and ``clean`` ones, (P, K) each, on the CPU."""
+
+    defended: Tensor
+    clean: Tensor
+
+
 class Guarded(NamedTuple):
     """A shadow behind the defense, and its API for one client."""
 
     deployment: Deployment
     api: BlackBox
 
-    def answer(self, images: Tensor, clean: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return clean and defended posteriors, (B, K) each.
+    def answers(self, images: Iterable[Tensor], drawn: Draw | None = None) -> list[Pairs]:
+        """Return the pairs of some batches of images (B, C, H, W) in [0, 1].
 
-        Where the answers of the model that the defense serves come as they are, the defense is that model: clean are
-        then the undefended shadow's answers to the images, whatever ``clean`` is.
+        If the defense serves another model, and none of that model's answers is changed, the defense is the model:
+        clean are then the undefended shadow's answers to the images, and defended the model's.
 
         Args:
-            images: (B, C, H, W) in [0, 1].
-            clean: posteriors that take the place of the served model's.
+            images: the batches.
+            drawn: returns posteriors that take the place of the model's, for a batch and its number; None for its own.
         """
-        before, after = self.api.answer(images, clean)
-        if self.deployment.served is self.deployment.model or not before.equal(after):
-            return before, after
-        return self.deployment.clean(images), after if clean is None else self.api.answer(images)[1]
-
-
-class Pairs(NamedTuple):
-    """What the shadows' defense makes of posteriors: ``defended`` and ``clean`` ones, (P, K) each, on the CPU."""
-
-    defended: Tensor
-    clean: Tensor
+        made = self.deployment
+        seen: list[Pairs] = []
+        served: list[Pairs] = []
+        for number, some in enumerate(images):
+            clean, defended = self.api.answer(some, None if drawn is None else drawn(some, number))
+            seen.append(Pairs(defended, clean))
+            if made.served is not made.model:
+                served.append(Pairs(replace(made, model=made.served).clean(some), made.clean(some)))
+        return served if served and all(each.clean.equal(each.defended) for each in seen) else seen
 
 
 def halves(adversary: Knowledge, transfer: TransferSet) -> tuple[Tensor, Tensor]:
@@ -153,18 +161,24 @@ def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[Gua
     return found
 
 
-def asked(apis: list[Guarded], rows: Tensor) -> list[tuple[Guarded, Tensor]]:
-    """Return which of some rows (M,) each API is asked: all of them go to each shadow, divided among its secrets."""
-    return [(api, rows[number % SECRETS :: SECRETS]) for number, api in enumerate(apis)]
+def asked(guarded: list[Guarded], transfer: TransferSet, rows: Tensor) -> Iterator[tuple[Guarded, Iterable[Tensor]]]:
+    """Yield each of ``shadows`` with the batches of images that it is asked about, float (B, C, H, W) in [0, 1].
+
+    Those in some rows (M,) of the pool go to each shadow, divided among its secrets.
+    """
+    for number, each in enumerate(guarded):
+        own = rows[number % SECRETS :: SECRETS]
+        yield each, map(to_unit_range, batches(transfer.images, own, PART, torch.device("cpu")) if len(own) else ())
+
+
+def together(found: Iterable[Pairs]) -> Pairs:
+    """Return all pairs as one."""
+    defended, clean = zip(*found, strict=True)
+    return Pairs(torch.cat(defended), torch.cat(clean))
 
 
 def pairs(adversary: Knowledge, transfer: TransferSet, count: int) -> Pairs:
     """Return what the defense of ``shadows`` makes of their answers to the other half of the images; see there."""
     _, others = halves(adversary, transfer)
-    clean, defended = [], []
-    for api, rows in asked(shadows(adversary, transfer, count), transfer.rows[others]):
-        for images in batches(transfer.images, rows, PART, torch.device("cpu")) if len(rows) else ():
-            before, after = api.answer(to_unit_range(images))
-            clean.append(before)
-            defended.append(after)
-    return Pairs(torch.cat(defended), torch.cat(clean))
+    every = asked(shadows(adversary, transfer, count), transfer, transfer.rows[others])
+    return together(pair for guarded, images in every for pair in guarded.answers(images))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
-from toys import CPU, Blobs, Tiny, cell, trainer, victim
+from toys import CPU, Blobs, Tiny, Warm, cell, trainer, victim
 
 from mad.architectures.fast_resnet import FastResNet
 from mad.architectures.resnet import ResNet18
@@ -192,19 +192,9 @@ def test_a_trained_surrogate_starts_from_weights_of_its_own():
     assert not torch.allclose(weights(still.ready(context(seed=0))), started, atol=1e-2)
 
 
-class Warm(Tiny):
-    """A factory that loads weights, such as the victim's."""
-
-    def __init__(self, shape, classes):
-        super().__init__(shape, classes)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.linspace(-1, 1, self.head.weight.numel()).view_as(self.head.weight))
-
-
 def test_a_trained_surrogate_starts_untrained_whatever_the_factory_loads():
     still = TrainedSurrogate(trainer(optimizer="sgd", learning_rate=1e-9, epochs=1), architecture=Warm)
-    loaded = Warm((1, 8, 8), 4).head.weight
-    assert not torch.allclose(still.ready(context()).head.weight, loaded, atol=1e-2)
+    assert not torch.allclose(still.ready(context()).head.weight, Warm((1, 8, 8), 4).head.weight, atol=1e-2)
 
 
 def test_a_trained_surrogate_has_learned():

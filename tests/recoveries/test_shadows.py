@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from toys import CPU, Blobs, Streamed, Tiny, cell, trainer, victim
+from toys import CPU, Blobs, Streamed, Tiny, Warm, cell, trainer, victim
 
 from mad.architectures.lenet import LeNet
 from mad.datasets import to_unit_range
@@ -62,7 +62,7 @@ def test_shadows_learn_one_half_and_answer_the_other():
     for shadow in range(2):
         for secret in range(SECRETS):
             rows = other[secret::SECRETS]
-            expected.append(apis[shadow * SECRETS + secret].answer(to_unit_range(POOL[transfer.rows[rows]]))[0])
+            expected.append(apis[shadow * SECRETS + secret].api.answer(to_unit_range(POOL[transfer.rows[rows]]))[0])
             labels.append(transfer.answers[rows].argmax(dim=1))
     before = torch.cat(expected)
     assert torch.allclose(found.clean, before)
@@ -94,15 +94,6 @@ def test_shadows_are_trained_once_for_all(tmp_path, fits):
         assert "shadow/" in record["uses"]
     assert fits.count("victim shadow") == 2
     assert fits.count("restorer") == 3
-
-
-class Warm(Tiny):
-    """A factory that loads weights, such as the victim's."""
-
-    def __init__(self, shape, classes):
-        super().__init__(shape, classes)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.linspace(-1, 1, self.head.weight.numel()).view_as(self.head.weight))
 
 
 STILL = {"optimizer": "sgd", "learning_rate": 1e-9, "epochs": 1}
@@ -165,9 +156,21 @@ def test_a_defense_that_is_the_served_model_is_told_from_the_undefended_shadows_
     halved = given.clean.sqrt() / given.clean.sqrt().sum(dim=1, keepdim=True)
     assert len(given.clean) == len(transfer)
     assert torch.allclose(given.defended, halved, atol=1e-6)
-    both = asked(Chain(parts=[Served(), Squared()]))  # answers that are changed are told from the model's own
-    defended, clean = pairs(*both, 1)
+    defended, clean = pairs(*asked(Chain(parts=[Served(), Squared()])), 1)  # changed answers: beside the model's own
     assert torch.allclose(defended, clean.sqrt() / clean.sqrt().sum(dim=1, keepdim=True), atol=1e-6)
+
+
+def test_whether_a_defense_is_its_model_does_not_depend_on_batches(monkeypatch):
+    class Some(Served):
+        def perturb(self, images, clean):
+            return torch.where(images.mean(dim=(1, 2, 3)).gt(0.5).unsqueeze(1), Squared().perturb(images, clean), clean)
+
+    adversary, transfer = asked(Some())
+    whole = pairs(adversary, transfer, 1)
+    assert 0 < (whole.clean == whole.defended).all(dim=1).sum() < len(whole.clean)
+    monkeypatch.setattr("mad.recoveries.shadows.PART", 1)
+    for one, other in zip(pairs(adversary, transfer, 1), whole, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [ReverseSigmoid, Dcp])
