@@ -19,7 +19,7 @@ from mad.figures.board import COSTS as MEASURED
 from mad.figures.drawing import HUES, INK, SMALL, Shown, sheet, surround
 from mad.figures.groups import SAID, csv
 from mad.figures.table import Column, fold, grid
-from mad.figures.tradeoff import save
+from mad.figures.tradeoff import save, weak_to_strong
 from mad.storage.files import LONGEST, write_alone
 from mad.storage.fingerprint import digest
 from mad.storage.settled import DIGITS, csv_of, printable
@@ -212,8 +212,7 @@ def curves(title: str, table: pd.DataFrame) -> Figure | None:
     figure, axes = sheet(math.ceil(len(several) / across), across)
     for each, (name, rows) in zip(axes.flat, several, strict=False):
         rows = rows.sort_values("strength")
-        loosest_first = rows if rows.worst.iloc[0] >= rows.worst.iloc[-1] else rows[::-1]
-        points = pd.concat([undefended, loosest_first])
+        points = pd.concat([undefended, weak_to_strong(rows, rows.l1_mean)])
         at = 100 * points.defended_accuracy
         known = sorted({member for found in points.by_member for member in found})
         for member in known:

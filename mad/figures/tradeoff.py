@@ -33,17 +33,20 @@ def curves(group: pd.DataFrame) -> dict[str, pd.DataFrame]:
     undefended one, with strength 0. The others are sorted by rising strength, or by falling values if a larger value is
     a weaker defense (such as the classes that ``top_k`` keeps).
     """
-    origin = points(group[group.defense == "none"])
+    origin = points(group[group.defense == "none"].assign(strength=0.0))
     found = {}
     defended = group[group.defense != "none"]
     for (name, settings, parameter), rows in defended.groupby(["defense", "defense_settings", "strength_parameter"]):
         label = f"{name} ({settings})" if settings else str(name)
         label = f"{label} by {parameter}" if label in found else label  # random noise has two strength parameters
         own = points(rows)
-        distance = own["l1_mean"]["mean"]
-        own = own[::-1] if distance.iloc[0] > distance.iloc[-1] + UNCHANGED else own
-        found[label] = pd.concat([origin, own]).rename_axis(str(parameter))
+        found[label] = pd.concat([origin, weak_to_strong(own, own[L1]["mean"])]).rename_axis(str(parameter))
     return found or ({"none": origin} if len(origin) else {})
+
+
+def weak_to_strong(points: pd.DataFrame, distance: pd.Series) -> pd.DataFrame:
+    """Return points of rising strength from the one that moves answers least, by their mean L1 distances."""
+    return points[::-1] if distance.iloc[0] > distance.iloc[-1] + UNCHANGED else points
 
 
 def moves(points: pd.DataFrame) -> bool:

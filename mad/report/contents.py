@@ -124,8 +124,7 @@ def worst_points(table: pd.DataFrame, cells: dict[tuple[Hashable, ...], pd.DataF
     found = []
     for (name, parameter), rows in table[table.defense != "none"].groupby(["defense", "parameter"], sort=False):
         rows = rows.sort_values("strength")
-        loosest_first = rows if rows.worst.iloc[0] >= rows.worst.iloc[-1] else rows[::-1]
-        for _, at in pd.concat([origin, loosest_first]).iterrows():
+        for _, at in pd.concat([origin, tradeoff.weak_to_strong(rows, rows.l1_mean)]).iterrows():
             own = cells[key(at, at.worst_member)]
             found.append(
                 {

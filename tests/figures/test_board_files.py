@@ -6,6 +6,7 @@ from board_cells import FRAME, ROWS, cells
 
 from mad.errors import MadError
 from mad.figures import board, board_views, pareto
+from mad.report import contents
 from mad.storage import records
 
 
@@ -141,3 +142,23 @@ def test_each_strength_parameter_has_its_worst_case_curve():
         "random_noise, by epsilon": pytest.approx([82, 60, 50]),
         "random_noise, by scale": pytest.approx([82, 80, 10]),
     }
+
+
+@pytest.mark.parametrize(("by_l1", "drawn"), [((0.2, 0.9), [82, 30, 50]), ((0.9, 0.2), [82, 50, 30])])
+def test_a_worst_case_curve_goes_from_weak_to_strong_by_what_the_answers_are_moved(by_l1, drawn):
+    shares = zip((1.0, 3.0), by_l1, (0.3, 0.5), strict=True)
+    rows = [
+        each
+        for at, distance, share in shares
+        for member, group in (("naive", "a"), ("argmax", "b"))
+        for each in cells("top_j", at, member, (share,) * 3, group, strength_parameter="j", l1_mean=distance)
+    ]
+    frame = records.frame([*ROWS, *rows])
+    ((title, table),) = board.boards(frame).items()
+    (line,) = [
+        each for each in board_views.curves(title, table).axes[0].get_lines() if each.get_label() == "worst member"
+    ]
+    assert line.get_ydata().tolist() == pytest.approx(drawn)
+    (theft,) = contents.read(frame)
+    points = theft.points.query("adversary == @contents.STRONGEST and curve == 'top_j'")
+    assert points.stolen.tolist() == pytest.approx(drawn)

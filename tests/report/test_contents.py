@@ -64,6 +64,15 @@ def test_records_without_a_strength_are_in_the_report():
     assert latex_csv.latex([theft])
 
 
+def test_undefended_records_with_and_without_a_strength_are_one_point_of_a_curve():
+    rows = TABLE[TABLE.recovery == "argmax"].copy()
+    rows.loc[(rows.defense == "none") & (rows.seed == rows.seed.min()), "strength"] = np.nan
+    (theft,) = contents.read(rows)
+    for _, points in theft.points.groupby("curve"):
+        assert (points.defense == "none").tolist() == [True, *[False] * (len(points) - 1)]
+        assert len(points.records.iloc[0].split()) == (rows.defense == "none").sum()
+
+
 def test_few_adversaries_and_one_seed_are_warned_of():
     one = records.frame([cell("none", 0.0, "none", 0, 1), cell("mad", 0.2, "none", 0, 2, learned=False)])
     (theft,) = contents.read(one)
