@@ -12,7 +12,7 @@ from mad.figures import board, board_views
 from mad.storage import records
 
 DOCS = Path(__file__).parents[1] / "docs"
-EVERY = 20  # of so many records, one is composed again
+EVERY = 61  # of so many records, one is composed again
 
 
 @pytest.fixture(scope="module")

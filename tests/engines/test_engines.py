@@ -136,7 +136,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["basic", "joblib"])
+@pytest.mark.parametrize("name", [pytest.param("basic", marks=pytest.mark.engine), "joblib"])
 def test_in_a_sweep_on_this_machine_the_bits_are_the_same(name, folder, alone):
     """The short form of the next: what needs no engine, and so is run by default."""
     words = ["-m", f"hydra/launcher={name}", "knockoff/architecture=lenet", "defense.epsilon=9,0.5"]
