@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from broken import Wrong
 from torch import nn
 from toys import Tiny
 
-import mad
 from mad.attacks import Stolen, TransferSet
 from mad.attacks.adaptive import KnockoffAdaptive
 from mad.attacks.jbda import Jbda
 from mad.attacks.jbtopk import JbTopK
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.attacks.online import Online
-from mad.defenses import Defense, Undefended
+from mad.defenses import Undefended
 from mad.defenses.argmax import Argmax as ArgmaxDefense
 from mad.defenses.mad import Mad
 from mad.defenses.random_noise import RandomNoise
@@ -26,15 +26,11 @@ from mad.errors import MadError
 from mad.recoveries import AsAnswered, Recovery
 from mad.recoveries.argmax import Argmax
 from mad.testing import (
-    Blobs,
-    Linear,
     check_attack,
     check_defense,
     check_recovery,
     check_victim,
-    toy_adversary,
     toy_victim,
-    trainer,
 )
 
 DEFENSES = [Undefended(), Mad(0.5), Mad(0.5, gradient="all"), RandomNoise(0.5), ReverseSigmoid(), Rounding(), TopK(1)]
@@ -58,31 +54,6 @@ def test_shipped_recoveries_pass(recovery):
 
 def test_a_victim_passes():
     check_victim(toy_victim())
-
-
-@dataclass
-class Wrong(Defense):
-    """Break the contract in one way."""
-
-    name = "wrong"
-    epsilon: float | None = None
-    how: str = "none"
-
-    def begin(self):
-        self._asked = 0
-
-    def columns(self, context):
-        return {"more": 1} if self.how == "undeclared" else {}
-
-    def perturb(self, images, clean):
-        mixed = {
-            "beside": lambda: clean.mean(dim=0).expand_as(clean).clone(),
-            "global": lambda: torch.softmax(torch.randn(clean.shape), dim=1),
-            "place": lambda: clean.clone().flip(0),
-            "in place": lambda: clean.mul_(1),
-            "attribute": lambda: setattr(self, "epsilon", 1.0) or clean,
-        }
-        return mixed.get(self.how, lambda: clean)()
 
 
 BROKEN = {
@@ -273,73 +244,3 @@ def test_a_defense_is_given_no_more_images_at_once_than_it_takes():
     for defense, count in ((Small(), 12), (Overstating(), 5)):
         with pytest.raises(MadError, match=f"small got {count} images"):
             check_defense(defense, classes=(4,))
-
-
-def with_class(base, **attributes):
-    return type("Its", (base,), attributes)
-
-
-@pytest.mark.parametrize(
-    ("attributes", "what"),
-    [
-        ({"max_batch": 0}, "max_batch must be a whole number of at least 1, got 0"),
-        ({"max_batch": 2.5}, "max_batch must be a whole number of at least 1, got 2.5"),
-        ({"max_batch": True}, "max_batch must be a whole number of at least 1, got True"),
-        ({"honest_queries": 0}, "honest_queries must be a whole number of at least 1, got 0"),
-        ({"version": "2"}, "version must be a whole number of at least 1, got '2'"),
-        ({"stateful": "no"}, "stateful must be true or false, got 'no'"),
-        ({"needs_gradients": None}, "needs_gradients must be true or false, got None"),
-        ({"schema": None}, "schema must be a tuple, got None"),
-        ({"schema": ("a",)}, r"schema must be a tuple of mad\.schema\.Column, got 'a' in it"),
-        ({"strength_parameter": 3}, "strength_parameter must name one of its fields, got 3"),
-    ],
-)
-def test_what_the_class_of_a_defense_says_is_checked(attributes, what):
-    defense = with_class(Wrong, **attributes)()
-    with pytest.raises(MadError, match=f"^defense wrong: {what}$"):
-        check_defense(defense)
-    if "strength_parameter" not in attributes:
-        with pytest.raises(MadError, match=f"^defense wrong: {what}$"):
-            mad.deploy(toy_victim(), defense, outputs=None)
-
-
-def test_what_the_class_of_another_plug_in_says_is_checked():
-    for attributes, what in (({"online": "no"}, "online"), ({"knows": None}, "knows"), ({"schema": 3}, "schema")):
-        with pytest.raises(MadError, match=f"^attack knockoff: {what} must be "):
-            check_attack(with_class(KnockoffNets, **attributes)(30))
-    for attributes, what in (({"trainings": -1.0}, "trainings"), ({"needs_images": 1}, "needs_images")):
-        with pytest.raises(MadError, match=f"^recovery none: {what} must be "):
-            check_recovery(with_class(AsAnswered, **attributes)())
-
-
-@pytest.mark.parametrize("classes", [(), 4, "24", None, (1,), (0,), (2.5,), ("2",)])
-def test_senseless_classes_are_a_line(classes):
-    for check, part in ((check_defense, Mad(0.5)), (check_recovery, AsAnswered())):
-        with pytest.raises(MadError, match=r"^classes must be "):
-            check(part, classes)
-    if not isinstance(classes, int):
-        with pytest.raises(MadError, match=r"^classes must be a whole number of at least 2"):
-            check_attack(KnockoffNets(30), classes)
-
-
-@pytest.mark.parametrize(
-    ("call", "what"),
-    [
-        (lambda: Blobs(1), "classes must be"),
-        (lambda: Blobs(size=0), "size must be"),
-        (lambda: Blobs(shape=8), r"shape must be \(C, H, W\), got 8"),
-        (lambda: Blobs(shape=(8, 8)), "shape must be"),
-        (lambda: Blobs(shape=(1, 0, 8)), "shape must be"),
-        (lambda: Linear("abc", 3), "shape must be"),
-        (lambda: Linear((1, 8, 8), 0), "classes must be"),
-        (lambda: trainer(0), "epochs must be"),
-        (lambda: toy_victim("a"), "classes must be"),
-        (lambda: toy_adversary("argmax"), "recovery must be a Recovery"),
-        (lambda: toy_adversary(classes=0), "classes must be"),
-        (lambda: toy_adversary(seed="a"), "seed must be"),
-    ],
-)
-def test_senseless_toys_are_a_line(call, what):
-    with pytest.raises(MadError, match=f"^{what}") as refused:
-        call()
-    assert "\n" not in str(refused.value)

@@ -8,28 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from posteriors import dirichlet, queries
 from scipy.optimize import minimize
 
 from mad import simplex, solvers
-from mad.solvers.argmax import ENUMERATED, enumerate_sets, grow_sets
 from mad.solvers.exact import mirror
 from mad.solvers.level import TopStays
 from mad.solvers.metric import cosine, times
 from mad.solvers.problem import Problem, project
-
-
-def dirichlet(concentration, batch, classes, seed):
-    random = np.random.default_rng(seed)
-    return torch.from_numpy(random.dirichlet(np.full(classes, concentration), size=batch))
-
-
-def queries(classes, concentration, batch=60, inner=False, seed=0):
-    """Return clean posteriors, the surrogate's posteriors and Theta, float64."""
-    y = dirichlet(concentration, batch, classes, seed)
-    p = dirichlet(5.0, batch, classes, seed + 1)
-    random = torch.Generator().manual_seed(seed)
-    factors = torch.randn(batch, classes, 2 * classes, generator=random, dtype=torch.double)
-    return y, p, factors @ factors.mT if inner else None
 
 
 def extreme_points(y, epsilon):
@@ -225,64 +211,6 @@ def test_projection_is_the_nearest_allowed_point(budget):
     # Nearest: no allowed point makes an acute angle with what is left.
     for other in allowed(y, 2 * budget, 200, 2).unbind(dim=1):
         assert ((points - q) * (other - q)).sum(dim=1).max() < 1e-9
-
-
-def slow_corner(y, p, theta):
-    """Return the best uniform corner over all sets that hold the top class, one set at a time."""
-    classes, top = len(y), y.argmax().item()
-    best, lowest = None, 2.0
-    for size in range(classes):
-        for others in itertools.combinations([k for k in range(classes) if k != top], size):
-            corner = torch.zeros_like(y)
-            corner[list(others)] = 1
-            corner[top] = 1 + 1e-5
-            corner /= corner.sum()
-            angle = cosine((corner - p)[None], (y - p)[None], None if theta is None else theta[None]).item()
-            if angle < lowest:
-                best, lowest = corner, angle
-    return best
-
-
-@pytest.mark.parametrize("inner", [False, True])
-def test_the_published_argmax_search_is_its_definition(inner):
-    y, p, theta = queries(6, 0.5, 12, inner)
-    slow = torch.stack([slow_corner(y[row], p[row], None if theta is None else theta[row]) for row in range(12)])
-    assert torch.allclose(enumerate_sets(y, p, theta), slow)
-
-
-@pytest.mark.parametrize("inner", [False, True])
-def test_the_published_greedy_search_is_its_definition(inner):
-    y, p, theta = queries(ENUMERATED + 3, 0.5, 5, inner)
-    found = grow_sets(y, p, theta)
-    for row in range(5):
-        part = None if theta is None else theta[row : row + 1]
-        chosen, best, lowest = [y[row].argmax().item()], None, 2.0
-        while len(chosen) < y.shape[1]:
-            trials = []
-            for added in set(range(y.shape[1])) - set(chosen):
-                corner = torch.zeros(1, y.shape[1]).double()
-                corner[0, [*chosen, added]] = 1
-                corner[0, chosen[0]] += 1e-5
-                corner /= corner.sum()
-                trials.append((cosine(corner - p[row], (y - p)[row : row + 1], part).item(), added, corner))
-            angle, added, corner = min(trials, key=lambda trial: trial[0])
-            chosen.append(added)
-            if angle < lowest:
-                best, lowest = corner, angle
-        alone = torch.zeros_like(y[row]).index_fill_(0, y[row].argmax(), 1.0)
-        if cosine((alone - p[row])[None], (y - p)[row : row + 1], part).item() < lowest:
-            best = alone
-        assert torch.allclose(found[row], best, atol=1e-9)
-
-
-@pytest.mark.parametrize("classes", [4, 11, 40])
-@pytest.mark.parametrize("epsilon", [0.2, 1.0, 2.0])
-def test_the_published_argmax_answers_keep_budget_and_top_class(classes, epsilon):
-    y, p, _ = queries(classes, 0.3)
-    q = solvers.argmax_vertex(y, p, epsilon)
-    assert torch.equal(q.argmax(dim=1), y.argmax(dim=1))
-    assert simplex.l1(q, y).max() <= epsilon + 1e-9
-    assert simplex.l1(q, y).mean() > 0.5 * min(epsilon, 1)
 
 
 def test_answers_without_a_proof_are_counted(monkeypatch):
