@@ -12,7 +12,7 @@ from mad import panels
 from mad.cell import about
 from mad.config import members
 from mad.errors import MadError
-from mad.figures import board
+from mad.figures import members as naming
 from mad.panels import ALWAYS
 from mad.training import extras
 
@@ -37,7 +37,7 @@ def test_every_member_has_a_name_of_its_own():
         own = asked.knockoff.trainer
         trained = {f"knockoff_{name}": getattr(own, name) for name in ("epochs", "min_steps", "schedule")}
         rows.append(about(asked) | trained | {"knockoff_settings": extras(own), "budget": asked.attack.budget})
-    found = board.named(pd.DataFrame(rows))
+    found = naming.named(pd.DataFrame(rows))
     assert found.member.nunique() == 36
     assert not found.member.str.contains("[", regex=False).any()
 
@@ -46,7 +46,7 @@ def test_members_that_records_do_not_tell_apart_are_not_averaged():
     row = {"victim": "a", "architecture": "b", "pool": "c", "budget": 5, "attack": "knockoff", "recovery": "none"}
     rows = [row | {"comparison_group": group} for group in ("0123456789", "abcdefghij", "abcdefghij", "other")]
     rows[-1]["budget"] = 6
-    assert board.members(pd.DataFrame(rows)).tolist() == ["naive [01234567]", "naive", "naive", "naive"]
+    assert naming.members(pd.DataFrame(rows)).tolist() == ["naive [01234567]", "naive", "naive", "naive"]
 
 
 @pytest.fixture

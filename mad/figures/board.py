@@ -10,19 +10,17 @@ Members that are given what no thief has are shown beside the worst, and are nev
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mad.figures.groups import KNOCKOFF, beyond, learned, said, value
+from mad.figures.groups import learned
+from mad.figures.members import DEFENSE, NAIVE, THEFT, named
 from mad.storage import settled
 from mad.storage.fingerprint import digest
 
-THEFT = [*settled.THEFT, "theft_group", "victim_seed", "budget"]  # what the rows of one board share
-DEFENSE = ["defense", "defense_settings", "strength_parameter", "strength"]
 CLEAN = "the victim's clean answers"  # knowledge that no thief has
 OWN = "keep=seeds"  # the setting of attack=augmented with which a thief trains on its own images only
 DRAWS, SURE = 1000, 0.95
@@ -30,8 +28,7 @@ STOLEN, AGREEMENT = "stolen_accuracy", "agreement"
 COSTS = ("victim_accuracy", "defended_accuracy", "l1_mean", "l1_max", "nll", "ece", "auroc_pool", "selective_accuracy")
 LEAST = 2  # members, for a board
 PANEL = 8  # members of a theft that make a panel, not two runs beside each other
-NAIVE, LABELS = "naive", "argmax"
-OF_KNOCKOFF = re.compile(r"(?:^|[\s'])[+~]*knockoff[./]")  # an override of a setting of the knockoff
+LABELS = "argmax"
 UNDONE, NOTHING = "permuted", "random_answers"  # the defenses that test the panel
 BACK, CHANCE = 0.95, 10.0  # what must come back of the first, and points above chance that the second may leave
 
@@ -72,59 +69,6 @@ def informed(rows: pd.DataFrame) -> pd.Series:
 def alike(rows: pd.DataFrame, theft: pd.DataFrame) -> pd.DataFrame:
     """Return the records of a theft's victim and pool, with any budget."""
     return rows[(rows[THEFT[:-1]] == theft[THEFT[:-1]].iloc[0]).all(axis=1)]
-
-
-def named(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the records with the name of their ``member``, and without empty cells in the columns of thefts.
-
-    Older records are given the ``theft_group`` of the others that they belong to (``mad.storage.settled.thefts``).
-    """
-    rows = settled.thefts(settled.printable(records))
-    empty = {name: "" for name in (*THEFT, *DEFENSE, "recovery_knows", "attack_settings") if name != "strength"}
-    rows = rows.assign(member=members(rows), **{name: "" for name in empty if name not in rows})
-    texts = rows[[*empty]].astype(object)
-    return rows.assign(**texts.where(texts.notna(), ""))
-
-
-def members(records: pd.DataFrame) -> pd.Series:
-    """Return the name of each record's member: what tells it from the plainest one of its theft.
-
-    Members of one theft whose records do not tell them apart are named by their comparison groups, too, but for the one
-    with the most records.
-    """
-    usual = records[(records.attack == "knockoff") & (records.recovery == "none")]
-    names: dict[str, str] = {}
-    taken = set()
-    apart = [name for name in ("victim", "pool", "budget", "theft_group") if name in records]
-    groups = [(str(group), own) for group, own in records.groupby("comparison_group")]
-    for group, own in sorted(groups, key=lambda each: -len(each[1])):
-        row = own.iloc[0].copy()
-        plain = untouched(usual[(usual[apart] == row[apart]).all(axis=1)])
-        row["knockoff_settings"] = beyond(row, plain)
-        parts = [row.attack, row.get("attack_settings"), row.recovery, row.get("recovery_settings")]
-        words = [str(each) for each in parts if each and not pd.isna(each) and each not in ("knockoff", "none")]
-        trained = said(row, [name for name in KNOCKOFF if name in plain and differs(row, plain[name].dropna(), name)])
-        name = " ".join([*words, *filter(None, [trained])]) or NAIVE
-        theft = tuple(str(value(row, each)) for each in THEFT)
-        names[group] = f"{name} [{group[:8]}]" if (theft, name) in taken else name
-        taken.add((theft, name))
-    return records.comparison_group.map(names)
-
-
-def untouched(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the records whose overrides leave the knockoff as it is by default; all, if none says so."""
-    if "overrides" not in rows:
-        return rows
-    left = rows[[isinstance(words, str) and not OF_KNOCKOFF.search(words) for words in rows.overrides]]
-    return left if len(left) else rows
-
-
-def differs(row: pd.Series, usual: pd.Series, name: str) -> bool:
-    """Return whether a record's value in a column is another than most of the usual ones; not if either is missing."""
-    found = value(row, name)
-    if name == "knockoff_settings":
-        return found is not None  # empty is usual
-    return found is not None and len(usual) > 0 and found != usual.mode()[0]
 
 
 def honest(rows: pd.DataFrame) -> pd.Series:

@@ -6,6 +6,7 @@ import pytest
 from board_cells import FRAME, ROWS, cells
 
 from mad.figures import board, board_views
+from mad.figures import members as naming
 from mad.storage import records
 
 
@@ -51,7 +52,7 @@ def test_what_all_knockoffs_of_a_theft_do_names_no_member():
         cropped += cells("mad", 0.5, "naive", (0.7, 0.7, 0.7), group, knockoff_settings=settings)
     frame = records.frame(cropped)
     names = {"naive", "argmax", "oracle_filter", "mixup=0.2", "augment=warp", "no augment=crop_flip"}
-    assert set(board.members(frame)) == names
+    assert set(naming.members(frame)) == names
     (table,) = board.boards(frame).values()
     assert table.set_index("defense").loc["none"].naive == pytest.approx(82)
 
@@ -117,7 +118,7 @@ def test_a_member_is_named_by_what_is_unlike_the_plain_theft():
     plain = [{**each, "knockoff_epochs": 18} for each in ROWS]
     longer += cells("mad", 0.5, "naive", (0.7, 0.7, 0.7), "f", knockoff_epochs=18, knockoff_settings="mixup=0.2")
     frame = records.frame([*plain, *longer, *cells("mad", 0.5, "naive", (0.9, 0.9, 0.9), "e", attack="jbtop3")])
-    names = board.members(frame)
+    names = naming.members(frame)
     assert set(names) == {"naive", "argmax", "oracle_filter", "54 epochs", "mixup=0.2", "jbtop3"}
 
 
