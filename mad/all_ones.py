@@ -84,7 +84,7 @@ class Boxes(TorchFunctionMode):
             if args[2] is not None:
                 gain = gain + 1
             if moved is None:
-                tangent = torch.zeros_like(output).add_(gain)
+                tangent = torch.empty_like(output).copy_(gain.expand_as(output))
             else:
                 tangent = function(moved, args[1], None, *args[3:]).add_(gain)
             return forward_mode.make_dual(output, tangent)
