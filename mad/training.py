@@ -169,6 +169,9 @@ class Trainer:
             device: where to train.
             task: the name in the progress bar; with the seed, it determines the random draws.
             rows: int64 (B,), the image of each target; None for all images in order.
+
+        Raises:
+            MadError: if a batch is one image, and a batch norm of the network takes no single one.
         """
         if self.arithmetic(device) == "bfloat16" and not fast_bfloat16(device):
             warn_of_emulation(device)
@@ -196,7 +199,15 @@ class Trainer:
                         seen, wished = augmented(batch, self.augment, draw), targets[some]
                         if self.mixup:
                             seen, wished = mixed(seen, wished, self.mixup)
-                        loss = self.loss(model, seen, wished)
+                        try:
+                            loss = self.loss(model, seen, wished)
+                        except ValueError as error:
+                            if len(seen) > 1 or not refuses_one(model, seen.shape[1:]):
+                                raise
+                            raise MadError(
+                                f"{task} is trained on one image at a time, of which a batch norm of its network has "
+                                "no statistics: take a batch_size and a number of images of at least 2"
+                            ) from error
                         optimizer.zero_grad()
                         loss.backward()
                         optimizer.step()
