@@ -27,7 +27,7 @@ class Boundary(Attack):
 
     Args:
         seeds: images of the victim's kind, about as many of each class; see ``Knowledge.labeled``. No labels are used.
-        steps: rounds of bisection; a pair costs so many queries, the last one of the budget fewer.
+        steps: rounds of bisection; a pair costs so many queries, or fewer where they take more than the budget has.
         keep: which mixtures the stolen model is trained on beside the seeds: ``near``, those that were answered as
             their seed was; or ``all``.
     """
