@@ -66,6 +66,8 @@ class Boundary(Attack):
         low, high = torch.zeros(len(ends)), torch.ones(len(ends))
         for _ in range(self.steps):
             count = min(len(ends), budget - held)
+            if not count:
+                break  # not every program or service answers a request for nothing
             new, share = slice(held, held + count), ((low + high) / 2)[:count]
             self.mix(images, pool, starts[:count], ends[:count], share, into=images[new])
             answers[new] = ask(api, images, torch.arange(new.start, new.stop))
