@@ -82,6 +82,8 @@ def test_none_is_the_recipe_as_before():
     assert describe(trainer(mixup=0)) == describe(trainer())
     assert describe(trainer(mixup=0.1)) != describe(trainer())
     assert torch.equal(weights(fitted(trainer(mixup=0.0))), weights(fitted(trainer())))
+    assert "amended" not in describe(trainer(mixup=0.01))
+    assert describe(trainer(mixup=0.001))["amended"] == "small shares of mixup"
 
 
 def test_seeds_decide_the_sums():
