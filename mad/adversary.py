@@ -54,11 +54,12 @@ class Adversary(Knowledge):
         return place(self.untrained(), self.device).eval()
 
     def recovered(self, answers: Tensor, images: Tensor | None = None) -> Tensor:
-        """Return the recovery's training targets (B, K) for answers (B, K).
+        """Return the recovery's training targets (B, K) for answers (B, K), on their device.
 
         Args:
             answers: the API's answers.
-            images: the images of the answers, (B, C, H, W) in [0, 1]; used only if the recovery ``needs_images``.
+            images: the images of the answers, (B, C, H, W) in [0, 1]; used only if the recovery ``needs_images``. It
+                is then given the answers on the images' device.
 
         Raises:
             MadError: if the targets are not posteriors of the answers' shape, or if the recovery changes the answers.
@@ -69,10 +70,12 @@ class Adversary(Knowledge):
                 "must say recovers_early = True, so that such recoveries are refused at the start"
             )
         self.recoveries.add(self.recovery.name)
-        who, before = f"recovery {self.recovery.name}", plugins.versions([answers])
-        found = self.recovery(answers, images if self.recovery.needs_images else None)
-        plugins.unchanged(who, before, [answers])
-        return plugins.targets(who, found, answers)
+        images = images if self.recovery.needs_images else None
+        given = beside(answers, images)
+        who, before = f"recovery {self.recovery.name}", plugins.versions([given])
+        found = self.recovery(given, images)
+        plugins.unchanged(who, before, [given])
+        return plugins.targets(who, found, given).to(answers.device)
 
     def learned_from(self, transfer: TransferSet) -> Adversary:
         """Return this adversary with its recovery prepared on a transfer set; itself if that is done already."""
@@ -101,8 +104,9 @@ class Adversary(Knowledge):
         who, targets, kept = f"recovery {self.recovery.name}", [], []
         for some, images in self._parts(transfer):
             targets.append(self.recovered(some, images))
-            kept.append(plugins.choice(f"{who}: keeps", self.recovery.keeps(some, images), len(some)))
-        keep = torch.cat(kept).cpu()
+            keeps = self.recovery.keeps(beside(some, images), images)
+            kept.append(plugins.choice(f"{who}: keeps", keeps, len(some)).cpu())
+        keep = torch.cat(kept)
         if keep.any():
             return rows[keep], torch.cat(targets)[keep]
         if said:
@@ -198,6 +202,11 @@ class Adversary(Knowledge):
         loss = F.cross_entropy(logits, targets.cpu()).item()
         constant = torch.special.entr(targets.mean(dim=0)).sum().item()
         return loss < max(constant - LEAST, NOTHING)
+
+
+def beside(answers: Tensor, images: Tensor | None) -> Tensor:
+    """Return answers on the device of their images, if there are any."""
+    return answers if images is None else answers.to(images.device)
 
 
 def sample(transfer: TransferSet, seed: int) -> TransferSet:

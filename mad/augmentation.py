@@ -12,6 +12,7 @@ from mad.datasets import to_unit_range
 
 PAD = 4
 WARP = (15.0, 0.1, 0.05, 0.05)  # turn, scale, move and bend of ``warped``: small enough that digits stay what they are
+SMALL = 0.01  # from an alpha of this on, torch draws from Beta(alpha, alpha) as it should
 AREA, RATIO, DRAWS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # ImageNet's usual
 
 
@@ -101,6 +102,16 @@ def mixed(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor
         targets: posteriors (B, K).
         alpha: above 0.
     """
-    share = torch.distributions.Beta(alpha, alpha).sample().item()
+    share = share_of(alpha)
     other, images = torch.randperm(len(images)).to(images.device), to_unit_range(images)
     return torch.lerp(images[other], images, share), torch.lerp(targets[other], targets, share)
+
+
+def share_of(alpha: float) -> float:
+    """Return a draw from Beta(alpha, alpha), by torch's global generator."""
+    if alpha >= SMALL:
+        return torch.distributions.Beta(alpha, alpha).sample().item()
+    # Both gamma variables that torch divides by their sum are 0 to its precision then, and the share would be 1/2. A
+    # variable of shape alpha is one of shape alpha + 1 times u^(1 / alpha), u uniform; here in logarithms.
+    logs = torch.distributions.Gamma(alpha + 1, 1.0).sample((2,)).double().log() + torch.rand(2).double().log() / alpha
+    return torch.softmax(logs, dim=0)[0].item()

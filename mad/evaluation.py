@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from itertools import islice
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def utility(
 
     Args:
         deployment: the defended API as it is before any query; each honest client of a ``stateful`` defense makes
-            its ``honest_queries``, in a session of its own and in requests of ``HONEST`` images.
+            its ``honest_queries``, in a session of its own and in requests of up to ``HONEST`` images.
         test: the victim's test split.
         undefended: the victim, if a defense that acts at training time serves another model; else None.
         device: the device of the victim.
@@ -47,13 +47,14 @@ def utility(
     Raises:
         MadError: if ``undefended`` answers with NaN or infinite logits.
     """
-    defense, sessions, both = deployment.defense, [deployment.session()], []
+    defense, sessions, both = deployment.defense, [], []
     size = HONEST if defense.stateful else batch_limit(BATCH, deployment.victim.dataset.shape)
-    requests = -(-defense.honest_queries // HONEST) if defense.stateful else math.inf
-    for number, some in enumerate(batches(test.images, None, size, torch.device("cpu"))):
-        if number and number % requests == 0:
-            sessions.append(deployment.session())
-        both.append(sessions[-1].answer(to_unit_range(some)))
+    clients = parts(len(test.images), defense.honest_queries) if defense.stateful else [len(test.images)]
+    requests = [parts(count, size) for count in clients]
+    images = batches(test.images, None, [count for own in requests for count in own], torch.device("cpu"))
+    for own in requests:
+        sessions.append(deployment.session())
+        both += [sessions[-1].answer(to_unit_range(some)) for some in islice(images, len(own))]
     honest = defense.honest_columns([each.defense for each in sessions])
     schema.check(honest, f"defense {defense.name}", defense.schema)
     clean, defended = (torch.cat(part) for part in zip(*both, strict=True))
@@ -70,6 +71,11 @@ def utility(
         **quality(defended, clean, test.labels),
         "auroc_pool": outlier_auroc(defended, torch.cat([defended[:0], *unlike])),
     } | {**by_class(deployment.victim, "defended_by_class", defended.argmax(dim=1), test.labels), **honest}
+
+
+def parts(count: int, most: int) -> list[int]:
+    """Return the sizes of the parts of ``count`` things, ``most`` in each but the last."""
+    return [min(most, count - start) for start in range(0, count, most)]
 
 
 def theft(stolen: nn.Module, model: nn.Module, test: Split, device: torch.device, victim: Victim) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mad import notebook
 from mad.cell import Cell
 from mad.config import load, members
+from mad.datasets.checked import say
 from mad.errors import MadError, check_kind, check_number
 from mad.limits import at_most
 from mad.schema import Record
@@ -33,7 +34,8 @@ def panel(
     """Return the board of a cell's defense: what each member of ``experiment=panel`` steals, and the strongest of them.
 
     The cell's own attack and recovery give way to each member's; its victim, pool, defense, query budget and knockoff
-    stay, but for what a member changes. Cells that were run before are loaded.
+    stay, but for what a member changes. Cells that were run before are loaded. A member that does not go with the cell,
+    such as ``jbtop3`` with a victim of three classes, is left out, which a line on stderr says.
 
     Args:
         cell: a cell from ``mad.load``.
@@ -74,7 +76,13 @@ def panel(
                 continue
             own = {key(word) for word in (*member, "seed")}
             kept = [word for word in words if key(word) not in own]
-            asked = load(*kept, *member, f"seed={seed}", config_dir=config_dir or cell.config_dir)
+            try:
+                asked = load(*kept, *member, f"seed={seed}", config_dir=config_dir or cell.config_dir)
+            except MadError as error:
+                if member in ALWAYS:  # it is the cell, then
+                    raise
+                say(f"the panel lacks {' '.join(member)}: {error}")
+                continue
             for defended in sides:
                 this = asked if defended else asked.reference
                 if this.fingerprint not in found:

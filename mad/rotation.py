@@ -27,9 +27,10 @@ class RotationTrainer(Trainer):
 
     The loss is that of ``Trainer``, plus ``rotation`` times the cross-entropy of a second, linear head on what the
     network's last layer takes, which is thrown away afterwards. The images to rotate are drawn from all images that
-    the training is given, also those without a target: all of a pool, not only those that were asked about. A step
-    takes a quarter as many of them as ``batch_size``, each in all four rotations, so it costs about twice as much; the
-    paper takes as many as have targets. Images with targets are not rotated: no answer is known to rotated ones.
+    the training is given, also those without a target: all of a pool, not only those that were asked about, unless a
+    recovery adds images (``few``), with which only those with a target go. A step takes a quarter as many of them as
+    ``batch_size``, each in all four rotations, so it costs about twice as much; the paper takes as many as have
+    targets. Images with targets are not rotated: no answer is known to rotated ones.
 
     Args:
         rotation: weight of the second loss, above 0; 1 as published.

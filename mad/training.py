@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Optimizer, lr_scheduler
 
 from mad import simplex
-from mad.augmentation import augmented, mixed
+from mad.augmentation import SMALL, augmented, mixed
 from mad.datasets import Images, batch_limit, batches, to_device, to_unit_range
 from mad.device import choose, fast_bfloat16, keep_freed_memory, warn_of_emulation
 from mad.errors import MadError, SettingError, check_choice, check_number
@@ -27,6 +27,7 @@ AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip", "warp")
 PRECISIONS = ("auto", "float32", "bfloat16", "fast")
 USUAL_RATES = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001, "adagrad": 0.01}  # of each optimizer
 EVALUATION_BATCH = 1000
+ALONE = "is trained on one image at a time, of which a batch norm has no statistics: take two, and batch_size=2"
 Self = TypeVar("Self", bound="Trainer")
 
 
@@ -104,6 +105,11 @@ class Trainer:
         except SettingError as error:  # now, not after the victim is trained
             raise SettingError(f"trainer.knockoff.{error.name}", error.what) from error
 
+    @property
+    def amended(self) -> str | None:
+        """See ``mad.storage.fingerprint``: many shares of a small alpha once were one half."""
+        return "small shares of mixup" if 0 < self.mixup < SMALL else None
+
     def but(self, **changes: Any) -> Trainer:
         """Return this recipe with the changes that are not None; they also hold for ``for_knockoffs``.
 
@@ -169,15 +175,17 @@ class Trainer:
             device: where to train.
             task: the name in the progress bar; with the seed, it determines the random draws.
             rows: int64 (B,), the image of each target; None for all images in order.
+
+        Raises:
+            MadError: if a batch is one image, and a batch norm of the network takes no single one.
         """
         if self.arithmetic(device) == "bfloat16" and not fast_bfloat16(device):
             warn_of_emulation(device)
         images = to_device(images, device) if isinstance(images, Tensor) else images
         rows, targets = torch.arange(len(images)) if rows is None else rows, targets.to(device)
         if self.mixup and not targets.is_floating_point():
-            targets = F.one_hot(
-                targets, logits_of(place(model, device).eval(), images, device, rows[:1]).shape[1]
-            ).float()
+            classes = logits_of(place(model, device).eval(), images, device, rows[:1]).shape[1]
+            targets = F.one_hot(targets, classes).float()
         place(model, device).train()
         order, draw = generator(seed, f"order of {task}"), generator(seed, f"augmentation of {task}")
         parts = [len(part) for part in torch.arange(len(rows)).split(self.batch_size)]
@@ -196,7 +204,12 @@ class Trainer:
                         seen, wished = augmented(batch, self.augment, draw), targets[some]
                         if self.mixup:
                             seen, wished = mixed(seen, wished, self.mixup)
-                        loss = self.loss(model, seen, wished)
+                        try:
+                            loss = self.loss(model, seen, wished)
+                        except ValueError as error:
+                            if len(seen) > 1 or not refuses_one(model, seen.shape[1:]):
+                                raise
+                            raise MadError(f"{task} {ALONE}") from error
                         optimizer.zero_grad()
                         loss.backward()
                         optimizer.step()

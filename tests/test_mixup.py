@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from test_training import EXACT, SPLIT, fitted, weights
 from toys import trainer, victim
 
-from mad.augmentation import mixed
+from mad import augmentation
+from mad.augmentation import mixed, share_of
 from mad.seeds import generator, seeded
 from mad.storage.fingerprint import describe
 
@@ -37,6 +38,24 @@ def test_shares_are_as_likely_as_beta_says():
         assert own.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.25)
 
 
+@pytest.mark.parametrize("alpha", [1e-6, 1e-3, 0.01, 0.5, 3.0])
+def test_a_share_has_the_variance_of_beta_for_any_alpha(alpha, monkeypatch):
+    for small in (augmentation.SMALL, 10.0):  # either way of drawing
+        monkeypatch.setattr(augmentation, "SMALL", small)
+        with seeded(0, "variance"):
+            shares = torch.tensor([share_of(alpha) for _ in range(2000)])
+        assert ((shares >= 0) & (shares <= 1)).all()
+        assert shares.mean().item() == pytest.approx(0.5, abs=0.05)
+        assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.15)
+
+
+def test_usual_shares_are_torchs_own():
+    with seeded(0, "share"):
+        found = share_of(0.2)
+    with seeded(0, "share"):
+        assert found == torch.distributions.Beta(0.2, 0.2).sample().item()
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_loop_is_the_plain_one(soft):
     model = victim().untrained(seed=0, purpose="victim").double()
@@ -63,6 +82,8 @@ def test_none_is_the_recipe_as_before():
     assert describe(trainer(mixup=0)) == describe(trainer())
     assert describe(trainer(mixup=0.1)) != describe(trainer())
     assert torch.equal(weights(fitted(trainer(mixup=0.0))), weights(fitted(trainer())))
+    assert "amended" not in describe(trainer(mixup=0.01))
+    assert describe(trainer(mixup=0.001))["amended"] == "small shares of mixup"
 
 
 def test_seeds_decide_the_sums():

@@ -1,5 +1,6 @@
 """The panel: its members are fixed, mad.panel runs them on a cell's theft, and mad-run prints their board."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -69,6 +70,16 @@ def test_a_board_from_python(few, tmp_path):
     assert set(records.seed) == {5, 6}
     mine = records[(records.defense == "mad_argmax") & (records.recovery == "argmax")]
     assert ours.labels == pytest.approx(100 * mine.stolen_accuracy.mean())
+
+
+def test_a_member_that_does_not_go_with_the_victim_is_left_out(few, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(panels, "members", lambda: [*FEW[:2], ["attack=jbtr", "attack.k=10"]])
+    asked = mad.load(*SMALL, "defense=none")
+    assert set(mad.panel(asked, tmp_path).iloc[0].by_member) == {"naive", "argmax"}
+    assert "the panel lacks attack=jbtr attack.k=10: attack.k must be below" in capfd.readouterr().err
+    monkeypatch.setattr(panels, "members", lambda: [["recovery=none"], ["attack=jbtr"]])
+    with pytest.raises(MadError, match="unknown victim"):
+        mad.panel(dataclasses.replace(asked, overrides="victim=nowhere"), tmp_path)
 
 
 def test_what_was_run_before_is_loaded(few, tmp_path, fits):

@@ -43,7 +43,7 @@ class ActiveThief(Attack):
     Args:
         strategy: one of ``uncertainty``, ``k_center``, ``dfal`` and ``dfal_k_center``.
         start: share of the budget that is asked about at random first, in (0, 1].
-        rounds: rounds after that, which share the rest of the budget evenly.
+        rounds: rounds after that, which share the rest of the budget evenly; fewer, if rounding up spends it before.
         epochs: passes of a substitute over the transfer set; no more than the knockoff's.
         min_steps: the least number of steps of a substitute; no more than the knockoff's.
         candidates: the most images that a round selects from, drawn at random; None, as published, for all of the pool.

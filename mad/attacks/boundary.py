@@ -27,7 +27,7 @@ class Boundary(Attack):
 
     Args:
         seeds: images of the victim's kind, about as many of each class; see ``Knowledge.labeled``. No labels are used.
-        steps: rounds of bisection; a pair costs so many queries, the last one of the budget fewer.
+        steps: rounds of bisection; a pair costs so many queries, or fewer where they take more than the budget has.
         keep: which mixtures the stolen model is trained on beside the seeds: ``near``, those that were answered as
             their seed was; or ``all``.
     """
@@ -66,6 +66,8 @@ class Boundary(Attack):
         low, high = torch.zeros(len(ends)), torch.ones(len(ends))
         for _ in range(self.steps):
             count = min(len(ends), budget - held)
+            if not count:
+                break  # not every program or service answers a request for nothing
             new, share = slice(held, held + count), ((low + high) / 2)[:count]
             self.mix(images, pool, starts[:count], ends[:count], share, into=images[new])
             answers[new] = ask(api, images, torch.arange(new.start, new.stop))

@@ -43,6 +43,10 @@ class Consistent(Attack):
         check_number("attack.tolerance", self.tolerance, 0, 2)
         check_number("attack.budget", 2 if self.budget is None else self.budget, 2, whole=True)
 
+    def shared(self, budget: int) -> int:
+        """Return a budget of which every account has a query, and an image its two."""
+        return super().shared(check_number("attack.budget", budget, 2, whole=True))
+
     def images_for(self, budget: int) -> int:
         """Return how many images of the pool a budget needs: half of it, rounded up."""
         return -(-budget // 2)

@@ -37,7 +37,8 @@ class JbTopK(Targeted):
 
     step: float = 0.01
     as_published: bool = field(default=False, metadata=ADDED)
-    name: str = field(default="jbtopk", compare=False)  # type: ignore[misc]  # the jbtop3 of every k is one class
+    # The jbtop3 of every k is one class. By keyword, since it would stand before the budget, as in the base class.
+    name: str = field(default="jbtopk", compare=False, kw_only=True)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from mad.training import AUGMENTATIONS
 class KnockoffNets(Attack):
     """Query images drawn from the pool at random, without replacement.
 
-    With the same seed, the queries of a smaller budget are the first queries of a larger one.
+    With the same seed, the images of a smaller budget are the first images of a larger one.
 
     Args:
         queries_per_image: queries per image, whose answers are averaged (paper, fig. 9, "nquery"). The last image gets

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -201,11 +202,18 @@ def misnumbered(names: Sequence[str]) -> dict[str, str]:
 
 
 def by_number(names: Sequence[str]) -> dict[str, dict[int, str]]:
-    """Return the columns whose names end in a number, by that number, by what stands before it."""
+    """Return the columns whose names end in a number, by that number, by what stands before it.
+
+    That is without the sign before the number, as in p_0, unless there is one column with and one without: then these
+    are two kinds.
+    """
+    ended = [match for name in names if (match := re.fullmatch(r"(.*?)([_. -]?)(\d{1,6})", name))]
+    count = Counter((match[1], int(match[3])) for match in ended)
+    twice = {stem for (stem, _), times in count.items() if times > 1}
     found: dict[str, dict[int, str]] = {}
-    for name in names:
-        if match := re.fullmatch(r"(.*?)[_. -]?(\d{1,6})", name):
-            found.setdefault(match[1], {})[int(match[2])] = name
+    for match in ended:
+        stem = match[1] + match[2] * (match[1] in twice)
+        found.setdefault(stem, {})[int(match[3])] = match[0]
     return found
 
 

@@ -99,8 +99,8 @@ class Recovery(ABC):
 
         Args:
             answers: the API's answers (B, K), unchanged.
-            images: the images (B, C, H, W) in [0, 1] that were asked about, on the adversary's device; None unless
-                ``needs_images``.
+            images: the images (B, C, H, W) in [0, 1] that were asked about, on the adversary's device, where the
+                answers are then, too; None unless ``needs_images``.
         """
 
 

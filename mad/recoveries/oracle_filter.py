@@ -60,4 +60,4 @@ class OracleFilter(Recovery):
 
     def _moved(self, answers: Tensor, images: Tensor) -> Tensor:
         """Return the L1 distance (B,) of each answer from the victim's clean one."""
-        return simplex.l1(answers, self._clean(images).to(answers))
+        return simplex.l1(answers.to(images.device), self._clean(images))

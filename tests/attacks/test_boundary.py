@@ -72,6 +72,15 @@ def test_it_asks_what_bisection_of_one_pair_after_another_asks(budget, seeds, st
     assert every.rows.tolist() == list(range(budget))
 
 
+@pytest.mark.parametrize("budget", [3, 5, 7, 11])
+def test_no_request_is_empty(budget, monkeypatch):
+    asked, call = [], BlackBox.__call__
+    monkeypatch.setattr(BlackBox, "__call__", lambda api, some: asked.append(len(some)) or call(api, some))
+    steal(budget, seeds=5, steps=4)
+    assert sum(asked) == budget
+    assert 0 not in asked
+
+
 @pytest.mark.parametrize(("key", "value"), [("seeds", 0), ("steps", 0), ("steps", 1.5), ("keep", "seeds")])
 def test_settings_out_of_range_are_refused_by_name(key, value):
     with pytest.raises(MadError, match=rf"attack\.{key}"):

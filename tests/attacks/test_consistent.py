@@ -91,6 +91,12 @@ def test_the_pool_must_hold_half_the_budget():
         Consistent(402).affordable(POOL, "mine")
 
 
+def test_a_pool_of_one_image_is_refused():
+    assert Consistent().affordable(POOL[:2], "mine") == 2
+    with pytest.raises(MadError, match=r"attack\.budget must be a whole number of at least 2, got 1"):
+        Consistent().affordable(POOL[:1], "mine")
+
+
 @pytest.mark.parametrize("wrong", [{"budget": 1}, {"tolerance": -1}, {"tolerance": 2.1}])
 def test_settings_that_are_none(wrong):
     with pytest.raises(MadError, match=r"attack\."):

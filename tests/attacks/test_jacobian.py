@@ -146,6 +146,11 @@ def test_normalisation_of_other_channels_is_refused(name, channels, given):
         cell(victim=toy, attack=Jbself(**{name: given}))
 
 
+def test_the_budget_is_the_first_argument_of_each():
+    assert {kind(7).budget for kind in (Jbda, Jbself, JbTopK)} == {7}
+    assert JbTopK(7).name == "jbtopk"
+
+
 def test_more_targets_than_other_classes_are_refused():
     assert steal(JbTopK(**SHORT, k=3), 20, classes=4)[1].queries == 20
     with pytest.raises(MadError, match=r"attack\.k .* 4 classes, got 4$"):

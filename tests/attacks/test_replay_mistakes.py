@@ -95,6 +95,15 @@ def test_numbered_answers_that_are_named_must_begin_at_zero(written):
         Replay(log=path, answer="p")
 
 
+def test_columns_with_and_without_a_sign_before_the_number_are_two_kinds_of_answers(written):
+    one, other = ({f"{stem}{number}": share for number in range(4)} for stem, share in (("p_", 0.25), ("p", 0.5)))
+    path = written(name="two.parquet", answer=None, **one, **other)
+    with pytest.raises(MadError, match=r"two\.parquet has several answers: set attack.answer to one of p_, p, "):
+        Replay(log=path)
+    assert Replay(log=path, answer="p_").opened.values.max() == 0.25
+    assert Replay(log=written(name="one.parquet", answer=None, **one), answer="p").opened.values.max() == 0.25
+
+
 def test_without_pyarrow_it_says_what_to_install(written, monkeypatch):
     path = written(name="unread.parquet")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)

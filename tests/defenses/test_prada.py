@@ -224,12 +224,13 @@ def test_the_record_says_when_and_how_often_in_vain(tmp_path):
     assert quiet["prada_false_alarms"] == 0
 
 
-def test_honest_clients_make_a_thousand_queries_each():
+@pytest.mark.parametrize(("queries", "clients"), [(120, 2), (50, 4), (200, 1)])
+def test_honest_clients_make_a_thousand_queries_each(queries, clients):
     class Short(Prada):
-        honest_queries = 120
+        honest_queries = queries
 
     found = utility(deploy(victim(), Short(least=20, delta=1.0)), victim().dataset.test(), None, CPU)
-    assert (found["prada_honest_clients"], found["prada_honest_queries"]) == (1, 200)
+    assert (found["prada_honest_clients"], found["prada_honest_queries"]) == (clients, queries)
     assert Prada.honest_queries == 1000
 
 

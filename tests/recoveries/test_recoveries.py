@@ -1,5 +1,6 @@
 """What an adversary makes of answers, and what it may learn before."""
 
+import contextlib
 from dataclasses import dataclass, replace
 
 import pytest
@@ -201,3 +202,37 @@ def test_what_must_learn_first_is_not_applied_before(tmp_path):
     transfer = TransferSet(Blobs().images((1, 8, 8)), torch.arange(5), torch.full((5, 4), 0.25))
     assert adversary.learned_from(transfer).recovered(transfer.answers).shape == (5, 4)
     assert adversary.recoveries == {"inverse"}
+
+
+class StopError(Exception):
+    """Stops a run on a device that computes nothing."""
+
+
+@dataclass
+class Located(AsAnswered):
+    """Note where answers and images lie; a device without data, ``meta``, goes no further."""
+
+    needs_images = True
+
+    def __call__(self, answers, images=None):
+        SEEN.append((answers.device.type, images.device.type))
+        if answers.is_meta or images.is_meta:
+            raise StopError
+        return answers
+
+    def keeps(self, answers, images=None):
+        SEEN.append((answers.device.type, images.device.type))
+        raise StopError
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_answers_and_images_lie_on_one_device(device):
+    adversary = replace(cell(recovery=Located()).adversary(CPU), device=torch.device(device))
+    pool = Blobs().images((1, 8, 8))
+    transfer = TransferSet(pool, torch.arange(5), torch.full((5, 4), 0.25))
+    with pytest.raises(StopError):
+        adversary.chosen(transfer)
+    with contextlib.suppress(StopError):
+        adversary.recovered(transfer.answers, to_unit_range(pool[:5]).to(device))
+    assert SEEN
+    assert set(SEEN) == {(device, device)}
