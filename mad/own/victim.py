@@ -189,7 +189,9 @@ class Own(Victim):
         """
         if self.given is None:
             return super().ready(device, outputs)
-        return place(self._opened(device, outputs).eval(), device).requires_grad_(False)
+        network = place(self._opened(device, outputs).eval(), device)
+        # A network in Python may be trained on by its owner; no gradient of it is ever taken here.
+        return network if self.function is not None else network.requires_grad_(False)
 
     def _opened(self, device: torch.device, outputs: Path | None) -> nn.Module:
         shape, classes = self.dataset.shape, self.dataset.classes

@@ -1,9 +1,11 @@
-"""What functions return: arrays that torch does not take as they are, and memory that is written to again."""
+"""Functions and networks of an owner: what they return, memory that is written to again, and what is left alone."""
 
 import numpy as np
 import pytest
 import torch
+from test_doors import Conv, own
 
+from mad.deployment import deploy
 from mad.own.answering import Answering
 from mad.training import logits_of
 
@@ -66,3 +68,10 @@ def test_labels_are_whole_numbers_of_any_size(kind, tensor):
 
     found = Answering(labels, "labels", CLASSES, "it")(IMAGES)
     assert np.array_equal(found.argmax(dim=1).numpy(), logits(IMAGES).argmax(axis=1))
+
+
+def test_a_network_in_python_can_be_trained_on_afterwards():
+    network = Conv(shape=(1, 8, 8), classes=CLASSES).eval()
+    deployment = deploy(own(function=network))
+    assert not deployment.session()(IMAGES).requires_grad
+    assert all(each.requires_grad for each in network.parameters())
