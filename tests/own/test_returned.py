@@ -75,3 +75,26 @@ def test_a_network_in_python_can_be_trained_on_afterwards():
     deployment = deploy(own(function=network))
     assert not deployment.session()(IMAGES).requires_grad
     assert all(each.requires_grad for each in network.parameters())
+
+
+class Scale:
+    """An object that no fingerprint tells."""
+
+    def __call__(self, values):
+        return values
+
+
+SCALE = Scale()
+
+
+def scaled(images):
+    return SCALE(posteriors(images))
+
+
+def test_a_line_tells_of_objects_that_a_record_is_not_named_by(capfd):
+    for _ in range(2):
+        own(function=scaled)
+        own(function=posteriors)
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.count("what SCALE, a Scale, holds is not in its records' names: after a change say force=all") == 1
+    assert said.count("holds is not in") == 1
