@@ -50,7 +50,7 @@ def beside(network: Any) -> Iterator[tuple[str, Any]]:
 
     usual = vars(nn.Module()).keys()
     for place, layer in network.named_modules():
-        kind = type(layer)
+        kind: Any = type(layer)
         ours = kind.__module__.partition(".")[0] == "torch"
         if ours and kind.extra_repr is not nn.Module.extra_repr:
             continue
