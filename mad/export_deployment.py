@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from mad.storage.fingerprint import digest
 from mad.training import Trainer, place
 from mad.victim import Architecture, Victim
 
+ARRAYS = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 NOTHING = Trainer(1, 1, "sgd", 0.1, 0.0, 0.0, "constant")  # nothing is trained on data that are not there
 
 
@@ -83,6 +85,7 @@ def write_deployment(folder: Path, parts: Parts, device: torch.device) -> None:
     own = prepared_values(defense)
     networks = {name: bare(value) for name, value in own.items() if isinstance(value, nn.Module)}
     tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+    arrays = {name: torch.from_numpy(value.copy()) for name, value in own.items() if numeric(value)}
     served, make = bare(parts.served), defense.served_architecture(victim)
     whole = recipe_of(victim.architecture, f"architecture of victim {victim.name}")
     recipe: dict[str, Any] = {
@@ -96,15 +99,16 @@ def write_deployment(folder: Path, parts: Parts, device: torch.device) -> None:
         "served": recipe_of(make, f"{who}: the served network"),
         "defense": recipe_of(defense, who),
         "seed": parts.seed,
-        "values": {name: value for name, value in own.items() if isinstance(value, (bool, int, float, str))},
+        "values": {name: noted(value) for name, value in own.items() if plain(value)},
         "networks": sorted(networks),
         "tensors": sorted(tensors),
+        **({"arrays": sorted(arrays)} if arrays else {}),
         "columns": dict(parts.columns),
     }
     if victim.class_names is not None:
         recipe["class_names"] = json.loads(victim.class_names)
     recipe |= {"fingerprint": digest(recipe), "mad": __version__, "torch": torch.__version__}
-    held = {f"served.{name}": value for name, value in served.state_dict().items()} | tensors
+    held = {f"served.{name}": value for name, value in served.state_dict().items()} | tensors | arrays
     for name, network in networks.items():
         held |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
     content, images = packed(held), trial(told)
@@ -116,7 +120,7 @@ def write_deployment(folder: Path, parts: Parts, device: torch.device) -> None:
     if not torch.allclose(ours, theirs, rtol=0, atol=CLOSE):
         raise MadError(
             f"{who} cannot be exported: made again from its fields, networks and tensors, it answers something else; "
-            "what it prepares must be numbers, tensors or networks in attributes that begin with _"
+            "what it prepares must be networks, tensors, arrays, or numbers and texts in attributes that begin with _"
         )
     written(folder, recipe, content)
 
@@ -155,10 +159,38 @@ def prepared(
     except RAISED as error:  # whatever a plug-in raises
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise MadError(f"it cannot be prepared without its data ({why})") from error
+    for name in recipe.get("arrays", ()):
+        owner, own = placed(ready, name)
+        setattr(owner, own, tensors[name].clone().numpy())
     for name, value in recipe["values"].items():
         owner, own = placed(ready, name)
-        setattr(owner, own, value)
+        setattr(owner, own, made(value, "the defense"))
     return ready
+
+
+def plain(value: Any, within: bool = False) -> bool:
+    """Return whether a value is a number or a text, or a list, tuple or dict of these."""
+    if isinstance(value, (list, tuple)):
+        return type(value) in (list, tuple) and all(plain(each, True) for each in value)
+    if isinstance(value, dict):
+        return type(value) is dict and all(isinstance(key, str) and plain(each, True) for key, each in value.items())
+    number = isinstance(value, np.number) and not np.iscomplexobj(value)
+    return isinstance(value, (bool, int, str, float, np.bool_)) or number or (within and value is None)
+
+
+def noted(value: Any) -> Any:
+    """Return the recipe, see ``mad.recipes.made``, of a ``plain`` value; numpy's numbers become Python's."""
+    if isinstance(value, (list, tuple)):
+        parts = [noted(each) for each in value]
+        return parts if isinstance(value, list) else {"tuple": parts}
+    if isinstance(value, dict):
+        return {"dict": {key: noted(each) for key, each in value.items()}}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def numeric(value: Any) -> bool:
+    """Return whether a value is an array of numbers that torch takes."""
+    return isinstance(value, np.ndarray) and value.dtype.isnative and value.dtype.name in ARRAYS
 
 
 SAID = ("_said", "_told")  # whether a line was written on stderr

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -56,7 +57,8 @@ class Costs:
         self.split = cell.victim.validation_split()
         name = cell.defense.strength_parameter
         kinds = {field.name: field.type for field in dataclasses.fields(cell.defense)}
-        self._whole = kinds[name] in (int, "int")  # such as the k of top_k
+        words = {*re.findall(r"\w+", str(kinds[name]))}  # of a type, or of its text
+        self._whole = "int" in words and "float" not in words  # such as the k of top_k
         self._known: dict[float | None, OperatingPoint] = {}
 
     def defended(self, strength: float | None) -> Deployment:

@@ -46,7 +46,7 @@ def declared(who: str, part: Any, base: type) -> None:
 
 
 def like(who: str, found: Any, wanted: Tensor) -> Tensor:
-    """Return a plug-in's result for posteriors, detached and in their dtype.
+    """Return a plug-in's result for posteriors, detached and in their dtype, as a copy: it may use its memory again.
 
     Args:
         who: names the plug-in and its method, for the error.
@@ -59,7 +59,7 @@ def like(who: str, found: Any, wanted: Tensor) -> Tensor:
     right = isinstance(found, Tensor) and found.shape == wanted.shape and found.device == wanted.device
     if not right or not found.is_floating_point():
         raise MadError(f"{who} must return {kind(wanted)}, like what it was given; got {kind(found)}")
-    return found.detach().to(wanted.dtype)
+    return found.detach().to(wanted.dtype, copy=True)
 
 
 def unchanged(who: str, before: list[int], given: Sequence[Tensor]) -> None:

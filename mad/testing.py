@@ -227,8 +227,8 @@ def check_recovery(recovery: Recovery, classes: tuple[int, ...] = CLASSES) -> No
         transfer = TransferSet(pool, torch.arange(len(answers)), answers)
         adversary = toy_adversary(recovery, count, **knowledge(recovery, victim))
         found = []
-        with untouched(who, recovery, pool, answers):
-            for _ in range(2):
+        for _ in range(2):
+            with untouched(who, recovery, pool, answers):
                 ready = adversary.learned_from(transfer)
                 schema.check(ready.recovery.columns(), who, recovery.schema)
                 more = ready.added()

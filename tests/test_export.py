@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from toys import CPU, Blobs, SmallNet, Tiny, trainer, victim
@@ -67,6 +68,30 @@ class Secretive(Tensed):
 
     def perturb(self, images, clean):
         return clean + self._held["lean"]
+
+
+@dataclass
+class Limited(Defense):
+    """Answer dark images with the uniform posterior; what is dark is read from a trained network."""
+
+    name = "limited"
+    epsilon: float | None = 2.0
+    how: str = "number"
+
+    def prepare(self, context):
+        def train(network):
+            torch.nn.init.constant_(next(network.parameters()), 0.25)
+
+        build = partial(context.victim.untrained, seed=0, purpose="limit")
+        value = next(context.kept("limit", [self, context.victim], build, train).parameters()).max().item()
+        held = {"number": np.float32(value), "list": [1, value, None], "dict": {"a": (value, np.int64(1))}}
+        self._limit = {**held, "array": np.array([value, 1]), "float": value}[self.how]
+
+    def perturb(self, images, clean):
+        found = {"list": lambda: self._limit[1], "dict": lambda: self._limit["a"][0], "array": lambda: self._limit[0]}
+        limit = float(found.get(self.how, lambda: self._limit)())
+        dark = images.flatten(1).mean(dim=1, keepdim=True) < limit
+        return torch.where(dark, torch.full_like(clean, 1 / clean.shape[1]), clean)
 
 
 @dataclass
@@ -153,6 +178,18 @@ def test_what_a_defense_draws_travels_too(tmp_path):
     opened = mad.open_deployment(tmp_path / "away")
     assert torch.equal(deployed.session()(IMAGES), opened.session()(IMAGES))
     assert opened.defense._by == "a text"
+
+
+@pytest.mark.parametrize("how", ["float", "number", "list", "dict", "array"])
+def test_what_only_some_images_show_travels_too(how, tmp_path):
+    deployed = deploy(victim(), Limited(how=how))
+    deployed.export(tmp_path / "away")
+    opened = mad.open_deployment(tmp_path / "away")
+    dark = IMAGES * 0.48  # unlike the random images that are tried
+    ours, theirs = deployed.session().answer(dark), opened.session().answer(dark)
+    assert not torch.equal(*ours)
+    assert torch.equal(ours[1], theirs[1])
+    assert type(opened.defense._limit) is (float if how == "number" else type(deployed.defense._limit))
 
 
 def test_a_stateful_defense_begins_anew(tmp_path):

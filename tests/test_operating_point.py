@@ -168,3 +168,28 @@ def test_the_command_of_the_script_keeps_the_seed_and_the_folder(words, outputs,
     spec.loader.exec_module(script)
     told = script.command(["defense=mad", "defense.epsilon=0.5,0.8", *words], outputs)
     assert told == f"mad-run -m defense=mad defense.epsilon=0.5,0.8 {expected}"
+
+
+@dataclass
+class Kept(Defense):
+    """Keeps the k highest probabilities; None keeps all."""
+
+    name = "kept"
+    strength_parameter = "k"
+    epsilon: float | None = None
+    k: int | None = None
+
+    def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
+        """Return the k highest probabilities, rescaled."""
+        if self.k is None:
+            return clean
+        values, kept = clean.topk(self.k, dim=1)
+        found = torch.zeros_like(clean).scatter(1, kept, values)
+        return found / found.sum(dim=1, keepdim=True)
+
+
+def test_a_strength_that_may_be_none_is_a_whole_number_all_the_same(tmp_path):
+    whole = replace(cell(defense=Kept()), victim=toy_victim())
+    point = Costs(whole, Store(tmp_path), CPU).strongest(1.0, 4.0, 1.0, 0.2)
+    assert point is not None
+    assert float(point.strength).is_integer()

@@ -24,6 +24,7 @@ WRONG = [
     (["attack.budget=null"], "attack.budget must be a whole number of at least 1, got None"),
     (["loss=little"], "loss must be a number, got 'little'"),
     (["seeds=one"], "seeds must be whole numbers"),
+    (["++defense.epsilon=0.5"], "candidates come after --"),
     (["seed=3"], "mad-tune takes no seed; it takes seeds=0,1,2"),
     (["plan=true"], "mad-tune takes no plan"),
     (["--", "defense=nope 0 1"], "unknown defense 'nope'"),
@@ -40,6 +41,15 @@ def test_a_wrong_word_is_one_line(words, text, tmp_path, monkeypatch, capsys):
     line = ["mad-tune", *SMALL, *words]
     assert exit_code(monkeypatch, command.main, *line) == 1
     assert text in capsys.readouterr().err
+
+
+def test_what_is_said_with_a_plus_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = []
+    monkeypatch.setattr(command, "tuned", lambda words, *_: given.extend(words))
+    plus = ["++victim.validation=0.3", "++attack.budget=300", "victim=digits"]
+    assert exit_code(monkeypatch, command.main, "mad-tune", *plus, "++loss=0.1", "--", "defense=argmax") == 0
+    assert given == plus
 
 
 def test_from_the_command_line_to_the_command_that_serves(tmp_path, monkeypatch, capsys):

@@ -61,15 +61,15 @@ def main() -> None:
     place = configs.folder_of(given)
     cut = given.index("--") if "--" in given else len(given)
     common, named = given[:cut], given[cut + 1 :]
-    told = {word.partition("=")[0]: word.partition("=")[2] for word in common}
-    refused = [word for word in common if word.partition("=")[0].split(".")[0] in ("defense", "recovery")]
+    told = {key(word): word.partition("=")[2] for word in common}
+    refused = [word for word in common if key(word).split(".")[0] in ("defense", "recovery")]
     if refused:
         raise MadError(f"{refused[0]}: mad-tune chooses the defense and tries recoveries; candidates come after --")
     for name in told:
-        if name.lstrip("+~") in NOT_TAKEN:
+        if name in NOT_TAKEN:
             instead = "; it takes seeds=0,1,2, and searches strengths with seed 0" if name == "seed" else ""
             raise MadError(f"mad-tune takes no {name}{instead}")
-    words = [word for word in common if word.partition("=")[0] not in (*LIMITS, "seeds")]
+    words = [word for word in common if key(word) not in (*LIMITS, "seeds")]
     if "victim.validation" not in told:
         words.append("victim.validation=0.1")
     if "attack.budget" not in told:
@@ -80,6 +80,11 @@ def main() -> None:
     if twice:
         raise MadError(f"{twice[0]} is a candidate twice: give it one range of strengths, from WEAKEST to STRONGEST")
     tuned(words, candidates, told, place)
+
+
+def key(word: str) -> str:
+    """Return the key that an override sets, whether it says so with or without a plus."""
+    return word.lstrip("+~").partition("=")[0]
 
 
 def candidate(text: str) -> Any:
@@ -136,7 +141,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
 
     def make(more: Sequence[str], seed: int) -> Any:
         every = [*words, *(word for each in more for word in shlex.split(each)), f"seed={seed}"]
-        last = list({word.partition("=")[0]: word for word in every}.values())  # a rung's budget replaces the given one
+        last = list({key(word): word for word in every}.values())  # a rung's budget replaces the given one
         return cell_of(configs.composed(last, place), last)
 
     for each in candidates:
@@ -169,7 +174,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     gain = "" if left < before else ": it leaves a thief no less than no defense does"
     text = f"the strongest of these adversaries steals {left:.1%}, undefended {before:.1%}{gain}"
     out.print(text, soft_wrap=True, markup=False)
-    kept = [word for word in words if word.partition("=")[0].split(".")[0] not in ("attack", "pool", "knockoff")]
+    kept = [word for word in words if key(word).split(".")[0] not in ("attack", "pool", "knockoff")]
     further = [] if place is None else ["--config-dir", str(place)]
     out.print(f"serve it: mad-serve {shlex.join([*further, *kept, *best])} --check", soft_wrap=True, markup=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from mad.errors import MadError
 from mad.weights import first_line
 
 ANSWERS = ("logits", "posteriors", "labels")
+WHOLE = (*(torch.int8, torch.int16, torch.int32, torch.int64), *(torch.uint8, torch.uint16, torch.uint32, torch.uint64))
 LEAST = 8  # rows that sum to one, each of them, before they are taken for posteriors
 
 
@@ -47,7 +49,7 @@ class Answering(nn.Module):
             why = f"{type(error).__name__}: {first_line(error)}"
             raise MadError(f"{self.who} failed on images {tuple(images.shape)}, {why}") from error
         try:
-            found = torch.as_tensor(found).detach().to(images.device)
+            found = owned(found).to(images.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise MadError(f"{self.who} must return a tensor or an array, got {plugins.kind(found)}") from error
         if self.form == "labels":
@@ -73,13 +75,28 @@ class Answering(nn.Module):
 
     def _of_labels(self, found: Tensor, count: int) -> Tensor:
         found = found.squeeze(1) if found.shape == (count, 1) else found
-        whole = found.shape == (count,) and not found.is_floating_point() and found.dtype != torch.bool
-        if not whole or (count and not 0 <= int(found.min()) <= int(found.max()) < self.classes):
+        whole = found.shape == (count,) and found.dtype in WHOLE
+        labels = found.long() if whole else found  # torch has no minimum of some whole numbers
+        if not whole or (count and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes):
             raise MadError(
                 f"{self.who} must answer {count} images with labels ({count},), whole numbers from 0 to "
                 f"{self.classes - 1}; got {plugins.kind(found)}"
             )
-        return torch.nn.functional.one_hot(found.long(), self.classes).float().log()
+        return torch.nn.functional.one_hot(labels, self.classes).float().log()
+
+
+def owned(found: Any) -> Tensor:
+    """Return an answer as a tensor of its own: whoever answered may write the next answer to the same memory.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: if it is no tensor, and nothing that becomes one.
+    """
+    if isinstance(found, np.ndarray) and found.dtype.kind in "iuf":
+        # What torch may not take: a view that goes backwards, another order of bytes, the widest floats.
+        widest = np.float64 if found.dtype.kind == "f" else np.int64
+        fits = found.dtype.kind == "f" and found.dtype.itemsize <= 8
+        found = np.array(found, dtype=found.dtype.newbyteorder("=") if fits else widest, order="C")
+    return torch.as_tensor(found).detach().clone()
 
 
 def check_logits(found: Tensor, who: str) -> Tensor:

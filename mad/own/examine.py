@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from mad.datasets import Split
 from mad.datasets.checked import say
 from mad.own.normalized import PUBLISHED, Normalized
 from mad.seeds import generator
+from mad.storage.reading import untold
 from mad.training import logits_of
 
 SAMPLE = 500  # images on which other normalizations are tried
@@ -44,6 +47,18 @@ def examine(
         said |= normalizations(network, test, device, who, normalization)
     if not said and right < 2 / len(names) and right < 0.5:
         say(f"warning: {who} is hardly right more often than chance, {1 / len(names):.1%}: is it the right model?")
+
+
+def warn_of_objects(function: Any, who: str) -> None:
+    """Say which objects a function reads from its module that its record's name cannot tell, such as a classifier."""
+    for name, kind in sorted(untold(function).items()):
+        say_once(f"{who}: what {name}, a {kind}, holds is not in its records' names: after a change say force=all")
+
+
+@cache
+def say_once(line: str) -> None:
+    """Print a line, once a process."""
+    say(line)
 
 
 def repeated(network: nn.Module, test: Split, device: torch.device, who: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -173,7 +174,12 @@ class Transport:
                 allow_redirects=False,  # the token and the images go to this address and to no other
             )
         except errors.SSLError as error:
-            raise self.error(f"has no certificate to trust ({self._clean(root(error))})") from error
+            cause, why = first(error), self._clean(root(error))
+            if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
+                return None, f"cannot be reached, or broke off ({why})", 0.0
+            untrusted = isinstance(cause, ssl.SSLCertVerificationError) or not isinstance(cause, ssl.SSLError)
+            what = "has no certificate to trust" if untrusted else "cannot be asked over TLS"
+            raise self.error(f"{what} ({why})") from error
         except errors.Timeout:
             return None, f"did not answer within {self._timeout:g} s", 0.0
         except (errors.ConnectionError, errors.ChunkedEncodingError) as error:
@@ -274,8 +280,14 @@ class Transport:
             session.close()
 
 
-def root(error: BaseException) -> str:
-    """Return the first cause of an error in words: what urllib3 and requests wrap around it says no more."""
+def first(error: BaseException) -> BaseException:
+    """Return the first cause of an error."""
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return error
+
+
+def root(error: BaseException) -> str:
+    """Return the first cause of an error in words: what urllib3 and requests wrap around it says no more."""
+    cause = first(error)
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

@@ -21,7 +21,7 @@ from mad.datasets.content import place as path_of
 from mad.errors import MadError, check_choice
 from mad.own import programs
 from mad.own.answering import ANSWERS, Answering, check_logits
-from mad.own.examine import examine, repeated
+from mad.own.examine import examine, repeated, warn_of_objects
 from mad.own.normalized import layer, normalized
 from mad.own.service import Service
 from mad.storage.fingerprint import ADDED, describe
@@ -100,6 +100,7 @@ class Own(Victim):
             what = f"{'' if owner is self.function else 'a method of '}{type(owner).__name__}"
             advice = "wrap it in a function at the top of a module"
             raise MadError(f"victim.function is {what}, whose state cannot be named: {advice}") from error
+        warn_of_objects(self.function, self.who)
 
     def _service(self) -> Any:
         """Return the service at ``url``, also after ``dataclasses.replace``, when it is made already."""
@@ -189,7 +190,9 @@ class Own(Victim):
         """
         if self.given is None:
             return super().ready(device, outputs)
-        return place(self._opened(device, outputs).eval(), device).requires_grad_(False)
+        network = place(self._opened(device, outputs).eval(), device)
+        # A network in Python may be trained on by its owner; no gradient of it is ever taken here.
+        return network if self.function is not None else network.requires_grad_(False)
 
     def _opened(self, device: torch.device, outputs: Path | None) -> nn.Module:
         shape, classes = self.dataset.shape, self.dataset.classes

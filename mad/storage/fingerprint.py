@@ -27,6 +27,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from mad.errors import MadError
+from mad.storage.networks import of_network
 from mad.storage.reading import read_globals
 from mad.storage.source import source
 
@@ -62,7 +63,7 @@ def describe(thing: Any) -> Any:
     if type(thing).__module__.partition(".")[0] in ("torch", "numpy") and hasattr(thing, "dtype"):
         return numbers(thing)
     if hasattr(thing, "state_dict") and hasattr(thing, "named_modules"):  # a network
-        return {"network": describe(type(thing)), "layers": repr(thing), "weights": describe(thing.state_dict())}
+        return of_network(thing, describe)
     text = " ".join(repr(thing).split())[:200]
     raise MadError(f"cannot fingerprint {text}: make it a dataclass, a partial or a plain value")
 

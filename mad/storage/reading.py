@@ -36,13 +36,7 @@ def read_globals(thing: Any) -> dict[str, Any]:
     - what the source of the module sets to the same literal, since the hash of the source tells it;
     - absolute paths, and lists, dicts and sets that are large, or that one of these functions may fill: a cache.
     """
-    followed = dict.fromkeys(functions(thing))
-    waiting = list(followed)
-    while waiting:
-        values = used(waiting.pop()).values()
-        new = [each for value in values for each in functions(value) if each not in followed]
-        followed |= dict.fromkeys(new)
-        waiting += new
+    followed = reached(thing)
     own = {(module_of(each), name) for each in followed for name in names(each.__code__, "STORE_GLOBAL")}
     filled = own | {(module_of(each), name) for each in followed for name in changed(each)}
     found = {}
@@ -55,6 +49,33 @@ def read_globals(thing: Any) -> dict[str, Any]:
             if not left and value is not NOTHING and told.get(name) != repr(value):
                 found[f"{module}.{name}"] = value
     return dict(sorted(found.items()))
+
+
+def untold(thing: Any) -> dict[str, str]:
+    """Return the classes of objects that a function reads from modules and that nothing tells, by the objects' names.
+
+    Such as a classifier of scikit-learn; objects of Python's own classes, such as a logger, are left out.
+    """
+    return {
+        name: type(value).__qualname__
+        for function in reached(thing)
+        for name, value in used(function).items()
+        if telling(value) is NOTHING and not holding(value) and not callable(getattr(value, "__get__", None))
+        if not isinstance(value, (type, ModuleType, str, tuple)) and value is not None
+        if not provided(type(value).__module__)
+    }
+
+
+def reached(thing: Any) -> dict[FunctionType, None]:
+    """Return the functions of an author that a function is, and those that it reads from modules, in order."""
+    followed = dict.fromkeys(functions(thing))
+    waiting = list(followed)
+    while waiting:
+        values = used(waiting.pop()).values()
+        new = [each for value in values for each in functions(value) if each not in followed]
+        followed |= dict.fromkeys(new)
+        waiting += new
+    return followed
 
 
 def functions(thing: Any) -> Iterator[FunctionType]:

@@ -43,6 +43,24 @@ class Wide(Narrow):
     max_batch = 10 * BATCH
 
 
+@dataclass
+class Reusing(Narrow):
+    """Writes all its answers to the same memory."""
+
+    name = "reusing"
+
+    def prepare(self, context):
+        self._places = {}
+
+    def perturb(self, images, clean):
+        return self._places.setdefault(len(clean), torch.empty_like(clean)).copy_(super().perturb(images, clean))
+
+
+def test_a_defense_may_write_all_answers_to_the_same_memory():
+    found, right = (deploy(victim(), each(epsilon=2.0)).session()(images(20)) for each in (Reusing, Narrow))
+    assert torch.equal(found, right)
+
+
 def test_a_defense_is_given_no_more_images_than_it_takes(tmp_path):
     SIZES.clear()
     api = deploy(victim(), Narrow()).session()

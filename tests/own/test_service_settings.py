@@ -1,6 +1,8 @@
 """What a service says of itself, and what its owner says: metadata, addresses, tokens, fields."""
 
+import socket
 import sys
+import threading
 from dataclasses import fields, replace
 
 import pytest
@@ -203,6 +205,39 @@ def test_an_odd_host_is_one_line():
 def test_certificates_that_are_not_there(tmp_path):
     with pytest.raises(MadError, match=r"victim.service.verify: there is no file .*ca.pem"):
         Service("https://127.0.0.1:1/v2/models/a", verify=str(tmp_path / "ca.pem")).connect(SHAPE, CLASSES, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "tries", "message"),
+    [
+        (b"", 3, r"cannot be reached, or broke off \(.*EOF.*\(tries: 3\)"),
+        (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", 1, r"cannot be asked over TLS \("),
+    ],
+)
+def test_a_handshake_that_breaks_off_is_tried_again(said, tries, message):
+    asked = []
+
+    def answer(listening):
+        while True:
+            try:
+                taken, _ = listening.accept()
+            except OSError:  # closed
+                return
+            with taken:
+                taken.settimeout(10)
+                asked.append(taken.recv(65536))
+                taken.sendall(said)
+                taken.shutdown(socket.SHUT_RDWR)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=(listening,), daemon=True)
+        thread.start()
+        service = Service(f"https://127.0.0.1:{listening.getsockname()[1]}/v2/models/toy", retries=2)
+        with pytest.raises(MadError, match=message):
+            service.connect(SHAPE, CLASSES, None, sleep=lambda seconds: None)
+        assert len(asked) == tries
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
 
 
 def test_requests_is_needed_to_connect(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mad.storage.fingerprint import describe
-from mad.storage.reading import read_globals
+from mad.storage.reading import read_globals, untold
 
 HOLDING = """
 import torch
@@ -104,3 +104,37 @@ def test_a_function_without_a_source_may_fill_what_it_reads():
     linecache.cache[cell] = (1, None, ["def reads(images):\n", "    return images * table[0]\n"], cell)
     exec(compile("".join(linecache.cache[cell][2]), cell, "exec"), space)
     assert read_globals(space["reads"]) == {"__main__.table": [1]}
+
+
+OBJECTS = """
+import logging
+from pathlib import Path
+
+import torch
+
+class Model:
+    def __call__(self, images):
+        return images
+
+log, place, name, weights, network = logging.getLogger("a"), Path("a"), "/a", torch.ones(2), torch.nn.Linear(2, 2)
+model, other, unread, lazy = Model(), Model(), Model(), None
+
+def reads(images):
+    log.debug(f"{place} {name} {weights} {network}")
+    return helps(model(images))
+
+def helps(images):
+    global lazy
+    lazy = lazy or Model()
+    return other(images)
+"""
+
+
+def test_objects_that_nothing_tells_are_named(tmp_path, monkeypatch):
+    (tmp_path / "objects_toy.py").write_text(OBJECTS)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    toy = importlib.import_module("objects_toy")
+    assert untold(toy.reads) == {"model": "Model", "other": "Model"}
+    assert untold(toy.helps) == {"other": "Model"}
+    del sys.modules["objects_toy"]
