@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training import EXACT, SPLIT, fitted, weights
+from fitting import EXACT, SPLIT, fitted, weights
 from toys import trainer, victim
 
 from mad import augmentation

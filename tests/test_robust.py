@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training import SPLIT
+from fitting import SPLIT
 from toys import CPU, Tiny, cell, trainer
 
 import mad

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training import EXACT, SPLIT, weights
+from fitting import EXACT, SPLIT, weights
 from torch import nn
 from toys import CPU, Blobs, Streamed, Tiny, cell, compose, trainer, victim
 from toys import build as built

@@ -3,7 +3,7 @@
 import json
 
 import torch
-from test_doors import own, predict
+from own_models import own, predict
 from toys import CPU, cell
 
 from mad.cli.task import by_class

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_doors import Conv, onnx, own, predict, safetensors, torchscript
+from own_models import Conv, onnx, own, predict, safetensors, torchscript
 from test_taken_away import pictures
 from toys import CPU, cell
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_doors import Conv, own
+from own_models import Conv, own
 
 from mad.deployment import deploy
 from mad.own.answering import Answering

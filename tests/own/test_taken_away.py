@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 import torch
+from own_models import MODEL, Conv, Inside, Named, onnx, own, predict, safetensors, torchscript
 from PIL import Image
 from safetensors.torch import save_file
-from test_doors import MODEL, Conv, Inside, Named, onnx, own, predict, safetensors, torchscript
 from toys import CPU, cell, trainer
 
 import mad
@@ -92,7 +92,7 @@ def test_the_normalization_that_travels_is_the_owners(tmp_path):
             expected = torch.softmax(MODEL(scaled), dim=1)
         assert torch.allclose(mad.open_deployment(tmp_path / how).session()(IMAGES), expected, rtol=0, atol=1e-6)
     recipe = json.loads((tmp_path / "normalized" / "recipe.json").read_text())
-    assert recipe["architecture"] == {"import": "test_doors:Conv"}
+    assert recipe["architecture"] == {"import": "own_models:Conv"}
     assert recipe["served"]["partial"] == "mad.own.victim:rebuilt"
 
 
