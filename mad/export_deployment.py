@@ -174,8 +174,8 @@ def plain(value: Any, within: bool = False) -> bool:
         return type(value) in (list, tuple) and all(plain(each, True) for each in value)
     if isinstance(value, dict):
         return type(value) is dict and all(isinstance(key, str) and plain(each, True) for key, each in value.items())
-    number = isinstance(value, np.number) and not np.iscomplexobj(value)
-    return isinstance(value, (bool, int, str, float, np.bool_)) or number or (within and value is None)
+    value = value.item() if isinstance(value, np.generic) else value
+    return isinstance(value, (bool, int, str, float)) or (within and value is None)
 
 
 def noted(value: Any) -> Any:

@@ -85,6 +85,7 @@ class Limited(Defense):
         build = partial(context.victim.untrained, seed=0, purpose="limit")
         value = next(context.kept("limit", [self, context.victim], build, train).parameters()).max().item()
         held = {"number": np.float32(value), "list": [1, value, None], "dict": {"a": (value, np.int64(1))}}
+        self._wide, self._time = np.longdouble(1), np.timedelta64(1, "s")  # no JSON, and not needed
         self._limit = {**held, "array": np.array([value, 1]), "float": value}[self.how]
 
     def perturb(self, images, clean):
