@@ -173,9 +173,9 @@ def plain(value: Any, within: bool = False) -> bool:
     if isinstance(value, (list, tuple)):
         return type(value) in (list, tuple) and all(plain(each, True) for each in value)
     if isinstance(value, dict):
-        return type(value) is dict and all(isinstance(key, str) and plain(each, True) for key, each in value.items())
-    number = isinstance(value, np.number) and not np.iscomplexobj(value)
-    return isinstance(value, (bool, int, str, float, np.bool_)) or number or (within and value is None)
+        return type(value) is dict and all(plain(key, True) and plain(each, True) for key, each in value.items())
+    value = value.item() if isinstance(value, np.generic) else value
+    return isinstance(value, (bool, int, str, float)) or (within and value is None)
 
 
 def noted(value: Any) -> Any:
@@ -184,7 +184,9 @@ def noted(value: Any) -> Any:
         parts = [noted(each) for each in value]
         return parts if isinstance(value, list) else {"tuple": parts}
     if isinstance(value, dict):
-        return {"dict": {key: noted(each) for key, each in value.items()}}
+        if all(isinstance(key, str) for key in value):
+            return {"dict": {key: noted(each) for key, each in value.items()}}
+        return {"items": [[noted(key), noted(each)] for key, each in value.items()]}  # JSON would make texts of keys
     return value.item() if isinstance(value, np.generic) else value
 
 

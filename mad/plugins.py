@@ -95,14 +95,14 @@ def targets(who: str, found: Any, answers: Tensor) -> Tensor:
 
 
 def choice(who: str, found: Any, count: int) -> Tensor:
-    """Return which answers a recovery keeps, bool (B,).
+    """Return which answers a recovery keeps, bool (B,), as a copy: it may use its memory again.
 
     Raises:
         MadError: if it is something else.
     """
     if not isinstance(found, Tensor) or found.dtype != torch.bool or tuple(found.shape) != (count,):
         raise MadError(f"{who} must return a tensor of bool, one for each of {count} answers, got {kind(found)}")
-    return found
+    return found.clone()
 
 
 def transferred(who: str, transfer: Any, shape: Sequence[int], classes: int) -> None:

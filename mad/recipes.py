@@ -145,6 +145,8 @@ def made(recipe: Any, what: str) -> Any:
             return tuple(made(each, what) for each in recipe["tuple"])
         if "dict" in recipe:
             return {name: made(each, what) for name, each in recipe["dict"].items()}
+        if "items" in recipe:
+            return {made(name, what): made(each, what) for name, each in recipe["items"]}
         if "data" in recipe:
             return absent(Absent(**recipe["data"]))
         if "import" in recipe:

@@ -85,10 +85,13 @@ class Limited(Defense):
         build = partial(context.victim.untrained, seed=0, purpose="limit")
         value = next(context.kept("limit", [self, context.victim], build, train).parameters()).max().item()
         held = {"number": np.float32(value), "list": [1, value, None], "dict": {"a": (value, np.int64(1))}}
+        held["classes"] = {0: value, (1, None): "a"}
+        self._wide, self._time = np.longdouble(1), np.timedelta64(1, "s")  # no JSON, and not needed
         self._limit = {**held, "array": np.array([value, 1]), "float": value}[self.how]
 
     def perturb(self, images, clean):
         found = {"list": lambda: self._limit[1], "dict": lambda: self._limit["a"][0], "array": lambda: self._limit[0]}
+        found["classes"] = found["array"]
         limit = float(found.get(self.how, lambda: self._limit)())
         dark = images.flatten(1).mean(dim=1, keepdim=True) < limit
         return torch.where(dark, torch.full_like(clean, 1 / clean.shape[1]), clean)
@@ -180,7 +183,7 @@ def test_what_a_defense_draws_travels_too(tmp_path):
     assert opened.defense._by == "a text"
 
 
-@pytest.mark.parametrize("how", ["float", "number", "list", "dict", "array"])
+@pytest.mark.parametrize("how", ["float", "number", "list", "dict", "array", "classes"])
 def test_what_only_some_images_show_travels_too(how, tmp_path):
     deployed = deploy(victim(), Limited(how=how))
     deployed.export(tmp_path / "away")

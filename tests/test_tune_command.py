@@ -52,6 +52,11 @@ def test_what_is_said_with_a_plus_is_not_replaced(tmp_path, monkeypatch):
     assert given == plus
 
 
+def test_a_later_word_replaces_one_of_the_same_key_but_not_what_is_deleted_before_it():
+    words = ["~trainer.augment", "+trainer.augment=crop", "++attack.budget=300", "attack.budget=75"]
+    assert command.merged(words) == [*words[:2], words[3]]
+
+
 def test_from_the_command_line_to_the_command_that_serves(tmp_path, monkeypatch, capsys):
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)

@@ -83,8 +83,13 @@ def main() -> None:
 
 
 def key(word: str) -> str:
-    """Return the key that an override sets, whether it says so with or without a plus."""
+    """Return the key that an override sets, with or without a plus, or deletes with a tilde."""
     return word.lstrip("+~").partition("=")[0]
+
+
+def merged(words: Sequence[str]) -> list[str]:
+    """Return overrides without those whose key a later one sets again; ``~a`` and ``+a=1`` go together."""
+    return list({(word.startswith("~"), key(word)): word for word in words}.values())
 
 
 def candidate(text: str) -> Any:
@@ -141,7 +146,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
 
     def make(more: Sequence[str], seed: int) -> Any:
         every = [*words, *(word for each in more for word in shlex.split(each)), f"seed={seed}"]
-        last = list({key(word): word for word in every}.values())  # a rung's budget replaces the given one
+        last = merged(every)  # a rung's budget replaces the given one
         return cell_of(configs.composed(last, place), last)
 
     for each in candidates:

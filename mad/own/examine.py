@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -52,13 +51,7 @@ def examine(
 def warn_of_objects(function: Any, who: str) -> None:
     """Say which objects a function reads from its module that its record's name cannot tell, such as a classifier."""
     for name, kind in sorted(untold(function).items()):
-        say_once(f"{who}: what {name}, a {kind}, holds is not in its records' names: after a change say force=all")
-
-
-@cache
-def say_once(line: str) -> None:
-    """Print a line, once a process."""
-    say(line)
+        say(f"{who}: what {name}, a {kind}, holds is not in its records' names: after a change say force=all")
 
 
 def repeated(network: nn.Module, test: Split, device: torch.device, who: str) -> None:

@@ -140,8 +140,11 @@ def numbers(values: Any) -> dict[str, Any]:
     Raises:
         MadError: if an array holds values that no tensor can, such as objects.
     """
+    import numpy as np
     import torch
 
+    if isinstance(values, np.ndarray):  # torch takes no view that goes backwards, and no other order of bytes
+        values = np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
     try:
         held = torch.as_tensor(values).detach().cpu().contiguous()
     except TypeError as error:

@@ -54,14 +54,17 @@ def read_globals(thing: Any) -> dict[str, Any]:
 def untold(thing: Any) -> dict[str, str]:
     """Return the classes of objects that a function reads from modules and that nothing tells, by the objects' names.
 
-    Such as a classifier of scikit-learn; objects of Python's own classes, such as a logger, are left out.
+    Such as a classifier of scikit-learn. Objects of Python's own classes, such as a logger, are left out, and functions
+    and types of numpy.
     """
+    import numpy as np
+
     return {
         name: type(value).__qualname__
         for function in reached(thing)
         for name, value in used(function).items()
         if telling(value) is NOTHING and not holding(value) and not callable(getattr(value, "__get__", None))
-        if not isinstance(value, (type, ModuleType, str, tuple)) and value is not None
+        if not isinstance(value, (type, ModuleType, str, tuple, np.ufunc, np.dtype)) and value is not None
         if not provided(type(value).__module__)
     }
 

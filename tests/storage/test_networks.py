@@ -1,11 +1,14 @@
 """What the layers of a network hold beside weights is part of its name."""
 
 import copy
+import functools
+import time
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from mad.storage.fingerprint import describe
@@ -42,6 +45,47 @@ class Counting(nn.Module):
         return self.layer(images)
 
 
+class Kept(Counting):
+    """Sets attributes in all other ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept, self.noted, self.device = {}, {}, "cpu"
+        self.layer.register_forward_hook(self.hook)
+
+    def hook(self, layer, given, answers):
+        self.noted["answers"] = answers.detach()
+
+    @functools.cached_property
+    def scale(self):
+        return 2.0
+
+    @torch.no_grad()
+    def train(self, mode=True):
+        self.bias = None if mode else self.layer.bias * 2
+        return super().train(mode)
+
+    @torch.no_grad()
+    def forward(self, images):
+        self.kept["cpu"] = images * self.scale
+        self.register_buffer("mask", images > 0, persistent=False)
+        setattr(self, "shape", tuple(images.shape))  # noqa: B010 - as some networks do
+        return super().forward(images)
+
+
+class Holding(nn.Module):
+    """Each layer holds all before it."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.layers = nn.ModuleList(Scaled(1.0) for _ in range(count))
+        for number, layer in enumerate(self.layers):
+            layer.before = [*self.layers[:number]]
+
+
+ACTS = [lambda x: x, lambda x: 2 * x]
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -51,6 +95,10 @@ class Counting(nn.Module):
         (F.relu, F.gelu),
         (Scale(1.0), Scale(2.0)),
         ([nn.Dropout(0.1)], [nn.Dropout(0.2)]),
+        (torch.Tensor.relu, torch.Tensor.tanh),
+        (np.arange(3)[::-1], np.arange(3)),
+        (np.arange(3, dtype=">i4"), np.ones(3, dtype=">i4")),
+        ACTS,
     ],
 )
 def test_what_a_layer_holds_is_in_the_name_of_its_network(one, other):
@@ -76,12 +124,45 @@ def test_a_buffer_that_is_not_kept_is_in_the_name():
     assert describe(one) != describe(other)
 
 
-def test_what_a_call_changes_is_not_in_the_name():
-    network = Counting()
+@pytest.mark.parametrize("kind", [Counting, Kept])
+def test_what_a_call_changes_is_not_in_the_name(kind):
+    network = kind()
     before = describe(network)
-    network(torch.ones(3, 2))
+    network.eval()(torch.ones(3, 2))
+    assert describe(network) == before
+    network.compile(backend="eager")
     assert describe(network) == before
     assert "held" not in before
+
+
+def test_where_a_network_computes_is_not_in_its_name():
+    one, other = Scaled("cpu"), Scaled("cuda:0")
+    other.load_state_dict(one.state_dict())
+    assert describe(one) == describe(other)
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224"])
+def test_a_network_of_timm_that_was_asked_keeps_its_name(name):
+    network = pytest.importorskip("timm").create_model(name).eval()
+    before = describe(network)
+    network(torch.zeros(1, 3, 224, 224))
+    assert describe(network) == before
+
+
+def test_layers_that_hold_each_other_are_described_once():
+    start, network = time.perf_counter(), Holding(14)
+    other = copy.deepcopy(network)
+    assert describe(other) == describe(network)
+    assert time.perf_counter() - start < 2  # in all ways through them it takes many seconds
+    other.layers[5].before[0] = other.layers[1]
+    assert describe(other) != describe(network)
+
+
+def test_what_a_traced_network_computes_is_in_its_name():
+    one = Scaled(2.0)
+    other = copy.deepcopy(one)
+    other._scale = 3.0
+    assert describe(fx.symbolic_trace(one)) != describe(fx.symbolic_trace(other))
 
 
 def test_networks_of_torch_keep_their_names():

@@ -111,6 +111,7 @@ import logging
 from pathlib import Path
 
 import torch
+from numpy import dtype, exp
 
 class Model:
     def __call__(self, images):
@@ -118,9 +119,10 @@ class Model:
 
 log, place, name, weights, network = logging.getLogger("a"), Path("a"), "/a", torch.ones(2), torch.nn.Linear(2, 2)
 model, other, unread, lazy = Model(), Model(), Model(), None
+device, form, kind = torch.device("cpu"), torch.float32, dtype("float32")
 
 def reads(images):
-    log.debug(f"{place} {name} {weights} {network}")
+    log.debug(f"{place} {name} {weights} {network} {exp(0)} {device} {form} {kind}")
     return helps(model(images))
 
 def helps(images):
