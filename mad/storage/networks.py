@@ -83,8 +83,9 @@ def told(value: Any) -> Any:
         return value.__func__
     if callable(value) and hasattr(value, "__qualname__"):
         if isinstance(value, FunctionType) and "<" in value.__qualname__ and not provided(value.__module__):
-            ends = [each[3] or 0 for each in value.__code__.co_positions()]
-            return [value, value.__code__.co_firstlineno, max(ends)]  # others of its source may have its name
+            positions: Any = getattr(value.__code__, "co_positions", tuple)()  # from Python 3.11 on
+            column = max((each[3] or 0 for each in positions), default=0)
+            return [value, value.__code__.co_firstlineno, column]  # others of its source may have its name
         return value if hasattr(value, "__module__") else value.__qualname__  # such as torch.Tensor.relu
     return value if dataclasses.is_dataclass(value) or isinstance(value, functools.partial) else telling(value)
 
