@@ -190,7 +190,6 @@ def test_titles_and_legends_fit_whatever_the_names():
     both = cells.thefts(records.frame([*ALL, *moved, *other]))
     for draw in paper.FIGURES.values():
         figure = draw(both)
-        figure.draw_without_rendering()
         for artist in (figure.texts[0], *figure.legends, *(axes.title for axes in figure.axes)):
             edges = artist.get_window_extent().transformed(figure.transFigure.inverted())
             assert -0.001 <= edges.x0 <= edges.x1 <= 1.001
