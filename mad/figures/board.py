@@ -143,7 +143,7 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
 
 
 def by_seed(cells: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the means of a column in percent, seeds by members; as ``pivot_table``, in a quarter of its time."""
+    """Return the means of a column in percent, seeds by members; as ``pivot_table``, which takes longer."""
     return 100 * cells.groupby(["seed", "member"])[column].mean().dropna().unstack()
 
 
