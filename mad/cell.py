@@ -19,7 +19,7 @@ from mad.cache import Cache
 from mad.datasets import Labelled, Pool, checked
 from mad.defenses import Defense, Undefended
 from mad.defenses.surrogates import Surrogate
-from mad.errors import MadError, check_choice, check_flag, check_kind, check_name, check_number
+from mad.errors import MadError, UnfitError, check_choice, check_flag, check_kind, check_name, check_number
 from mad.knockoff import Knockoff
 from mad.knowledge import KNOWLEDGE
 from mad.recoveries import Recovery
@@ -215,13 +215,13 @@ class Cell:
         """Return the label of each image of the pool, int64 (N,); its classes need not be the victim's.
 
         Raises:
-            MadError: if the pool has no labels, or fewer than two classes.
+            UnfitError: if the pool has no labels, or fewer than two classes.
         """
         pool, found = self.pool, torch.zeros(0)
         if isinstance(pool, Labelled):
             found = SHARED.get(("labels", identity(pool), str(self.contents())), lambda: checked.pool_labels(pool))
         if len(found.unique()) < 2:
-            raise MadError(
+            raise UnfitError(
                 f"attack {self.attack.name} chooses among classes, pool {self.pool_name} has none: take another pool"
             )
         return found

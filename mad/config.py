@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from mad.cell import Cell
 from mad.cli import configs, grid
 from mad.cli.compose import cell_of
-from mad.cli.messages import one_line
-from mad.errors import RAISED, MadError, check_kind
+from mad.cli.messages import one_line, unfit
+from mad.errors import RAISED, MadError, UnfitError, check_kind
 
 ELSEWHERE = ("outputs", "device", "threads", "force", "export")
 
@@ -25,7 +25,8 @@ def load(*words: str, config_dir: str | Path | None = None) -> Cell:
         config_dir: an additional folder of configs, for plug-ins of your own.
 
     Raises:
-        MadError: if the overrides do not describe a cell; the text says which one is wrong and what to do.
+        MadError: if the overrides do not describe a cell; the text says which one is wrong and what to do. UnfitError
+            if the adversary does not go with the victim, its data or the pool.
     """
     for word in words:
         check_kind("an override", word, str, "'defense=mad', one an argument")
@@ -39,7 +40,7 @@ def load(*words: str, config_dir: str | Path | None = None) -> Cell:
         with configs.own_hydra():
             return replace(cell_of(configs.composed(words, place), words), config_dir=place)
     except RAISED as error:  # Hydra's and OmegaConf's errors have many lines
-        raise MadError(one_line(error)) from error
+        raise (UnfitError if unfit(error) else MadError)(one_line(error)) from error
 
 
 def members() -> list[list[str]]:

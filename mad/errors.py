@@ -33,6 +33,13 @@ class SettingError(MadError):
         return SettingError, (self.name, self.what)
 
 
+class UnfitError(MadError):
+    """An attack, a recovery or a training choice does not go with the victim, its data or the pool.
+
+    The panel and other grids of adversaries leave such a cell out; asked for by itself, it is an error.
+    """
+
+
 class BudgetExceededError(MadError):
     """The black-box API refused a query because the budget is spent."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mad.architectures.untrained import untrained
 from mad.datasets import batches
 from mad.defenses import Defense
-from mad.errors import MadError
+from mad.errors import UnfitError
 from mad.knockoff import Knockoff
 from mad.seeds import generator
 from mad.storage.store import Store, kept
@@ -75,12 +75,12 @@ class Knowledge:
             count: how many.
 
         Raises:
-            MadError: if there are fewer.
+            UnfitError: if there are fewer.
         """
         assert self.victim is not None  # given to whoever knows the victim's data
         split = self.victim.validation_split() if self.victim.validation else self.victim.training_split()
         if len(split.labels) < count:
-            raise MadError(f"{word}={count} is above the {len(split.labels)} images of {self.victim.who}: lower it")
+            raise UnfitError(f"{word}={count} is above the {len(split.labels)} images of {self.victim.who}: lower it")
         order = torch.randperm(len(split.labels), generator=generator(self.seed, "labeled images"))
         drawn = order[turns(split.labels[order]).argsort(stable=True)[:count]]
         return next(batches(split.images, drawn, count, torch.device("cpu"))), split.labels[drawn]

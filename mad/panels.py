@@ -11,7 +11,7 @@ from mad import notebook
 from mad.cell import Cell
 from mad.config import load, members
 from mad.datasets.checked import say
-from mad.errors import MadError, check_kind, check_number
+from mad.errors import MadError, UnfitError, check_kind, check_number
 from mad.limits import at_most
 from mad.schema import Record
 
@@ -78,16 +78,15 @@ def panel(
             kept = [word for word in words if key(word) not in own]
             try:
                 asked = load(*kept, *member, f"seed={seed}", config_dir=config_dir or cell.config_dir)
-            except MadError as error:
+                for defended in sides:
+                    this = asked if defended else asked.reference
+                    if this.fingerprint not in found:
+                        found[this.fingerprint] = notebook.run(this, outputs, reference=False, **how)
+                    ran[defended].append((member, this.knows, 100 * found[this.fingerprint]["stolen_accuracy"]))
+            except UnfitError as error:
                 if member in ALWAYS:  # it is the cell, then
                     raise
                 say(f"the panel lacks {' '.join(member)}: {error}")
-                continue
-            for defended in sides:
-                this = asked if defended else asked.reference
-                if this.fingerprint not in found:
-                    found[this.fingerprint] = notebook.run(this, outputs, reference=False, **how)
-                ran[defended].append((member, this.knows, 100 * found[this.fingerprint]["stolen_accuracy"]))
         if within is not None and place == 0:
             left = {defended: near(some, within) for defended, some in ran.items()}
     rows = named(frame(found.values()))

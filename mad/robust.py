@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mad.errors import MadError, check_choice
+from mad.errors import UnfitError, check_choice
 from mad.training import Trainer
 
 LOSSES = ("generalized", "bootstrap", "smoothed", "small")
@@ -68,11 +68,12 @@ def made_robust(trainer: Trainer, robust: str) -> RobustTrainer:
     """Return a recipe that minimizes a robust loss.
 
     Raises:
-        MadError: if there is no such loss, or if the recipe has a loss of its own.
+        MadError: if there is no such loss.
+        UnfitError: if the recipe has a loss of its own.
     """
     check_choice("knockoff.robust", robust, LOSSES)
     if type(trainer) not in (Trainer, RobustTrainer):
-        raise MadError(
+        raise UnfitError(
             f"knockoff.robust replaces the loss of a plain trainer, got {type(trainer).__name__}: set it to null, "
             "or knockoff.rotation=0"
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mad.architectures.library import last_layer
 from mad.augmentation import augmented
 from mad.datasets import Images, batches, to_device, to_unit_range
-from mad.errors import MadError, check_number
+from mad.errors import UnfitError, check_number
 from mad.seeds import generator, seeded
 from mad.training import Trainer
 from mad.weights import last_path
@@ -43,9 +43,9 @@ class RotationTrainer(Trainer):
         check_number("rotation", self.rotation, 0)
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raise MadError for images (C, H, W) that are not square."""
+        """Raise UnfitError for images (C, H, W) that are not square."""
         if shape[-1] != shape[-2]:
-            raise MadError(
+            raise UnfitError(
                 f"knockoff.rotation turns square images by 90 degrees, these are {shape[-2]} x {shape[-1]}: "
                 "set knockoff.rotation=0"
             )
@@ -134,14 +134,14 @@ class TwoHeads(nn.Module):
         """Return what the last layer took of ``count`` images, (B, F), averaged over the places of feature maps.
 
         Raises:
-            MadError: if that are not features of each image.
+            UnfitError: if that are not features of each image.
         """
         taken = self.taken
         if taken is not None and taken.dim() > 2:
             convolution = isinstance(self.last, nn.Conv2d)
             taken = taken.flatten(2).mean(dim=2) if convolution else taken.flatten(1, -2).mean(dim=1)
         if taken is None or taken.shape != (count, self.head.in_features):
-            raise MadError(
+            raise UnfitError(
                 "knockoff.rotation needs a network whose last layer takes features of each image: set it to 0"
             )
         return taken.to(self.head.weight.dtype)
@@ -156,10 +156,10 @@ def with_rotations(trainer: Trainer, rotation: float) -> RotationTrainer:
     """Return a recipe that also guesses rotations.
 
     Raises:
-        MadError: if the recipe has a loss of its own.
+        UnfitError: if the recipe has a loss of its own.
     """
     if type(trainer) not in (Trainer, RotationTrainer):
-        raise MadError(
+        raise UnfitError(
             f"knockoff.rotation adds to the loss of a plain trainer, got {type(trainer).__name__}: set it to 0"
         )
     return RotationTrainer.like(trainer, rotation=rotation)

@@ -14,7 +14,7 @@ from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.attacks.base import REQUEST, Attack, Stolen, TransferSet, ask, drawn
 from mad.datasets import Images, allocate, base, batch_limit, batches, to_unit_range
-from mad.errors import MadError, check_number
+from mad.errors import MadError, UnfitError, check_number
 from mad.schema import Column
 from mad.seeds import generator
 from mad.training import DivergedError, Trainer
@@ -237,9 +237,9 @@ class Targeted(Jacobian):
         return self.k
 
     def check(self, victim: Victim) -> None:
-        """Raise MadError if the victim has fewer than ``k`` classes besides an image's own."""
+        """Raise UnfitError if the victim has fewer than ``k`` classes besides an image's own."""
         if self.k >= victim.dataset.classes:
-            raise MadError(f"attack.k must be below the victim's {victim.dataset.classes} classes, got {self.k}")
+            raise UnfitError(f"attack.k must be below the victim's {victim.dataset.classes} classes, got {self.k}")
 
 
 def climbed(

@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from mad import foreign
 from mad.cli import configs
 from mad.environment import TRACEBACK
-from mad.errors import MadError, near
+from mad.errors import MadError, UnfitError, near
 from mad.progress import err
 
 SWEPT = "is a sweep: mad-run -m runs a cell for each of its values; here give one"  # also for what takes no -m
@@ -61,6 +61,11 @@ def one_line(error: BaseException) -> str:
         if said := unknown_key(each):
             return said
     return composition(str(error)) or plain(error)
+
+
+def unfit(error: BaseException) -> bool:
+    """Return whether an error says that an adversary does not go with the victim, its data or the pool."""
+    return any(isinstance(each, UnfitError) for each in causes(error))
 
 
 def unimported(target: str, error: BaseException) -> str:

@@ -76,9 +76,14 @@ class Sweep(Callback):
             report(error)
         for doubt in sorted({each["doubt"] for each in every if each.get("doubt")}):
             err.print(doubt, soft_wrap=True)
-        failed = [each for each in every if "record" not in each]
+        missing = [each for each in every if "record" not in each]
+        left_out = [each for each in missing if "left_out" in each]
+        if len(left_out) == len(every):  # then it is the victim or the pool
+            left_out = []
+        sweep_folder.list_missing("left out", left_out, every)
+        failed = [each for each in missing if each not in left_out]
         if failed:
-            sweep_folder.list_failures(failed, every)
+            sweep_folder.list_missing("failed", failed, every)
             err.print(f"{len(failed)} of {len(every)} cells failed; the others are kept")
         if failed or not drawn:
             raise Leave(1)

@@ -197,14 +197,20 @@ class Renewed:
             (self.folder / RENEWED.format(name)).touch()
 
 
-def list_failures(failed: list[Record], every: list[Record]) -> None:
-    """Print a table with one line per failed cell: its settings that differ from other cells', and the error."""
+def list_missing(what: str, missing: list[Record], every: list[Record]) -> None:
+    """Print a table with one line per cell without a record: its settings that differ from other cells', and why.
+
+    Args:
+        what: what the lines begin with, such as ``failed``.
+        missing: the cells' notes.
+        every: the notes of all cells.
+    """
     common = set.intersection(*(set(each["overrides"]) for each in every)) if len(every) > 1 else set()
     table = Table.grid(padding=(0, 2, 0, 0))
-    for each in failed:
+    for each in missing:
         name = " ".join(word for word in each["overrides"] if word not in common)
         why = each.get("error", "ended without a word: killed, or out of memory?")
-        table.add_row(Text(f"failed: {name}"), Text(why))
+        table.add_row(Text(f"{what}: {name}"), Text(why))
     lines = StringIO()
     Console(file=lines, width=10_000).print(table)  # wide, so that no line is folded or cut
     for line in lines.getvalue().splitlines():

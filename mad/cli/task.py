@@ -14,11 +14,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mad import progress
-from mad.cli import configs, known, launchers, preview, sweep_folder
+from mad.cli import configs, grid, known, launchers, preview, sweep_folder
 from mad.cli.command import Leave, guard
 from mad.cli.configs import outputs_of
 from mad.cli.figures import finish
-from mad.cli.messages import one_line, report
+from mad.cli.messages import one_line, report, unfit
 from mad.cli.plan import reference_label
 from mad.errors import RAISED, MadError
 from mad.progress import err
@@ -73,8 +73,11 @@ def one_of_a_sweep(config: DictConfig) -> None:
         path, made = run_cell(config, sweep)
         found = {"record": str(path)}
     except RAISED as error:
-        report(error)
         found, made = {"error": one_line(error)}, False
+        if unfit(error) and grid.LAID_OUT in overrides:
+            found["left_out"] = "an experiment's grid asks for it, the user does not"
+        else:
+            report(error)
     err.print(sweep_folder.over(sweep, number, found, made=made), soft_wrap=True)
 
 

@@ -21,7 +21,7 @@ from mad.datasets.content import place
 from mad.datasets.folder import Files, loaded, say_frames
 from mad.datasets.held_out import Part
 from mad.datasets.listing import Listing, more, of_folder, whole
-from mad.errors import MadError, SettingError, check_name, check_number
+from mad.errors import MadError, SettingError, UnfitError, check_name, check_number
 
 USUAL = 0.2  # the share of the images that are for testing
 KINDS = f"a folder of images with one folder a class, {tables.KINDS}"
@@ -264,7 +264,7 @@ class OwnImages:
             part = "testing" if testing else "training"
             if testing and self.test_share != 0 and self._listing.labels and not self._listing.testing:
                 raise MadError(f"{self.place} has one image a class, which leaves none for testing: add some")
-            raise MadError(f"{self.place} leaves no image for {part}; set victim.dataset.test_share=0.2")
+            raise UnfitError(f"{self.place} leaves no image for {part}; set victim.dataset.test_share=0.2")
         return rows
 
     def _split(self, testing: bool) -> Split:

@@ -1,6 +1,8 @@
 """An experiment's grid: lines of overrides, each swept over, times the command line's sweep; all in one launch."""
 
 import json
+import re
+import shlex
 from itertools import product
 from pathlib import Path
 
@@ -170,17 +172,32 @@ def test_the_config_of_such_an_experiment_can_be_shown(experiment, mad_run, tmp_
     assert not (tmp_path / "outputs").exists()
 
 
+SMALL = (
+    *("pool.size=100", "victim.epochs=1", "trainer.min_steps=0", "knockoff.epochs=1", "knockoff.min_steps=0"),
+    *("device=cpu", "hydra/launcher=basic"),
+)
+
+
 def test_a_grid_runs(experiment, mad_run, tmp_path):
     chosen = experiment("defense=none", "defense=mad defense.epsilon=0.4,0.9", body="attack: {budget: 50}")
-    small = [
-        "pool.size=100",
-        "victim.epochs=1",
-        "trainer.min_steps=0",
-        "knockoff.epochs=1",
-        "knockoff.min_steps=0",
-        "device=cpu",
-    ]
-    code, out, err = mad_run(*chosen, *small, "hydra/launcher=basic")
+    code, out, err = mad_run(*chosen, *SMALL)
     assert code == 0, err
     assert len(list(Path("outputs/runs").rglob("record.json"))) == 3
     assert "records.csv" in out
+
+
+def test_what_does_not_go_with_the_victim_is_left_out_of_a_grid(experiment, mad_run, tmp_path):
+    unfit = "attack=jbtr attack.k=10,11"  # the victim has ten classes
+    chosen = experiment("attack=knockoff", unfit, body="attack: {budget: 50}")
+    code, out, err = mad_run(*chosen, *SMALL)
+    assert code == 0, err
+    for k in (10, 11):
+        reason = f"attack.k must be below the victim's 10 classes, got {k}"
+        assert len([line for line in err.splitlines() if re.fullmatch(rf"left out: .*k={k} .*{reason}", line)]) == 1
+        assert err.count(reason) == 1
+    assert "failed" not in err
+    assert "records.csv" in out
+    code, _, err = mad_run(*experiment(unfit, name="none"), *SMALL)
+    assert (code, err.splitlines()[-1]) == (1, "2 of 2 cells failed; the others are kept")
+    code, _, err = mad_run("-m", *shlex.split(unfit), *SMALL)  # asked for by name
+    assert (code, err.splitlines()[-1]) == (1, "2 of 2 cells failed; the others are kept")

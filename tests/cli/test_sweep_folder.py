@@ -106,7 +106,7 @@ def test_two_sweeps_of_one_second_have_their_own_folders():
 def test_failures_are_a_line_each_however_long(capfd):
     every = [{"overrides": ["seed=1", f"defense.epsilon={value}"]} for value in (0.25, 9, 10)]
     every[1]["error"] = "why " * 100
-    sweep_folder.list_failures(every[1:], every)
+    sweep_folder.list_missing("failed", every[1:], every)
     first, second = capfd.readouterr().err.splitlines()
     assert first == "failed: defense.epsilon=9   " + ("why " * 100).rstrip()
     assert second == "failed: defense.epsilon=10  ended without a word: killed, or out of memory?"
