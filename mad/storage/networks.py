@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import CodeType, FunctionType, MethodType
@@ -18,6 +19,7 @@ USED = ("forward", "__call__", "train", "eval", "to", "_apply")  # what using a 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 BY_NAME = {"setattr", "__setattr__", "register_buffer"}  # set an attribute that a text names
 DEVICES = ("cpu", "cuda", "mps")  # texts that say where a network computes: another machine says otherwise
+VARYING = re.compile(r" *#.*|___torch_mangle_\d+\.|, device=[\w:]+")  # where the code lies, and what ran before it
 UNDER_WAY: ContextVar[tuple[dict[int, str], ...]] = ContextVar("layers of networks that are described now", default=())
 
 
@@ -53,12 +55,16 @@ def beside(network: Any) -> Iterator[tuple[str, Any]]:
     - what torch's own layers tell in their text;
     - what calling a layer, or ``train()`` or ``to()``, sets, and lists, dicts and sets that it may fill: a cache.
     """
-    from torch import fx, nn
+    from torch import fx, jit, nn
 
     usual = vars(nn.Module()).keys() | {"_compiled_call_impl"}
     layers = dict(network.named_modules())
     hooks = tuple(code for layer in layers.values() for code in hooked(layer))
     for place, layer in layers.items():
+        if isinstance(layer, jit.ScriptModule):
+            for name, value in scripted(layer):
+                yield f"{place}.{name}".lstrip("."), value
+            continue
         kind: Any = type(layer)
         ours = kind.__module__.partition(".")[0] == "torch"
         if ours and kind.extra_repr is not nn.Module.extra_repr:
@@ -73,6 +79,17 @@ def beside(network: Any) -> Iterator[tuple[str, Any]]:
                 yield f"{place}.{name}".lstrip("."), value
         for name in sorted(layer._non_persistent_buffers_set - changed.stored):
             yield f"{place}.{name}".lstrip("."), layer._buffers[name]
+
+
+def scripted(layer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the graph of a layer that TorchScript has compiled, its constants, and the values that it reads."""
+    with contextlib.suppress(RuntimeError, AttributeError):  # a list of layers has none
+        graph = VARYING.sub("", str(layer.inlined_graph))
+        yield "graph", graph
+        yield "constants", list(layer.code_with_constants[1].const_mapping.values())
+        stored = layer.state_dict().keys()
+        for name in sorted(set(re.findall(r'prim::GetAttr\[name="(\w+)"\]\(%self', graph)) - stored):
+            yield name, told(getattr(layer, name))
 
 
 def told(value: Any) -> Any:

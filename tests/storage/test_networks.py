@@ -29,6 +29,23 @@ class Scaled(nn.Module):
         return self.layer(images) * self._scale
 
 
+class Compiled(nn.Module):
+    __constants__ = ("shift",)
+
+    def __init__(self, layer, scale, sizes, shift):
+        super().__init__()
+        self.layer, self.scale, self.sizes, self.shift = layer, scale, sizes, shift
+
+    def forward(self, images):
+        return self.helped(self.layer(images)) + self.shift
+
+    def helped(self, logits):
+        return logits * self.scale + self.sizes[0]
+
+
+COMPILED = [(1.5, [1, 2], 3.0), (1.5, [1, 2], 3.0), (2.5, [1, 2], 3.0), (1.5, [2, 2], 3.0), (1.5, [1, 2], 4.0)]
+
+
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
@@ -166,6 +183,21 @@ def test_what_a_traced_network_computes_is_in_its_name():
     other = copy.deepcopy(one)
     other._scale = 3.0
     assert describe(fx.symbolic_trace(one)) != describe(fx.symbolic_trace(other))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda network: torch.jit.trace(network, torch.ones(1, 2))])
+def test_what_a_compiled_network_computes_is_in_its_name(compiled):
+    layer = nn.Linear(2, 2)
+    one, same, other, longer, shifted = (Compiled(layer, *given) for given in COMPILED)
+    names = [describe(compiled(network)) for network in (one, same, other, longer, shifted)]
+    assert names[0] == names[1]
+    assert all(name not in names[:place] for place, name in enumerate(names) if place > 1)
+    assert describe(nn.Sequential(compiled(one))) != describe(nn.Sequential(compiled(other)))
+    asked = compiled(one)
+    for _ in range(3):
+        asked(torch.ones(3, 2))
+    assert describe(asked) == names[0]
 
 
 def test_networks_of_torch_keep_their_names():
