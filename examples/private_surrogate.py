@@ -24,6 +24,7 @@ class PrivateSurrogate(Surrogate):
     """
 
     name = "private"
+    needs_validation = True
     epochs: int = 10
 
     def __post_init__(self) -> None:

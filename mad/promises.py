@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,18 @@ def untouched(who: str, *parts: Any) -> Iterator[None]:
     for part, old in zip(parts, before, strict=True):
         if not (torch.equal(part, old) if isinstance(old, Tensor) else vars(part) == old):
             raise MadError(f"{who} changed what it was given: let it work on a copy")
+
+
+def needs_none(who: str, deployed: Callable[[], object]) -> None:
+    """Check that a defense which does not ask for held-out images can be deployed without any.
+
+    Raises:
+        MadError: if it cannot, so that no adversary who knows it could defend a shadow victim by it.
+    """
+    try:
+        deployed()
+    except MadError as error:
+        raise MadError(f"{who} must say needs_validation = True if it reads validation_split(): {error}") from error
 
 
 def check_answers(who: str, answers: Any, clean: Tensor, epsilon: float | None) -> None:

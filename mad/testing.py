@@ -29,7 +29,7 @@ from mad.device import computing
 from mad.errors import MadError, check_choice, check_kind, check_number
 from mad.knockoff import Knockoff
 from mad.knowledge import KNOWLEDGE
-from mad.promises import KINDS, MOST, ROWS, answered, check_answers, named, posteriors, same, untouched
+from mad.promises import KINDS, MOST, ROWS, answered, check_answers, named, needs_none, posteriors, same, untouched
 from mad.recoveries import AsAnswered, Recovery
 from mad.seeds import generator
 from mad.training import Trainer, logits_of
@@ -147,6 +147,8 @@ def check_defense(defense: Defense, classes: tuple[int, ...] = CLASSES) -> None:
         victim = toy_victim(count)
         with untouched(who, defense):
             first, again = (deploy(victim, defense).defense for _ in range(2))
+        if count == classes[0] and not defense.holds_out:
+            needs_none(who, functools.partial(deploy, replace(victim, validation=0.0), defense))
         images = torch.rand(ROWS, *victim.dataset.shape, generator=generator(count, "images"))
         twin = torch.softmax(logits_of(victim.untrained(seed=0, purpose="surrogate"), images, CPU), dim=1)
         for kind, clean in {**{kind: posteriors(kind, count) for kind in KINDS}, "surrogate": twin}.items():

@@ -72,6 +72,19 @@ def test_a_defense_that_breaks_its_contract_is_named(how):
     check_defense(Wrong(how="none"))
 
 
+def test_a_defense_that_reads_held_out_images_says_so():
+    class Calibrated(Wrong):
+        def prepare(self, context):
+            context.victim.validation_split()
+
+    class Saying(Calibrated):
+        needs_validation = True
+
+    with pytest.raises(MadError, match=r"defense wrong must say needs_validation = True .* set victim\.validation"):
+        check_defense(Calibrated(how="none"))
+    check_defense(Saying(how="none"), classes=(4,))
+
+
 @dataclass
 class Forgetful(Wrong):
     """Carry over to the next client what the last one asked."""

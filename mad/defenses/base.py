@@ -56,6 +56,11 @@ class Defense(ABC):
         value = getattr(self, self.strength_parameter)
         return None if value is None else float(value)
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether it, or its surrogate, is calibrated on images that the victim holds out."""
+        return self.needs_validation or any(getattr(part, "needs_validation", False) for part in vars(self).values())
+
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError if this defense cannot guard the victim; called before anything is trained."""
 

@@ -60,7 +60,7 @@ class Chain(Defense):
     @property
     def needs_validation(self) -> bool:  # type: ignore[override]
         """Whether any part does."""
-        return any(part.needs_validation for part in self.parts)
+        return any(part.holds_out for part in self.parts)
 
     @property
     def max_batch(self) -> int | None:  # type: ignore[override]

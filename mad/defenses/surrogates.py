@@ -26,6 +26,7 @@ class Surrogate(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    needs_validation: ClassVar[bool] = False  # whether it learns from images that the victim holds out
     white_box: ClassVar[bool] = False  # whether it needs an attack that trains while it queries
     train_mode: ClassVar[bool] = True  # whether the published code leaves such a surrogate in train mode
 

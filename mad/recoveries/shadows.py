@@ -148,7 +148,7 @@ def shadows(adversary: Knowledge, transfer: TransferSet, count: int) -> list[Gua
     found = []
     for number in range(count):
         seed = derive(adversary.seed, f"shadow {number}") // 2
-        held = HELD_OUT if adversary.defense.needs_validation else 0.0
+        held = HELD_OUT if adversary.defense.holds_out else 0.0
         make = adversary.knockoff.architecture
         victim = Shadow("shadow", dataset, make, recipe, seed=seed, validation=held, knockoff=adversary.knockoff)
         for secret in range(SECRETS):

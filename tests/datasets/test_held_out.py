@@ -8,15 +8,18 @@ from toys import CPU, Blobs, Streamed, cell, trainer, victim
 
 from mad.datasets import Split
 from mad.datasets.held_out import divided
-from mad.defenses import Context
+from mad.defenses import Chain, Context
 from mad.defenses.dp_sgd import DpSgd
 from mad.defenses.mad import Mad
-from mad.defenses.surrogates import TrainedSurrogate
+from mad.defenses.surrogates import Surrogate, TrainedSurrogate
 from mad.errors import MadError
 from mad.pipeline import run
+from mad.recoveries.restorer import Restorer
+from mad.recoveries.shadows import SECRETS, shadows
 from mad.storage.fingerprint import describe, digest
 from mad.storage.store import Store
 from mad.training import Trainer
+from mad.transfer import TransferSet
 
 
 @dataclass(frozen=True)
@@ -121,3 +124,19 @@ def test_a_share_is_one(share):
 def test_a_part_of_no_images_is_refused(share):
     with pytest.raises(MadError, match=r"dataset blobs: .* of its 200 training images is 0: change the share"):
         replace(victim(), validation=share).train(CPU)
+
+
+def test_a_shadow_holds_images_out_where_the_defense_or_its_surrogate_needs_them():
+    @dataclass(frozen=True)
+    class Calibrated(Surrogate):
+        name = "calibrated"
+        needs_validation = True
+
+        def build(self, context):
+            assert len(context.victim.validation_split().labels) == 4
+            return context.model
+
+    for defense in (Mad(0.5, Calibrated()), Chain(parts=(Mad(0.5, Calibrated()),))):
+        whole = cell(defense=defense, recovery=Restorer(), victim=replace(victim(), validation=0.2))
+        transfer = TransferSet(whole.pool.images((1, 8, 8)), torch.arange(80), torch.eye(4)[torch.arange(80) % 4])
+        assert len(shadows(whole.adversary(CPU), transfer, 1)) == SECRETS
