@@ -1,6 +1,6 @@
 r"""``mad-serve``: a defended model behind the Open Inference Protocol v2, REST and gRPC.
 
-    mad-serve deployment=FOLDER [settings]                 what mad-run's or Deployment.export wrote
+    mad-serve deployment=FOLDER [settings]                 what Deployment.export wrote
     mad-serve [--config-dir FOLDER] victim=... defense=... [settings]
                                                            mad-run's words: the kept victim, or a new one
     mad-serve record=FINGERPRINT [outputs=outputs] [data_root=data] [settings]
