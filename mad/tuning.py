@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mad.cell import SHARED, Cell
-from mad.datasets import batches, to_unit_range
+from mad.datasets import batches, checked, to_unit_range
 from mad.deployment import Deployment, deploy
 from mad.device import use_threads
 from mad.errors import MadError, check_number
@@ -270,11 +270,29 @@ def stolen_accuracy(cell: Cell, store: Store, device: torch.device, threads: int
     return accuracy(top(network, "the stolen network", split.images, device), split.labels)
 
 
+def keep_apart(cell: Cell, say: Callable[[str], object]) -> None:
+    """Warn of a pool that has images which thieves are scored on, those of the validation split.
+
+    Raises:
+        MadError: if the thief is given such images.
+    """
+    if "the victim's data" in cell.knows:
+        what = "is given images of the victim's kind that mad-tune scores stolen models on"
+        raise MadError(f"attack {cell.attack.name} {what}: take another attack, or another attack.source")
+    split = cell.victim.validation_split()
+    if cell.pool is not None and (known := checked.in_both(pool_images(cell, cell.pool), split.images)):
+        say(
+            f"warning: {known} images of pool {cell.pool_name} are validation images of victim {cell.victim.name}: "
+            "what a thief is scored on is what it has asked about"
+        )
+
+
 def latency(made: Deployment, cell: Cell) -> float:
     """Return how long 99 of 100 requests of one image take at most, in milliseconds of wall time."""
     api, took, images = made.session(), [], cell.victim.validation_split().images
     for image in batches(images, torch.arange(TIMED) % len(images), 1, torch.device("cpu")):
         given, start = to_unit_range(image), time.perf_counter()
-        api(given)
+        with SHARED.paused():  # the candidates before have asked the victim about the same images
+            api(given)
         took.append(time.perf_counter() - start)
     return 1000 * statistics.quantiles(took, n=100)[-1]

@@ -26,6 +26,7 @@ WRONG = [
     (["seeds=one"], "seeds must be whole numbers"),
     (["++defense.epsilon=0.5"], "candidates come after --"),
     (["seed=3"], "mad-tune takes no seed; it takes seeds=0,1,2"),
+    (["attack=mimicry"], "attack mimicry is given images of the victim's kind that mad-tune scores stolen models on"),
     (["plan=true"], "mad-tune takes no plan"),
     (["--", "defense=nope 0 1"], "unknown defense 'nope'"),
     (["--", "defense=mad 0 5"], "defense.epsilon must be a number in [0, 2], got 5"),

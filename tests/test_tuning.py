@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 from toys import CPU
 
 import mad
@@ -224,6 +225,29 @@ def test_a_theft_has_the_accounts_that_its_record_will_have(cells, monkeypatch):
     tuning.stolen_accuracy(one, cells[1], CPU, 1)
     assert (60, 6) in asked
     assert all(accounts == 6 for budget, accounts in asked if budget)
+
+
+def test_requests_are_timed_with_the_victims_pass_whoever_asked_before(cells, monkeypatch):
+    layers, real = [], nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, given: layers.append(self) or real(self, given))
+    monkeypatch.setattr(tuning, "TIMED", 20)
+    counts = []
+    for name in ("argmax", "top_k"):
+        cell = cells[0]([f"defense={name}"], 0)
+        made = tuning.Costs(cell, cells[1], CPU).defended(None)
+        layers.clear()
+        tuning.latency(made, cell)
+        counts.append(len(layers))
+    assert counts[0] == counts[1] >= 20
+
+
+def test_a_pool_with_images_that_thieves_are_scored_on_is_told():
+    said = []
+    tuning.keep_apart(mad.load("victim.validation=0.1", "pool=digits", "attack.budget=60"), said.append)
+    assert [line.partition(":")[0] for line in said] == ["warning"]
+    assert "130 images of pool digits are validation images of victim digits" in said[0]
+    tuning.keep_apart(mad.load("victim.validation=0.1", "attack.budget=60"), said.append)
+    assert len(said) == 1
 
 
 def test_a_defense_that_costs_exactly_the_limit_is_no_dearer(cells, study, monkeypatch):

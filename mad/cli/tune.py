@@ -160,6 +160,7 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     def say(text: str) -> None:
         err.print(text, soft_wrap=True, markup=False)
 
+    tuning.keep_apart(make([first], 0), say)
     with computing(config.threads):
         found, name = None, digest(asked)
         with alone(outputs, name, say):
