@@ -66,10 +66,15 @@ class Gate(Defense):
             "share",
             "of the thief's queries that got a decoy; empty without client",
         ),
-        Column("gate_flagged", "number", "share", "of the thief's accounts that were flagged"),
-        Column("gate_flagged_after", "number", "queries", "of such an account, in the mean; empty if none was"),
-        Column("gate_honest_touched", "number", "share", "of honest queries that got a decoy"),
-        Column("gate_honest_flagged", "number", "share", "of honest clients that were flagged"),
+        Column("gate_flagged", "number", "share", "of the thief's accounts that were flagged; empty without client"),
+        Column(
+            "gate_flagged_after",
+            "number",
+            "queries",
+            "of such an account, in the mean; empty if none was, and without client",
+        ),
+        Column("gate_honest_touched", "number", "share", "of honest queries that got a decoy; empty without client"),
+        Column("gate_honest_flagged", "number", "share", "of honest clients that were flagged; empty without client"),
     )
     epsilon: float | None = 2.0
     alpha: float = 0.02
@@ -114,7 +119,7 @@ class Gate(Defense):
         taps = self._taps = taps_of(context.model, shape, context.device)
         detector = context.kept(
             f"{context.victim.name}-gate",
-            ["gate", 1 if taps.widths else 3, context.model, context.victim, seed],
+            ["gate", 4 if taps.widths else 3, context.model, context.victim, seed],
             lambda: Detector(taps.names, taps.widths, shape, classes),
             lambda network: learn(network, taps, context, seed),  # type: ignore[arg-type]
         )

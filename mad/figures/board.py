@@ -90,8 +90,8 @@ def board(theft: pd.DataFrame, undefended: pd.Series) -> pd.DataFrame:
     that of the best of those that train on their own images of the victim's kind and on nothing else (``own_member``);
     ``honest``, how many undefended answers make the naive thief as good as the worst member is, by interpolation
     between the budgets of ``undefended`` and empty with fewer than two; the API's costs, means over the seeds;
-    ``chance``; ``seconds`` of a seed's thefts; ``by_member``, the mean of each member, informed ones too; and the
-    members that are ``unlearned``: a stolen model of theirs learned nothing.
+    ``chance``; ``seconds`` of a seed's thefts; ``by_member``, the mean of each member, informed ones too; ``counted``,
+    the seeds of these numbers; and the members that are ``unlearned``: a stolen model of theirs learned nothing.
     """
     every = [cells for _, cells in theft.groupby(DEFENSE, dropna=False)]
     found = [row(cells) for cells in every if not informed(cells).all()]  # others have no thief yet
@@ -138,6 +138,7 @@ def row(cells: pd.DataFrame) -> dict[str, Any]:
         "unaided_member": unaided.idxmax() if len(unaided) else "",
         "own": owned.max() if len(owned) else None,
         "own_member": owned.idxmax() if len(owned) else "",
+        "counted": sorted(cells.seed[shared].unique()),
         "unlearned": sorted(cells[~learned(cells)].member.unique()),
     }
 

@@ -274,7 +274,7 @@ def written(text: str, outputs: Path, name: str) -> Path:
 
 def flat(table: pd.DataFrame) -> pd.DataFrame:
     """Return a board whose cells are numbers and texts, for a CSV: without each member's mean."""
-    return table.drop(columns=["by_member"]).assign(unlearned=table.unlearned.map("; ".join))
+    return table.drop(columns=["by_member", "counted"]).assign(unlearned=table.unlearned.map("; ".join))
 
 
 def shortened(records: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,9 @@ def named(records: pd.DataFrame) -> pd.DataFrame:
     empty = {name: "" for name in (*THEFT, *DEFENSE, "recovery_knows", "attack_settings") if name != "strength"}
     rows = rows.assign(member=members(rows), **{name: "" for name in empty if name not in rows})
     texts = rows[[*empty]].astype(object)
-    return rows.assign(**texts.where(texts.notna(), ""))
+    rows = rows.assign(**texts.where(texts.notna(), ""))
+    # Older records do not say what their member knows; what a newer one of it says counts for all.
+    return rows.assign(recovery_knows=rows.groupby("member").recovery_knows.transform("max"))
 
 
 def members(records: pd.DataFrame) -> pd.Series:

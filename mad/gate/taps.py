@@ -59,7 +59,7 @@ class Taps:
         for number, layer in enumerate(self._layers):
             layer.register_forward_hook(Hook(lambda m, _, out, number=number: self._saw(number, m, out)))
         if head is not None:
-            head.register_forward_pre_hook(Hook(lambda _, given: self._note("features", given[0])))
+            head.register_forward_pre_hook(Hook(lambda _, given: self._note("features", given[0] if given else None)))
         network.register_forward_pre_hook(Hook(self._begin))
         network.register_forward_hook(Hook(self._end))
         self.widths: list[int] = []  # of the summaries; 0 for one that there is not
@@ -118,7 +118,7 @@ class Taps:
         if not getattr(self._last, "open", False) or not isinstance(out, Tensor) or out.dim() < 2:
             return
         maps = out.detach()
-        if not isinstance(layer, MAPS) and maps.dim() > 2:
+        if maps.dim() > 2 and not channels_first(layer, maps):
             maps = maps.movedim(-1, 1)
         if maps.dim() == 4:
             self._last.sizes["size", number] = maps.shape[2:]
@@ -171,6 +171,13 @@ def layers_of(network: nn.Module) -> tuple[list[nn.Module], nn.Module | None]:
     if len(found) > MOST:
         found = [found[round(number * (len(found) - 1) / (MOST - 1))] for number in range(MOST)]
     return found, head
+
+
+def channels_first(layer: nn.Module, maps: Tensor) -> bool:
+    """Return whether a layer's maps are (B, C, ...), as those of ConvNeXt's layer norms over the channels."""
+    if isinstance(layer, nn.LayerNorm):
+        return maps.shape[1] == layer.normalized_shape[-1] != maps.shape[-1]
+    return isinstance(layer, MAPS)
 
 
 def summary(maps: Tensor) -> Tensor:

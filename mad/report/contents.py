@@ -21,7 +21,9 @@ from mad.figures.groups import learned
 STRONGEST = "the strongest adversary"
 AFFORDABLE = 1.0  # points of the API's accuracy that the defense of the headline may cost
 TESTS = (board.UNDONE, board.NOTHING)  # defenses that test the panel, and that nobody would use
-FOLDERS = re.compile(r"(?:\bfile://|(?<![\w./…<]))/(?:[^\s'\"()\[\]{},=/]+/)*(?=[^\s/])")  # of an absolute path
+ABSOLUTE = r"(?:\bfile://|(?<![\w./…<]))/"
+FOLDERS = re.compile(ABSOLUTE + r"(?:(?:[^\s'\"(\[{,=/]|[(\[{,=](?!/))+/)*(?=[^\s/])")  # of an absolute path
+SPACED = re.compile(r"(['\"])([^'\"]*?)" + ABSOLUTE + r"(?!/)[^'\"]*\s[^'\"]*/(?=[^'\"/]+\1)")  # of one in quotes
 SHOWN = 3  # commands of one number
 
 
@@ -93,7 +95,7 @@ def command(rows: pd.DataFrame) -> str:
         if isinstance(text, str) and text:
             seeds.setdefault(unseeded(text), []).append(int(row.seed))
     lines = [
-        f"mad-run {'-m ' if len(own) > 1 else ''}{rest} seed={','.join(map(str, sorted(set(own))))}".replace("  ", " ")
+        " ".join(filter(None, ["mad-run", "-m" * (len(own) > 1), rest, f"seed={','.join(map(str, sorted(set(own))))}"]))
         for rest, own in seeds.items()
     ]
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
@@ -103,14 +105,14 @@ def command(rows: pd.DataFrame) -> str:
 def unseeded(overrides: str) -> str:
     """Return a command line without its seed."""
     try:
-        return shlex.join([word for word in shlex.split(overrides) if not word.startswith("seed=")])
+        return shlex.join([word for word in shlex.split(overrides) if not word.lstrip("+").startswith("seed=")])
     except ValueError:  # an open quote
         return overrides
 
 
 def without_folders(text: str) -> str:
     """Return a text in which an absolute path has its last part only: a report tells nothing of the machine."""
-    return FOLDERS.sub("…/", text)
+    return FOLDERS.sub("…/", SPACED.sub(r"\1\2…/", text))
 
 
 def worst_points(table: pd.DataFrame, cells: dict[tuple[Hashable, ...], pd.DataFrame]) -> pd.DataFrame:
@@ -126,6 +128,7 @@ def worst_points(table: pd.DataFrame, cells: dict[tuple[Hashable, ...], pd.DataF
         rows = rows.sort_values("strength")
         for _, at in pd.concat([origin, tradeoff.weak_to_strong(rows, rows.l1_mean)]).iterrows():
             own = cells[key(at, at.worst_member)]
+            own = own[own.seed.isin(at.counted)]
             found.append(
                 {
                     **{"adversary": STRONGEST, "curve": curve(table, str(name), str(parameter))},

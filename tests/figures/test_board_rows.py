@@ -92,3 +92,13 @@ def test_no_column_is_above_the_worst_whatever_seeds_the_members_ran_with(start)
         rows += [some[seed] for seed in draw.permutation(3)[: draw.integers(1, 4)]]
     found = board.row(only(rows))
     assert found["unaided"] <= found["worst"] + 1e-9
+
+
+def test_what_one_record_of_a_member_says_it_knows_counts_for_all():
+    """Records that were made before the column existed do not say it."""
+    own = only(cells("mad", 0.5, "naive", (0.5, 0.5), "a") + cells("mad", 0.5, "few", (0.9, 0.9), "b"))
+    own.loc[(own.member == "few") & (own.seed == 1), "recovery_knows"] = "the victim's data"
+    own = board.named(own)
+    found = board.board(own, board.honest(own)).iloc[0]
+    assert (found.worst_member, found.knows, found.unaided_member) == ("few", "the victim's data", "naive")
+    assert len(board.each_member(own)) == 2

@@ -41,6 +41,25 @@ class Attending(nn.Module):
         return self.head(self.layer(images.squeeze(1)).mean(dim=1))
 
 
+class NormOfChannels(nn.LayerNorm):
+    """ConvNeXt's: maps (B, C, H, W) whose channels are normalized."""
+
+    def forward(self, maps):
+        return super().forward(maps.movedim(1, -1)).movedim(-1, 1)
+
+
+class Keyword(Convolutional):
+    """A layer norm over channels, and a last layer that is called with a keyword."""
+
+    def __init__(self, norm=NormOfChannels):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), norm(5))
+
+    def forward(self, images):
+        maps = self.trunk(images)
+        return self.head(input=maps[:, :1, :6, :6].expand(-1, 6, -1, -1).flatten(1))
+
+
 def network(kind=Convolutional):
     torch.manual_seed(0)
     return kind().eval().requires_grad_(False)
@@ -66,6 +85,16 @@ def same(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_layer_norm_over_channels_is_summarized_by_channel():
+    model = network(Keyword)
+    taps = taps_of(model, (1, 8, 8), CPU)
+    assert taps.names == ["layer 0", "layer 1", "grid 1"]
+    assert taps.widths == [15, 15, 45]
+    maps = model.trunk(images())
+    expected = torch.cat([maps.mean((2, 3)), maps.square().mean((2, 3)).sqrt(), maps.amax((2, 3))], dim=1)
+    assert torch.allclose(taps(images())[0][1], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

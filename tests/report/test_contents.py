@@ -29,6 +29,16 @@ def test_points_of_one_adversary_are_those_of_the_trade_off_figure():
         assert told == found.tolist()
 
 
+def test_a_point_of_the_strongest_adversary_has_the_command_of_the_seeds_that_it_counts():
+    made = [cell("none", 0.0, each, seed, 9 * seed + k) for k, each in enumerate(MEMBERS) for seed in range(3)]
+    strongest = [cell("mad", 0.5, "bayes", seed, 50 + seed, stolen_accuracy=0.8) for seed in range(3)]
+    near = [cell("mad", 0.5, "few", seed, 60 + seed, stolen_accuracy=0.7 + 0.1 * seed) for seed in range(2)]
+    (theft,) = contents.read(records.frame([*made, *strongest, *near]))
+    point = theft.points.query("adversary == @contents.STRONGEST").iloc[-1]
+    assert (point.member, point.seeds, len(point.records.split())) == ("bayes", 2, 2)
+    assert point.command.endswith("seed=0,1")
+
+
 def test_the_headline_is_of_defenses_that_cost_little_and_of_the_strongest_adversary():
     cheap = [cell("mad", 0.05, each, seed, 8000 + 10 * seed + k) for seed in range(2) for k, each in enumerate(MEMBERS)]
     made = [
@@ -99,6 +109,7 @@ def test_a_defense_that_only_met_the_informed_is_in_no_board():
         (["defense=mad seed=1", "seed=0 defense=mad"], "mad-run -m defense=mad seed=0,1"),
         (["defense=mad", "a=1 'grid=[]'"], "mad-run defense=mad seed=0; mad-run a=1 'grid=[]' seed=1"),
         (["", None], ""),
+        (["'a=b  c' ++seed=0", "'a=b  c' seed=1"], "mad-run -m 'a=b  c' seed=0,1"),
         (["a='open seed=0"], "mad-run a='open seed=0 seed=0"),
         (list("abcde"), "mad-run a seed=0; mad-run b seed=1; mad-run c seed=2; and 2 more"),
     ],
@@ -115,6 +126,9 @@ def test_the_seeds_of_a_number_make_one_command(overrides, line):
         ("file:///srv/a/b", "…/b"),
         ("[/a/b,'/c/d']", "[…/b,'…/d']"),
         ("folder:/home/x/y", "folder:…/y"),
+        ("a=/srv/b,c/d=e/f [/a/b(1)/c,/d/e]", "a=…/f […/c,…/e]"),
+        ("run 'a=/home/Jane Doe/my data/x.csv' b=/c/d", "run 'a=…/x.csv' b=…/d"),
+        ("'u=http://host/a b/c' and 'd/e f/g'", "'u=http://host/a b/c' and 'd/e f/g'"),
         ("http://host/a/b and/or 3 / 5, data/mnist", "http://host/a/b and/or 3 / 5, data/mnist"),
     ],
 )
