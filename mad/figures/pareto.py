@@ -108,10 +108,14 @@ def draw(group: pd.DataFrame) -> Figure:
 def label(
     figure: Figure, axes: Axes, rows: pd.DataFrame, best: pd.DataFrame, x: str, marks: dict[str, dict[str, Any]]
 ) -> None:
-    """Write the defense and its strength beside the points of the front, ``best``, as far as there is room."""
+    """Write the defense and its strength beside the points of the front, ``best``, as far as there is room.
+
+    The settings are in the legend, of the same color.
+    """
     texts = []
     for _, at in best[best.defense != "none"].iterrows():
-        text = at.defense if pd.isna(at.strength) else f"{at.defense} {at.strength:g}"
+        name = at.defense.partition(" (")[0]
+        text = name if pd.isna(at.strength) else f"{name} {at.strength:g}"
         texts.append(Label(text, at[x], at[STOLEN], marks[at.defense]["color"]))
     place(figure, axes, texts, [rows[[x, STOLEN]].to_numpy()])
 
