@@ -11,7 +11,7 @@ from toys import cell
 
 import mad
 from mad import panels
-from mad.cell import about
+from mad.cell import SHARED, about
 from mad.config import members
 from mad.datasets import checked
 from mad.errors import MadError
@@ -81,6 +81,7 @@ def test_a_member_that_does_not_go_with_the_victim_is_left_out(few, tmp_path, mo
     assert "the panel lacks attack=jbtr attack.k=10: attack.k must be below" in capfd.readouterr().err
     monkeypatch.setattr(panels, "members", lambda: [*FEW[:2], ["attack=adaptive"]])
     monkeypatch.setattr(checked, "pool_labels", lambda _: torch.zeros(300))  # seen when it runs only
+    monkeypatch.setattr(SHARED, "get", lambda _, make: make())  # whatever was cached before
     assert set(mad.panel(asked, tmp_path).iloc[0].by_member) == {"naive", "argmax"}
     assert "the panel lacks attack=adaptive: attack adaptive chooses among classes" in capfd.readouterr().err
     monkeypatch.setattr(panels, "members", lambda: [["recovery=none"], ["attack=jbtr"]])

@@ -80,7 +80,8 @@ class Sweep(Callback):
         left_out = [each for each in missing if "left_out" in each]
         if len(left_out) == len(every):  # then it is the victim or the pool
             left_out = []
-        sweep_folder.list_missing("left out", left_out, every)
+        if left_out:
+            sweep_folder.list_missing("left out", left_out, every)
         failed = [each for each in missing if each not in left_out]
         if failed:
             sweep_folder.list_missing("failed", failed, every)
