@@ -4,16 +4,16 @@ import dataclasses
 import hashlib
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
-import torch
+from PIL import Image
 from toys import cell
 
 import mad
 from mad import panels
-from mad.cell import SHARED, about
+from mad.cell import about
 from mad.config import members
-from mad.datasets import checked
 from mad.errors import MadError
 from mad.figures import members as naming
 from mad.panels import ALWAYS
@@ -79,14 +79,25 @@ def test_a_member_that_does_not_go_with_the_victim_is_left_out(few, tmp_path, mo
     asked = mad.load(*SMALL, "defense=none")
     assert set(mad.panel(asked, tmp_path).iloc[0].by_member) == {"naive", "argmax"}
     assert "the panel lacks attack=jbtr attack.k=10: attack.k must be below" in capfd.readouterr().err
-    monkeypatch.setattr(panels, "members", lambda: [*FEW[:2], ["attack=adaptive"]])
-    monkeypatch.setattr(checked, "pool_labels", lambda _: torch.zeros(300))  # seen when it runs only
-    monkeypatch.setattr(SHARED, "get", lambda _, make: make())  # whatever was cached before
-    assert set(mad.panel(asked, tmp_path).iloc[0].by_member) == {"naive", "argmax"}
-    assert "the panel lacks attack=adaptive: attack adaptive chooses among classes" in capfd.readouterr().err
     monkeypatch.setattr(panels, "members", lambda: [["recovery=none"], ["attack=jbtr"]])
     with pytest.raises(MadError, match="unknown victim"):
         mad.panel(dataclasses.replace(asked, overrides="victim=nowhere"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"), [("web", "web holds images, but no folders of classes"), ("web/a", "web holds one class only")]
+)
+def test_nor_is_one_that_does_not_go_with_the_pool(folder, why, monkeypatch, tmp_path, capfd):
+    """Which is seen when the member runs: its labels are read then."""
+    (tmp_path / folder).mkdir(parents=True)
+    for number in range(60):
+        image = np.random.default_rng(number).integers(0, 256, (12, 12), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / folder / f"{number}.png")
+    monkeypatch.setattr(panels, "members", lambda: [*FEW[:2], ["attack=adaptive"]])
+    words = [word for word in SMALL if not word.startswith(("pool", "attack"))]
+    asked = mad.load(*words, "pool=own", f"pool.path={tmp_path / 'web'}", "attack.budget=50", "defense=none")
+    assert set(mad.panel(asked, tmp_path / "outputs").iloc[0].by_member) == {"naive", "argmax"}
+    assert why in next(line for line in capfd.readouterr().err.splitlines() if "lacks attack=adaptive: " in line)
 
 
 def test_what_was_run_before_is_loaded(few, tmp_path, fits):

@@ -59,6 +59,7 @@ def test_a_flag_that_is_unknown_is_one_line(script, name):
         ),
         (["thief_report.py", "nofile.jsonl"], "No such file or directory: 'nofile.jsonl'"),
         (["bench/tables.py", "nofile.json"], "No such file or directory: 'nofile.json'"),
+        (["bench/argmax.py", "--overrides=victim=nope"], "unknown victim 'nope'"),
         (["bench/defenses.py", "--defenses=nope"], "unknown defense 'nope'"),
         (["bench/defenses.py", "--queries=nope"], "--queries must be one of pool, test, noise"),
         (["bench/defenses.py", "--batches=x"], "--batches must be whole numbers with commas between them, got 'x'"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mad.datasets.content import checksum_of, place
-from mad.errors import MadError
+from mad.errors import MadError, UnfitError
 
 MAGIC = 0x0803  # unsigned bytes in three dimensions
 LABELS = 0x0801  # in one
@@ -67,13 +67,13 @@ class IdxImages:
         """Return the labels, int64 (N,), of the files in the same folders, ``labels-idx1`` in place of ``images-idx3``.
 
         Raises:
-            MadError: if there are no such files.
+            UnfitError: if there are no such files.
         """
         found = []
         for file in self.files:
             beside = labels_beside(file)
             if beside is None:
-                raise MadError(f"{file} has no labels beside it, looked for labels-idx1; take another pool")
+                raise UnfitError(f"{file} has no labels beside it, looked for labels-idx1; take another pool")
             found.append(parsed_labels(bytes_of(str(beside)), str(beside)))
         return torch.cat(found)
 

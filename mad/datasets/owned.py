@@ -163,7 +163,7 @@ class OwnImages:
         return self._decoded(rows, shape)
 
     def labels(self) -> Tensor:
-        """Return the labels of a pool's images, int64 (N,); MadError if they have no classes."""
+        """Return the labels of a pool's images, int64 (N,); UnfitError if they have no classes."""
         return torch.tensor(self._named[1])[self._rows(testing=False)]
 
     def contents(self) -> str:
@@ -214,7 +214,7 @@ class OwnImages:
         """The names of the classes, and the label of each image."""
         held = self._listing
         if held.labels is None:
-            raise MadError(held.bare)
+            raise UnfitError(held.bare)
         names, labels = self._given or held.names, held.labels
         if self._given and all(map(whole, labels)) and not set(labels) <= set(names):
             wrong = next((each for each in labels if not 0 <= int(each) < len(names)), None)
@@ -231,7 +231,7 @@ class OwnImages:
             what = f"no image for training of class {empty[0]!r}{more(empty)}"
             raise MadError(f"{self.place} has {what}; add some, or remove the class")
         if len(names) < 2:
-            raise MadError(f"{self.place} holds one class only, {names[0]!r}; give the folder that its folder lies in")
+            raise UnfitError(f"{self.place} holds one class only, {names[0]!r}; give the folder its folder lies in")
         return names, [numbers[label] for label in labels]
 
     @cached_property

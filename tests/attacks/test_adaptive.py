@@ -16,7 +16,7 @@ from mad.datasets import digits
 from mad.datasets.folder import ImageFolder
 from mad.datasets.idx import IdxImages
 from mad.defenses import Undefended
-from mad.errors import MadError
+from mad.errors import MadError, UnfitError
 from mad.pipeline import run
 from mad.recoveries.argmax import Argmax
 from mad.storage.store import Store
@@ -289,8 +289,8 @@ def test_idx_labels_lie_beside_the_images(tmp_path):
     with pytest.raises(MadError, match="no whole IDX file of labels"):
         pool.labels()
     beside.unlink()
-    with pytest.raises(MadError, match="no labels beside it"):
+    with pytest.raises(UnfitError, match="no labels beside it"):
         pool.labels()
     (tmp_path / "plain").write_bytes(images[0].read_bytes())
-    with pytest.raises(MadError, match="no labels beside it"):
+    with pytest.raises(UnfitError, match="no labels beside it"):
         IdxImages(str(tmp_path / "plain")).labels()
