@@ -32,9 +32,9 @@ from mad.training import place
 BATCH, EPSILONS = 256, (0.5, 0.95, 1.5)
 
 
-def real(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return a digits victim's and a random surrogate's posteriors on letters, (256, 10) each."""
-    cell = mad.load("defense=mad")
+def real(device: torch.device, *words: str) -> tuple[Tensor, Tensor]:
+    """Return a victim's and a random surrogate's posteriors on its pool, (256, K) each; without words: the digits'."""
+    cell = mad.load("defense=mad", *words)
     victim, pool = cell.victim, cell.pool
     assert pool is not None
     images = to_unit_range(pool.images(victim.dataset.shape)[:BATCH].to(device))
