@@ -90,6 +90,7 @@ class Cell:
             object.__setattr__(self, "defense", Undefended())
         self.defense.check(self.victim)
         self.attack.check(self.victim)
+        self.attack.check_defense(self.defense)
         self.knockoff.check(self.victim)
         self._check_online()
         self._check_columns()

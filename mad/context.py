@@ -30,6 +30,7 @@ class Context:
         store: stores trained networks; None trains them again each time.
         cache: results that the cells of one process share; None shares nothing.
         live: for white-box studies only: returns the network that the adversary trains while it queries; else None.
+        apart: whether ``model`` is another network than the trained victim, which a defense serves in its place.
     """
 
     victim: Victim
@@ -39,6 +40,7 @@ class Context:
     store: Store | None = None
     cache: Cache | None = None
     live: Callable[[], nn.Module] | None = None
+    apart: bool = False
 
     def kept(
         self, name: str, about: Any, build: Callable[[], nn.Module], train: Callable[[nn.Module], None]

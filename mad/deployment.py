@@ -144,7 +144,7 @@ def deploy(
     who = f"defense {defense.name}"
     if not isinstance(served, nn.Module):
         raise MadError(f"{who}: serve must return a torch.nn.Module, got {plugins.kind(served)}")
-    context = replace(context, model=served)
+    context = replace(context, model=served, apart=served is not model)
     ready = defense.prepared(context)
     columns = ready.columns(context)
     schema.check(columns, who, defense.schema)

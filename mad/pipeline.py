@@ -26,6 +26,7 @@ from mad.cell import SHARED, Cell, about, owned_pools, surrogates
 from mad.context import Context
 from mad.datasets import Images, Pool, Split, checked
 from mad.datasets.checked import say
+from mad.datasets.overlap import warning
 from mad.defenses import Defense
 from mad.deployment import Deployment, deploy
 from mad.errors import MadError
@@ -92,11 +93,9 @@ def inputs(cell: Cell) -> tuple[Images | None, int, Split]:
     try_networks(cell)
     test = SHARED.get(("test", identity(dataset)), lambda: checked.split(dataset, "test"))
     both = ("in both", identity(dataset), identity(cell.pool), str(cell.contents()))
-    if images is not None and (known := SHARED.get(both, lambda: checked.in_both(images, test.images))):
-        say(
-            f"warning: {known} of the {len(images)} images of pool {cell.pool_name} are test images of victim "
-            f"{cell.victim.name}: what the thief is scored on is what it has asked about"
-        )
+    of = f"the test split of victim {cell.victim.name}"
+    if images is not None and (told := SHARED.get(both, lambda: warning(cell.pool_name, images, of, test.images))):
+        say(told)
     warn_of_shared_pools(cell)
     cell.attack.load(cell.victim)
     return images, cell.attack.affordable(images, cell.pool_name), test

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mad.cell import SHARED, Cell
-from mad.datasets import batches, checked, to_unit_range
+from mad.datasets import batches, to_unit_range
+from mad.datasets.overlap import warning
 from mad.deployment import Deployment, deploy
 from mad.device import use_threads
 from mad.errors import MadError, check_number
@@ -280,11 +281,9 @@ def keep_apart(cell: Cell, say: Callable[[str], object]) -> None:
         what = "is given images of the victim's kind that mad-tune scores stolen models on"
         raise MadError(f"attack {cell.attack.name} {what}: take another attack, or another attack.source")
     split = cell.victim.validation_split()
-    if cell.pool is not None and (known := checked.in_both(pool_images(cell, cell.pool), split.images)):
-        say(
-            f"warning: {known} images of pool {cell.pool_name} are validation images of victim {cell.victim.name}: "
-            "what a thief is scored on is what it has asked about"
-        )
+    of = f"the validation split of victim {cell.victim.name}"
+    if cell.pool is not None and (told := warning(cell.pool_name, pool_images(cell, cell.pool), of, split.images)):
+        say(told)
 
 
 def latency(made: Deployment, cell: Cell) -> float:

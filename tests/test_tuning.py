@@ -245,7 +245,7 @@ def test_a_pool_with_images_that_thieves_are_scored_on_is_told():
     said = []
     tuning.keep_apart(mad.load("victim.validation=0.1", "pool=digits", "attack.budget=60"), said.append)
     assert [line.partition(":")[0] for line in said] == ["warning"]
-    assert "130 images of pool digits are validation images of victim digits" in said[0]
+    assert "pool digits shares 130 of 1797 compared images with the validation split of victim digits" in said[0]
     tuning.keep_apart(mad.load("victim.validation=0.1", "attack.budget=60"), said.append)
     assert len(said) == 1
 

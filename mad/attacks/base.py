@@ -14,6 +14,7 @@ from mad import plugins, schema
 from mad.adversary import Adversary
 from mad.api import BlackBox
 from mad.datasets import Images, batch_limit, batches, to_unit_range
+from mad.defenses.base import Defense
 from mad.errors import BudgetExceededError, MadError, check_number
 from mad.progress import bar
 from mad.schema import Column
@@ -65,6 +66,9 @@ class Attack(ABC):
 
     def check(self, victim: Victim) -> None:  # noqa: B027
         """Raise MadError if this attack cannot query the victim; called before anything is trained."""
+
+    def check_defense(self, defense: Defense) -> None:  # noqa: B027
+        """Raise MadError if this attack cannot say what a defense leaves; called before anything is trained."""
 
     def load(self, victim: Victim) -> None:  # noqa: B027
         """Load and check what the attack brings along, such as a log; called once a run, before anything is trained."""

@@ -14,7 +14,8 @@ from mad.datasets.cached import KEPT
 from mad.datasets.checked import say
 from mad.datasets.log import Log, opened
 from mad.datasets.tables import KINDS
-from mad.errors import MadError
+from mad.defenses import Defense
+from mad.errors import MadError, UnfitError
 from mad.progress import bar
 from mad.victim import Victim
 
@@ -66,6 +67,14 @@ class Replay(Attack):
         if channels not in (1, 3):
             raise MadError(f"attack=replay reads images of 1 or 3 channels, victim {victim.name} takes {channels}")
         self.opened.posteriors(victim.dataset.classes, f"victim {victim.name}")
+
+    def check_defense(self, defense: Defense) -> None:
+        """Raise UnfitError for a defense that serves another model than the victim, whose answers the log holds."""
+        if defense.serves_another():
+            raise UnfitError(
+                f"attack=replay has the answers of the victim as it is, defense={defense.name} serves another model, "
+                "whose answers no log holds: take another attack, or a defense that changes answers"
+            )
 
     def affordable(self, pool: Images | None, name: str) -> int:
         """Return the number of rows that are replayed.

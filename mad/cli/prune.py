@@ -17,10 +17,11 @@ from mad.storage.files import LOCKS, folders, holder
 
 
 def prune(outputs: Path, yes: bool) -> None:
-    """Print the files that no record refers to, and remove them after a confirmation."""
-    busy = [found for file in sorted((outputs / LOCKS).glob("*.lock")) if (found := holder(file))]
-    if busy:
-        raise MadError(f"process {busy[0]['pid']} on {busy[0]['host']} is at work in {outputs}: prune when it is done")
+    """Print the files that no record refers to, and remove them after a confirmation.
+
+    What is used by the time of the confirmation stays.
+    """
+    idle(outputs)
     paths = list(unneeded(outputs))
     for path in paths:
         out.print(f"{path}  {size(path) / 2**20:.1f} MiB", soft_wrap=True, markup=False)
@@ -30,9 +31,20 @@ def prune(outputs: Path, yes: bool) -> None:
     if not yes and not (sys.stdin.isatty() and input(f"remove these {len(paths)}? [y/N] ").strip().lower() == "y"):
         out.print("nothing was removed" + ("" if sys.stdin.isatty() else "; --yes removes without asking"))
         return
-    for path in paths:
+    idle(outputs)
+    still = set(unneeded(outputs))
+    removed = [path for path in paths if path in still]
+    for path in removed:
         remove(path)
-    out.print(f"removed {len(paths)}")
+    kept = len(paths) - len(removed)
+    out.print(f"removed {len(removed)}" + (f"; {kept} are used by now, and stay" if kept else ""))
+
+
+def idle(outputs: Path) -> None:
+    """Raise MadError if a process is at work in a folder of outputs."""
+    busy = [found for file in sorted((outputs / LOCKS).glob("*.lock")) if (found := holder(file))]
+    if busy:
+        raise MadError(f"process {busy[0]['pid']} on {busy[0]['host']} is at work in {outputs}: prune when it is done")
 
 
 def unneeded(outputs: Path) -> Iterator[Path]:

@@ -4,8 +4,9 @@ r"""``mad-select``: compare settings of an attack or a knockoff without the test
         -- attack.step=0.05 attack.step=0.1
 
 What stands before the -- is what mad-run takes, and is common to all; each argument after it (one or more overrides, in
-quotes) is tried in turn, without a defense. For each, how often the stolen model agrees with the victim on up to 10,000
-images of the pool that the attack did not ask about. The victim is kept in outputs; nothing else is.
+quotes) is tried in turn, without a defense. For each, how often the stolen model agrees with the victim on the same up
+to 10,000 images of the pool, which are held out before any attack chooses. The victim is kept in outputs; nothing else
+is.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ def main() -> None:
     every = [configs.composed([*common, *words(each), "defense=none"], place) for each in tried]
     from mad.cli.compose import cell_of  # imports torch
     from mad.device import choose, use_threads
-    from mad.selection import held_out_agreement
+    from mad.selection import held_out_agreement, spare
     from mad.storage.store import Store
 
     cells = [cell_of(config) for config in every]  # what cannot be run is told before anything is
+    held = min(map(spare, cells))
     for name, config, cell in zip(tried, every, cells, strict=True):
         use_threads(config.threads)
         store, device = Store(configs.outputs_of(config)), choose(config.device)
-        found = held_out_agreement(cell, store, device)
+        found = held_out_agreement(cell, store, device, held)
         text = f"{found.share:6.2%} of {found.images} held-out images: {name or 'as it stands'}"
         out.print(text, soft_wrap=True, markup=False)
 

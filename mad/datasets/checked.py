@@ -270,13 +270,3 @@ def hashed(images: Images, labels: Tensor | None) -> str:
         checksum.update(f"{part.dtype}".encode())
         checksum.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return checksum.hexdigest()
-
-
-def in_both(images: Images, others: Images) -> int:
-    """Return how many of some images are also among others, to the byte; 0 for streams, and for other shapes."""
-    if not isinstance(images, Tensor) or not isinstance(others, Tensor):
-        return 0
-    if images.shape[1:] != others.shape[1:] or images.dtype != others.dtype:
-        return 0
-    seen = {hash(each.tobytes()) for each in others.cpu().contiguous().numpy()}
-    return sum(hash(each.tobytes()) in seen for each in images.cpu().contiguous().numpy())

@@ -90,6 +90,10 @@ class AdaptiveMisinformation(Defense):
         """Return one for the second network, and one for the victim with outlier exposure."""
         return 1.0 if self.outliers is None else 2.0
 
+    def serves_another(self) -> bool:
+        """Return whether the victim is trained with outlier exposure."""
+        return self.outliers is not None
+
     def serve(self, context: Context) -> nn.Module:
         """Return the victim, or one that is trained with outlier exposure."""
         pool = self.outliers

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mad import plugins, simplex
 from mad.context import Context
-from mad.errors import MadError, check_number
+from mad.errors import MadError, SettingError, check_number
 from mad.progress import err
 from mad.schema import Column
 from mad.transfer import TransferSet
@@ -41,12 +41,16 @@ class Defense(ABC):
     stateful: ClassVar[bool] = False  # whether answers depend on a client's earlier queries, or on their batches
     needs_gradients: ClassVar[bool] = False  # whether perturb computes gradients; if not, it runs without autograd
     needs_validation: ClassVar[bool] = False  # whether it is calibrated on images that the victim holds out
+    needs_epsilon: ClassVar[bool] = False  # whether it perturbs as far as epsilon allows, which then cannot be None
     max_batch: ClassVar[int | None] = None  # the most images that perturb takes at once; None for any number
     honest_queries: ClassVar[int] = 100  # of one honest client, on which a stateful defense is scored
     schema: ClassVar[tuple[Column, ...]] = ()  # the columns that it adds to a record
     epsilon: float | None
 
     def __post_init__(self) -> None:
+        if self.epsilon is None and self.needs_epsilon:
+            what = f"needs a number from 0 to 2: {self.name} perturbs as far as this budget allows; 2 sets no limit"
+            raise SettingError("epsilon", f"{what}, got null")
         if self.epsilon is not None:
             check_number("defense.epsilon", self.epsilon, 0, EPSILON_MAX)
 
@@ -111,6 +115,10 @@ class Defense(ABC):
     def serve(self, context: Context) -> nn.Module:
         """Return the model that the API serves: the victim, or another one if the defense acts at training time."""
         return context.model
+
+    def serves_another(self) -> bool:
+        """Return whether the API runs another model than the victim; by default whether ``serve`` is overridden."""
+        return type(self).serve is not Defense.serve
 
     def served_architecture(self, victim: Victim) -> Architecture:
         """Return what builds the network that ``serve`` returns, for an export; by default the victim's."""

@@ -89,7 +89,11 @@ class Chain(Defense):
 
     def serving(self) -> list[Defense]:
         """Return the parts that serve another model than the victim."""
-        return [each for each in self.components() if type(each).serve is not Defense.serve]
+        return [each for each in self.components() if each.serves_another()]
+
+    def serves_another(self) -> bool:
+        """Return whether a part serves another model than the victim."""
+        return bool(self.serving())
 
     def most_costs(self) -> tuple[float, float]:
         """Return the sums of what the parts' guarantees allow."""

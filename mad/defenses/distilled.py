@@ -62,6 +62,7 @@ class DistilledSurrogate(Surrogate):
         victim, seed = context.victim, derive(context.seed, TASK)
         recipe = self.training(victim)
         about = [self, context.contents(self.pool), recipe, victim, context.seed]
+        about += [context.model] if context.apart else []  # it learns what is served
 
         def train(network: nn.Module) -> None:
             images = context.images(self.pool)

@@ -54,8 +54,9 @@ class GradientRedirection(Defense):
     """
 
     name = "gradient_redirection"
+    needs_epsilon = True
     schema = (Column("surrogate_pool", "text", "", "the defender's own images, which a distilled surrogate learned"),)
-    epsilon: float | None
+    epsilon: float
     surrogate: Surrogate = field(default=DistilledSurrogate())
     direction: str = "all_ones"
     triggers: int = 100
@@ -140,7 +141,7 @@ class GradientRedirection(Defense):
             scores = against(scores, clean)
         # Where no answer pushes anywhere, the mass goes to the least likely class, as in MAD.
         undirected = (scores == 0).all(dim=1, keepdim=True)
-        return solvers.linear(clean, torch.where(undirected, -clean, scores), self.epsilon or 0.0)
+        return solvers.linear(clean, torch.where(undirected, -clean, scores), self.epsilon)
 
 
 def against(found: Tensor, y: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class Mad(Defense):
     """
 
     name = "mad"
-    epsilon: float | None
+    needs_epsilon = True
+    epsilon: float
     surrogate: Surrogate = field(default=RandomSurrogate())
     gradient: str = "last_layer"
     solver: str = "vertex"
@@ -84,12 +85,12 @@ class Mad(Defense):
 
     def solve(self, y: Tensor, p: Tensor, inner: Tensor | None) -> Tensor:
         """Return defended posteriors (B, K) for clean ones, the surrogate's, and Theta (B, K, K) or None."""
-        return self._best(y, p, inner) if self.solver == "exact" else solvers.vertex(y, p, self.epsilon or 0.0, inner)
+        return self._best(y, p, inner) if self.solver == "exact" else solvers.vertex(y, p, self.epsilon, inner)
 
     def _best(self, y: Tensor, p: Tensor, inner: Tensor | None, keep_top: bool = False) -> Tensor:
         """Return the exact solver's answers (B, K); the first without a proof are told on stderr."""
         tally = Counter[str]()
-        found = solvers.exact(y, p, self.epsilon or 0.0, inner, keep_top=keep_top, tally=tally)
+        found = solvers.exact(y, p, self.epsilon, inner, keep_top=keep_top, tally=tally)
         if tally["unproven"] and not getattr(self, "_told", False):
             self._told = True
             said = f"defense {self.name}: solver=exact ended at its limit for {tally['unproven']} of {len(y)} answers"

@@ -31,4 +31,4 @@ class MadArgmax(Mad):
         """Return defended posteriors (B, K) whose top class is that of y."""
         if self.solver == "exact":
             return self._best(y, p, inner, keep_top=True)
-        return solvers.argmax_vertex(y, p, self.epsilon or 0.0, inner, as_published=self.as_published)
+        return solvers.argmax_vertex(y, p, self.epsilon, inner, as_published=self.as_published)

@@ -22,8 +22,9 @@ class MadIdentity(Defense):
     """
 
     name = "mad_identity"
-    epsilon: float | None
+    needs_epsilon = True
+    epsilon: float
 
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return posteriors mixed with the one-hot posterior of their least likely class."""
-        return mix(clean, clean.argmin(dim=1), self.epsilon or 0.0)
+        return mix(clean, clean.argmin(dim=1), self.epsilon)

@@ -24,7 +24,8 @@ class MadRandom(Defense):
     """
 
     name = "mad_random"
-    epsilon: float | None
+    needs_epsilon = True
+    epsilon: float
 
     def prepare(self, context: Context) -> None:
         """Draw the secret key."""
@@ -33,4 +34,4 @@ class MadRandom(Defense):
     def perturb(self, images: Tensor, clean: Tensor) -> Tensor:
         """Return posteriors (B, K), each mixed with the one-hot posterior of its image's random class."""
         drawn = keyed_uniform(images, 1, self._key).squeeze(1)
-        return mix(clean, (drawn * clean.shape[1]).long(), self.epsilon or 0.0)
+        return mix(clean, (drawn * clean.shape[1]).long(), self.epsilon)

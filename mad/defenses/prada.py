@@ -52,9 +52,15 @@ class Prada(Defense):
     strength_parameter = "delta"
     honest_queries = 1000
     schema = (
-        Column("prada_flagged_at", "whole number", "queries", "after how many the thief was flagged; empty if never"),
+        Column(
+            "prada_flagged_at",
+            "whole number",
+            "queries",
+            "of its own, until the thief's first account was flagged; empty if never",
+        ),
+        Column("prada_flagged", "number", "share", "of the thief's accounts that were flagged"),
         Column("prada_lowest_w", "number", WIDE, "the least of the thief's tests; empty before the first"),
-        Column("prada_stored", "whole number", "queries", "how many of the thief's queries its growing sets hold"),
+        Column("prada_stored", "whole number", "queries", "of the thief, in its growing sets; 0 once it is flagged"),
         Column("prada_false_alarms", "number", "share", "of honest clients that were flagged"),
         Column("prada_honest_clients", "whole number", "clients", "among how many honest ones"),
         Column("prada_honest_queries", "whole number", "queries", "the most that one of them made"),
@@ -144,7 +150,7 @@ class Prada(Defense):
                 self._distances.append(distance)
                 if self._due() and self._suspicious():
                     self._flagged_at = number
-                    self._sets, self._distances = {}, []
+                    self._sets, self._distances, self._stored = {}, [], 0
                     return
 
     def _due(self) -> bool:
@@ -158,10 +164,17 @@ class Prada(Defense):
 
     def session_columns(self) -> dict[str, Any]:
         """Return when the client was flagged, and the least W."""
+        return self.accounts_columns([self])
+
+    def accounts_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:
+        """Return the first of its accounts' own queries at which one was flagged, the least W, and what all store."""
+        flagged = [each._flagged_at for each in sessions if each._flagged_at is not None]
+        tests = [each._lowest for each in sessions if each._lowest is not None]
         return {
-            "prada_flagged_at": self._flagged_at,
-            "prada_lowest_w": self._lowest,
-            "prada_stored": self._stored,
+            "prada_flagged_at": min(flagged, default=None),
+            "prada_flagged": len(flagged) / len(sessions),
+            "prada_lowest_w": min(tests, default=None),
+            "prada_stored": sum(each._stored for each in sessions),
         }
 
     def honest_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:

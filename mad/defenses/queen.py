@@ -182,8 +182,13 @@ class Queen(Defense):
 
     def session_columns(self) -> dict[str, Any]:
         """Return the share of falsified answers, and how many classes are above the threshold."""
+        return self.accounts_columns([self])
+
+    def accounts_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:
+        """Return the same about a thief's accounts."""
         over = sum(each > self.threshold for each in self._ledger.sums)
-        return {"queen_falsified": self._wrong / max(1, self._asked), "queen_classes_over": over}
+        wrong, asked = (sum(getattr(each, name) for each in sessions) for name in ("_wrong", "_asked"))
+        return {"queen_falsified": wrong / max(1, asked), "queen_classes_over": over}
 
     def honest_columns(self, sessions: Sequence[Any]) -> dict[str, Any]:
         """Return the share of falsified answers to all honest users."""

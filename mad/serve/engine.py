@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from mad.api import BlackBox
-from mad.defenses import Defense
 from mad.deployment import Deployment
 from mad.errors import MadError
 from mad.foreign import said
@@ -57,7 +56,7 @@ class Engine:
     def __init__(self, deployment: Deployment, linger: float = 0.0, shadow: bool = False) -> None:
         self._deployment, self._linger = deployment, linger
         self._other = shadow and deployment.model is not deployment.served
-        if shadow and not self._other and serves_another(deployment.defense):
+        if shadow and not self._other and deployment.defense.serves_another():
             raise MadError(
                 f"shadow=true needs the undefended victim, which an exported deployment of defense "
                 f"{deployment.defense.name} does not hold: serve it by victim= and defense="
@@ -204,8 +203,3 @@ def images_like(deployment: Deployment, count: int) -> Tensor:
     shape = tuple(deployment.victim.dataset.shape)
     low, width, noise = (torch.rand(count, *size, generator=draw) for size in ((1, 1, 1), (1, 1, 1), shape))
     return low + (1 - low) * width * noise
-
-
-def serves_another(defense: Defense) -> bool:
-    """Return whether a defense, or a part of it, serves another model than the victim."""
-    return any(type(part).serve is not Defense.serve for part in defense.components())

@@ -7,10 +7,14 @@ import pandas as pd
 import pytest
 import torch
 from logs import png
-from toys import CPU, cell
+from toys import CPU, Blobs, cell
 
 from mad.attacks.replay import Replay
-from mad.errors import MadError
+from mad.defenses import Chain
+from mad.defenses.adaptive_misinformation import AdaptiveMisinformation
+from mad.defenses.mad import Mad
+from mad.defenses.nasty_teacher import NastyTeacher
+from mad.errors import MadError, UnfitError
 from mad.pipeline import run
 from mad.storage.store import Store
 from mad.testing import check_attack
@@ -77,6 +81,15 @@ def test_a_file_that_is_no_table_is_one_line(name, content, text, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(MadError, match=rf"^{text.format(tmp_path / name)}[^\n]*$"):
         Replay(log=str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "defense", [NastyTeacher(), Chain(parts=[Mad(0.5), NastyTeacher()]), AdaptiveMisinformation(outliers=Blobs())]
+)
+def test_what_serves_another_model_cannot_be_replayed(written, defense):
+    with pytest.raises(UnfitError, match="serves another model, whose answers no log holds"):
+        cell(defense=defense, attack=Replay(log=written()))
+    cell(defense=AdaptiveMisinformation(), attack=Replay(log=written()))  # the victim as it is
 
 
 def test_it_needs_a_log_and_images_of_one_or_three_channels(written):

@@ -11,6 +11,7 @@ from toys import CPU, cell, victim
 from mad.attacks.knockoff_nets import KnockoffNets
 from mad.cli import prune, status
 from mad.cli.status import Planned
+from mad.errors import MadError
 from mad.pipeline import run
 from mad.storage import files
 from mad.storage.store import Store
@@ -39,7 +40,7 @@ def test_states(four):
     before = sorted(four.rglob("*"))
     found = states(four)
     assert [state for state, _ in found] == ["done", "failed", "missing", "missing"]
-    assert found[1][1] == {"error": "test_status.py line 26 raised IndexError: list index out of range"}
+    assert found[1][1] == {"error": "test_status.py line 27 raised IndexError: list index out of range"}
     assert sorted(four.rglob("*")) == before
 
 
@@ -62,7 +63,7 @@ def test_a_line_a_cell_and_their_sum(four, capfd):
         status.show(four, [*planned, Planned("bad\x1b[31m", error="no such thing")])
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "done     cell 0"
-    assert lines[1] == "failed   cell 1: test_status.py line 26 raised IndexError: list index out of range"
+    assert lines[1] == "failed   cell 1: test_status.py line 27 raised IndexError: list index out of range"
     assert lines[2].startswith(f"running  cell 2 (process {files.os.getpid()} on {files.whoami()['host']} since 20")
     assert lines[3] == "missing  cell 3"
     assert lines[4] == "failed   bad?[31m: no such thing"
@@ -212,3 +213,23 @@ def test_pruning_asks_on_a_terminal(four, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda question: "y")
     prune.prune(four, yes=False)
     assert len(list(four.glob("victims/toy/*"))) == 1
+
+
+def test_what_is_used_by_the_time_of_the_answer_stays(four, monkeypatch, capfd):
+    late = cell(victim=victim(seed=7), seed=7)
+    Store(four).victim(late.victim, CPU)
+    monkeypatch.setattr(prune.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: run(late, Store(four), CPU) and "y")
+    prune.prune(four, yes=False)
+    assert "1 are used by now, and stay" in capfd.readouterr().out
+    assert run(late, Store(four), CPU)[1]
+    assert len(list(four.glob("victims/toy/*"))) == 2
+    Store(four).victim(victim(seed=8), CPU)
+    with files.locked(four, CELLS[2].path.parent):
+        pass
+    holding = files.locked(four, CELLS[2].path.parent)
+    monkeypatch.setattr("builtins.input", lambda question: holding.__enter__() or "y")
+    with pytest.raises(MadError, match="is at work"):
+        prune.prune(four, yes=False)
+    holding.__exit__(None, None, None)
+    assert len(list(four.glob("victims/toy/*"))) == 3

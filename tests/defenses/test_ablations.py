@@ -5,8 +5,12 @@ import torch
 from simplices import IMAGES, posteriors, ready
 
 from mad import solvers
+from mad.defenses.gradient_redirection import GradientRedirection
+from mad.defenses.mad import Mad
+from mad.defenses.mad_argmax import MadArgmax
 from mad.defenses.mad_identity import MadIdentity
 from mad.defenses.mad_random import MadRandom
+from mad.errors import SettingError
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 0.95, 2])
@@ -39,3 +43,10 @@ def test_the_random_corner_is_uniform_and_reaches_the_budget():
     assert torch.allclose(
         moved.clamp(max=0), (-step * clean).scatter(1, moved.argmax(dim=1, keepdim=True), 0), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", [Mad, MadArgmax, MadIdentity, MadRandom, GradientRedirection])
+def test_without_a_budget_what_perturbs_as_far_as_it_allows_is_refused(kind):
+    with pytest.raises(SettingError, match=f"epsilon needs a number from 0 to 2: {kind.name} perturbs.*got null"):
+        kind(None)
+    assert kind(2.0).strength == 2

@@ -6,11 +6,13 @@ from test_surrogates import Wide
 from toys import CPU, Blobs, cell, trainer, victim
 
 from mad import simplex
-from mad.defenses import Context
+from mad.defenses import Chain, Context
 from mad.defenses.distilled import DistilledSurrogate
 from mad.defenses.gradient_redirection import GradientRedirection
 from mad.defenses.mad import Mad
 from mad.defenses.mad_argmax import MadArgmax
+from mad.defenses.nasty_teacher import NastyTeacher
+from mad.deployment import deploy
 from mad.storage.fingerprint import describe, digest
 from mad.storage.store import Store
 
@@ -34,6 +36,14 @@ def test_a_distilled_surrogate_learns_the_victims_answers_once(kind, tmp_path, f
     for other in (DistilledSurrogate(POOL, queries=30), DistilledSurrogate(Blobs(size=60, name="other"))):
         other.ready(here)
     assert len(fits) == 3
+
+
+def test_what_learns_another_served_model_is_another_network(tmp_path, fits):
+    store, surrogate = Store(tmp_path), DistilledSurrogate(POOL, epochs=1)
+    nasty = Chain(parts=[NastyTeacher(omega=0.05), Mad(0.5, surrogate)])
+    for defense in (Mad(0.5, surrogate), nasty, Mad(0.5, surrogate), nasty):
+        deploy(victim(), defense, store=store)
+    assert fits.count("distilled surrogate") == 2
 
 
 def test_a_distilled_surrogates_recipe():

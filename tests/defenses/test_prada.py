@@ -224,6 +224,30 @@ def test_the_record_says_when_and_how_often_in_vain(tmp_path):
     assert quiet["prada_false_alarms"] == 0
 
 
+@pytest.mark.parametrize("size", [1, 7, 60])
+def test_the_columns_are_about_all_accounts_and_not_about_requests(size):
+    some = images(120)
+    api = deploy(victim(), Prada(least=20, every=1, delta=1.0)).session(120, accounts=2)
+    alone = deploy(victim(), Prada(least=20, every=1, delta=1.0)).session()
+    few = deploy(victim(), Prada(least=20, every=1, delta=1.0)).session(120, accounts=4)
+    for part in some.split(size):
+        for each in (api, few):
+            each(part)
+    alone(some)
+    told = api.defense.session_columns()
+    assert told["prada_flagged"] == 1
+    assert 20 < told["prada_flagged_at"] <= 60
+    assert told["prada_stored"] == alone.defense.session_columns()["prada_stored"] == 0
+    assert told["prada_lowest_w"] < 1
+    assert few.defense.session_columns()["prada_flagged"] <= 1
+    quiet = deploy(victim(), Prada(delta=0)).session(120, accounts=3)
+    for part in some.split(size):
+        quiet(part)
+    told = quiet.defense.session_columns()
+    assert (told["prada_flagged"], told["prada_flagged_at"]) == (0, None)
+    assert told["prada_stored"] == sum(each._stored for each in quiet.defense._sessions) > 3
+
+
 @pytest.mark.parametrize(("queries", "clients"), [(120, 2), (50, 4), (200, 1)])
 def test_honest_clients_make_a_thousand_queries_each(queries, clients):
     class Short(Prada):

@@ -205,6 +205,15 @@ def test_the_record_says_how_much_was_falsified(tmp_path, fits):
     assert sum("mapping" in each for each in fits) == 1
 
 
+def test_the_share_falsified_is_of_all_accounts():
+    shares = []
+    for accounts in (1, 2, 5):
+        api = deploy(victim(), Queen(threshold=0.0, radius=0.3, **QUICK)).session(100, accounts=accounts)
+        api(blobs()[:100])
+        shares.append(api.defense.session_columns()["queen_falsified"])
+    assert 0 < shares[0] == shares[1] == shares[2]
+
+
 def test_honest_queries_add_up():
     api = deploy(victim(), Queen(threshold=0.0, radius=0.3, **QUICK))
     found = utility(api, victim().dataset.test(), None, CPU)

@@ -274,6 +274,6 @@ def test_a_pool_of_the_victims_own_test_images_is_told(tmp_path, capsys):
 
     run(cell(victim=own(function=predict), pool=Same()), Store(tmp_path), CPU)
     said = capsys.readouterr().err
-    assert "warning: 200 of the 200 images of pool blobs are test images of victim own" in said
+    assert "warning: pool blobs shares 200 of 200 compared images with the test split of victim own" in said
     run(cell(victim=own(function=predict)), Store(tmp_path), CPU)
-    assert "are test images" not in capsys.readouterr().err
+    assert "compared images" not in capsys.readouterr().err
