@@ -44,6 +44,7 @@ class Estimate:
         seconds: how long the rest takes; 0 if it is kept.
         bytes: what it will keep on the disk.
         error: why it cannot be run, if it cannot.
+        left_out: whether it is for that reason left out of a grid.
         budget: how many queries it makes.
     """
 
@@ -52,6 +53,7 @@ class Estimate:
     seconds: float = 0.0
     bytes: int = 0
     error: str | None = None
+    left_out: bool = False
     budget: int = 0
 
 

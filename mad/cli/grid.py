@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 import hydra
@@ -13,11 +14,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from mad.cli.configs import groups
+from mad.cli.messages import unfit
 from mad.errors import MadError
 
 Job = list[str]
 SWEEPER = "hydra_plugins.mad_grid.GridSweeper"
 LAID_OUT = "grid=[]"  # an override for each job: it has no grid of its own
+
+
+def leaves_out(error: BaseException, job: Iterable[str]) -> bool:
+    """Return whether a grid leaves a job out for an error: an experiment asks for it, the user does not."""
+    return LAID_OUT in job and unfit(error)
 
 
 def chosen(config: DictConfig) -> bool:

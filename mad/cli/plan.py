@@ -24,11 +24,12 @@ PLAN = "cells.jsonl"  # in a sweep's folder
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A cell of a sweep: its label, and the path of its record or the reason why it cannot be run."""
+    """A cell of a sweep: its label, and the path of its record or the reason why it cannot be run, or is left out."""
 
     label: str
     record: Path | None = None
     error: str | None = None
+    left_out: bool = False
 
 
 def plan(jobs: list[grid.Job]) -> list[Planned]:
@@ -44,7 +45,7 @@ def plan(jobs: list[grid.Job]) -> list[Planned]:
                 KEPT[tuple(job)] = kept
             both = reference_and_cell(config, kept[0] if kept else None, label)
         except RAISED as error:
-            found[label] = Planned(label, error=messages.one_line(error))
+            found[label] = Planned(label, error=messages.one_line(error), left_out=grid.leaves_out(error, job))
             continue
         for path, name in both:
             found.setdefault(path, Planned(name, path))

@@ -96,7 +96,7 @@ def show(config: DictConfig, jobs: list[tuple[list[str], Any]], parallel: int) -
                     found[key] = each
                 cells.append(cell)
             except RAISED as error:
-                found[label] = Estimate(label, error=one_line(error))
+                found[label] = Estimate(label, error=one_line(error), left_out=grid.leaves_out(error, words))
     out.print(table(list(found.values())))
     for line in summary(list(found.values()), estimator, parallel):
         out.print(line, soft_wrap=True, markup=False)
@@ -133,7 +133,7 @@ def table(rows: list[Estimate]) -> Table:
     for each in rows:
         label = "".join(c if c.isprintable() else "?" for c in each.label)
         if each.error:
-            found.add_row(label, f"cannot be run: {each.error}", "", "")
+            found.add_row(label, f"{'left out' if each.left_out else 'cannot be run'}: {each.error}", "", "")
         elif each.kept:
             found.add_row(label, "kept", "0 s", "")
         else:
@@ -145,9 +145,11 @@ def summary(rows: list[Estimate], estimator: Estimator, parallel: int) -> Iterab
     """Yield how many cells are kept and to do, how long the rest takes and where that is known from."""
     left = [each for each in rows if not each.kept and not each.error]
     total, kept = sum(each.seconds for each in left), sum(each.kept for each in rows)
-    wrong = sum(each.error is not None for each in rows)
+    out_of_it = sum(each.left_out for each in rows)
+    wrong = sum(each.error is not None for each in rows) - out_of_it
     yield (
         f"{len(rows)} cell{'' if len(rows) == 1 else 's'}: {kept} kept, {len(left)} to do"
+        + (f", {out_of_it} left out" if out_of_it else "")
         + (f", {wrong} that cannot be run" if wrong else "")
     )
     if not left:

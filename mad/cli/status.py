@@ -23,7 +23,7 @@ from mad.progress import out
 from mad.schema import Record
 from mad.storage.files import DamagedError, below, holder, lock_file
 
-STATES = ("done", "running", "failed", "missing")
+STATES = ("done", "running", "failed", "missing", "left out")
 
 
 @command
@@ -113,7 +113,10 @@ def listed(folder: Path) -> list[Planned]:
     """Return the cells that a sweep listed when it started; the list is data and is never executed."""
     try:
         rows = [json.loads(line) for line in (folder / PLAN).read_text().splitlines()]
-        return [Planned(str(row["label"]), row["record"] and Path(row["record"]), row["error"]) for row in rows]
+        return [
+            Planned(str(row["label"]), row["record"] and Path(row["record"]), row["error"], bool(row.get("left_out")))
+            for row in rows
+        ]
     except OSError as error:
         raise MadError(f"{folder} is no sweep's folder ({error.strerror}): expected {folder / PLAN}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -132,7 +135,7 @@ def show(outputs: Path, cells: list[Planned]) -> None:
             running.append(time.time() - detail["since"])
         text = f"{state:<8} {cell.label}{why(state, detail)}"
         out.print("".join(c if c.isprintable() else "?" for c in text), soft_wrap=True, markup=False)
-    total = ", ".join(f"{counts[state]} {state}" for state in STATES)
+    total = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state] or state != "left out")
     out.print(
         f"{len(cells)} cell{'' if len(cells) == 1 else 's'}: {total}; {left(seconds, running, counts['missing'])}",
         soft_wrap=True,
@@ -146,7 +149,7 @@ def state_of(outputs: Path, cell: Planned) -> tuple[str, Record]:
     from mad.storage.store import FAILED
 
     if cell.record is None:
-        return "failed", {"error": cell.error or "?"}
+        return "left out" if cell.left_out else "failed", {"error": cell.error or "?"}
     try:
         record = read_record(below(outputs, cell.record))
     except DamagedError:
@@ -168,4 +171,4 @@ def why(state: str, detail: Record) -> str:
     if state == "running":
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(detail["since"]))
         return f" (process {detail['pid']} on {detail['host']} since {since})"
-    return f": {detail['error']}" if state == "failed" else ""
+    return f": {detail['error']}" if state in ("failed", "left out") else ""

@@ -18,7 +18,7 @@ from mad.cli import configs, grid, known, launchers, preview, sweep_folder
 from mad.cli.command import Leave, guard
 from mad.cli.configs import outputs_of
 from mad.cli.figures import finish
-from mad.cli.messages import one_line, report, unfit
+from mad.cli.messages import one_line, report
 from mad.cli.plan import reference_label
 from mad.errors import RAISED, MadError
 from mad.progress import err
@@ -74,7 +74,7 @@ def one_of_a_sweep(config: DictConfig) -> None:
         found = {"record": str(path)}
     except RAISED as error:
         found, made = {"error": one_line(error)}, False
-        if unfit(error) and grid.LAID_OUT in overrides:
+        if grid.leaves_out(error, overrides):
             found["left_out"] = "an experiment's grid asks for it, the user does not"
         else:
             report(error)

@@ -186,7 +186,7 @@ def test_a_grid_runs(experiment, mad_run, tmp_path):
     assert "records.csv" in out
 
 
-def test_what_does_not_go_with_the_victim_is_left_out_of_a_grid(experiment, mad_run, tmp_path):
+def test_what_does_not_go_with_the_victim_is_left_out_of_a_grid(experiment, mad_run, monkeypatch, capfd):
     unfit = "attack=jbtr attack.k=10,11"  # the victim has ten classes
     chosen = experiment("attack=knockoff", unfit, body="attack: {budget: 50}")
     code, out, err = mad_run(*chosen, *SMALL)
@@ -197,6 +197,11 @@ def test_what_does_not_go_with_the_victim_is_left_out_of_a_grid(experiment, mad_
         assert err.count(reason) == 1
     assert "failed" not in err
     assert "records.csv" in out
+    call(monkeypatch)  # mad-status
+    lines = capfd.readouterr().out.splitlines()
+    assert [line[:8].strip() for line in lines[:-1]].count("left out") == 2
+    assert "0 failed, 0 missing, 2 left out; " in lines[-1]
+    assert ": 2 kept, 0 to do, 2 left out\n" in mad_run(*chosen, *SMALL, "plan=true")[1]
     code, _, err = mad_run(*experiment(unfit, name="none"), *SMALL)
     assert (code, err.splitlines()[-1]) == (1, "2 of 2 cells failed; the others are kept")
     code, _, err = mad_run("-m", *shlex.split(unfit), *SMALL)  # asked for by name
