@@ -28,10 +28,12 @@ class Agreement:
     Args:
         share: share of the images on which both have the same top class, in [0, 1].
         images: number of held-out images, up to 10,000.
+        learned: whether the stolen model learned from the answers; one that gives a constant answer may agree often.
     """
 
     share: float
     images: int
+    learned: bool = True
 
 
 def spare(cell: Cell) -> int:
@@ -77,9 +79,11 @@ def held_out_agreement(cell: Cell, store: Store, device: torch.device, held: int
     judged, left = order[:held], order[held:].sort().values
     labels = None if adversary.labels is None else adversary.labels[left]
     stolen = cell.attack.spend(victim.session(budget), chosen(images, left), replace(adversary, labels=labels))
-    network = stolen.network
+    network, learned = stolen.network, True
     if network is None:
         assert stolen.transfer is not None  # Attack.spend checks this
-        network = adversary.train(stolen.transfer)
+        ready = adversary.learned_from(stolen.transfer)
+        network = ready.train(stolen.transfer)
+        learned = ready.learned(network, stolen.transfer)
     theirs, ours = (logits_of(net, images, device, judged).argmax(dim=1) for net in (network, victim.model))
-    return Agreement((theirs == ours).float().mean().item(), len(judged))
+    return Agreement((theirs == ours).float().mean().item(), len(judged), learned)

@@ -15,7 +15,6 @@ import torch
 
 from mad.cell import SHARED, Cell
 from mad.datasets import batches, to_unit_range
-from mad.datasets.overlap import warning
 from mad.deployment import Deployment, deploy
 from mad.device import use_threads
 from mad.errors import MadError, check_number
@@ -269,21 +268,6 @@ def stolen_accuracy(cell: Cell, store: Store, device: torch.device, threads: int
         network = adversary.learned_from(stolen.transfer).train(stolen.transfer)
     split = cell.victim.validation_split()
     return accuracy(top(network, "the stolen network", split.images, device), split.labels)
-
-
-def keep_apart(cell: Cell, say: Callable[[str], object]) -> None:
-    """Warn of a pool that has images which thieves are scored on, those of the validation split.
-
-    Raises:
-        MadError: if the thief is given such images.
-    """
-    if "the victim's data" in cell.knows:
-        what = "is given images of the victim's kind that mad-tune scores stolen models on"
-        raise MadError(f"attack {cell.attack.name} {what}: take another attack, or another attack.source")
-    split = cell.victim.validation_split()
-    of = f"the validation split of victim {cell.victim.name}"
-    if cell.pool is not None and (told := warning(cell.pool_name, pool_images(cell, cell.pool), of, split.images)):
-        say(told)
 
 
 def latency(made: Deployment, cell: Cell) -> float:

@@ -35,6 +35,8 @@ def test_a_good_thief_agrees_and_a_bad_one_does_not(tmp_path, fits):
     bad = held_out_agreement(cell(knockoff=Knockoff(trainer(), learning_rate=1e-9)), Store(tmp_path), CPU)
     assert good.images == bad.images == 75
     assert good.share > 0.9 > 0.6 > bad.share
+    assert good.learned
+    assert not bad.learned
     assert fits == ["victim toy", "knockoff", "knockoff"]  # the victim is kept
     assert not list(tmp_path.rglob("record.json"))
     assert held_out_agreement(cell(), Store(tmp_path), CPU) == good

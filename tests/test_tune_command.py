@@ -77,6 +77,9 @@ def test_from_the_command_line_to_the_command_that_serves(tmp_path, monkeypatch,
     kept = mad.records()
     worst = {name: some.stolen_accuracy.max() for name, some in kept.groupby(kept.defense == "none")}
     assert f"steals {worst[False]:.1%}, undefended {worst[True]:.1%}" in told
+    own = kept[kept.defense != "none"]
+    broken = (own.victim_accuracy - own.defended_accuracy).mean() > 0.1
+    assert ("warning: on the test split it costs" in err) == broken
     assert told.endswith("no less than no defense does") == (worst[False] >= worst[True])
 
 

@@ -1,5 +1,6 @@
 """mad-tune: limits are kept, the better half goes on, nothing is measured twice, and the test split is not touched."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from torch import nn
 from toys import CPU
 
 import mad
-from mad import tuning
+from mad import tuning, tuning_checks
 from mad.datasets import checked
 from mad.deployment import Deployment
 from mad.errors import MadError
@@ -243,10 +244,10 @@ def test_requests_are_timed_with_the_victims_pass_whoever_asked_before(cells, mo
 
 def test_a_pool_with_images_that_thieves_are_scored_on_is_told():
     said = []
-    tuning.keep_apart(mad.load("victim.validation=0.1", "pool=digits", "attack.budget=60"), said.append)
+    tuning_checks.keep_apart(mad.load("victim.validation=0.1", "pool=digits", "attack.budget=60"), said.append)
     assert [line.partition(":")[0] for line in said] == ["warning"]
-    assert "pool digits shares 130 of 1797 compared images with the validation split of victim digits" in said[0]
-    tuning.keep_apart(mad.load("victim.validation=0.1", "attack.budget=60"), said.append)
+    assert "pool digits shares 130 of 1297 compared images with the validation split of victim digits" in said[0]
+    tuning_checks.keep_apart(mad.load("victim.validation=0.1", "attack.budget=60"), said.append)
     assert len(said) == 1
 
 
@@ -262,3 +263,23 @@ def test_a_defense_that_costs_exactly_the_limit_is_no_dearer(cells, study, monke
 def test_a_limit_out_of_range_is_refused(name, value):
     with pytest.raises(MadError, match=f"^{name} "):
         Limits(**{name: value})
+
+
+def test_a_budget_above_the_pool_and_a_limit_of_less_than_two_images_are_told_first():
+    said = []
+    with pytest.raises(MadError, match=r"attack\.budget=500 is above the 60 images of pool"):
+        tuning_checks.enough(mad.load("victim.validation=0.1", "pool.size=60", "attack.budget=500"), 0.05, said.append)
+    cell = mad.load("victim.validation=0.1", "attack.budget=60")
+    tuning_checks.enough(cell, 0.05, said.append)
+    assert said == []
+    tuning_checks.enough(cell, 0.01, said.append)
+    assert re.fullmatch(r"warning: one of 1\d\d validation images is 0\.\d% of accuracy, too much to tell .*", said[0])
+    tuning_checks.enough(cell, 0.0, said.append)  # no loss at all can be told
+    assert len(said) == 1
+
+
+def test_a_winner_that_breaks_the_limits_on_the_test_split_is_told():
+    assert tuning_checks.above([(0.02, 0.5), (0.0, 0.5)], 0.01, 0.5) == ""
+    told = tuning_checks.above([(0.175, 0.8475)], 0.05, 2.0)
+    assert told.startswith("warning: on the test split it costs 17.5% of accuracy and 0.848 of L1, above the limits")
+    assert "above the limits" in tuning_checks.above([(0.0, 0.6)], 0.05, 0.5)

@@ -174,6 +174,9 @@ def unreadable(word: str) -> str:
         return f"{word!r} is no override: it must be key=value, like defense=mad; mad-run --help lists the choices"
     if not re.fullmatch(r"[+~]*[\w$@/:-]+(\.[\w$@/:-]+)*", key):
         return f"{word!r} is no override: {key!r} is no key; expected key=value, like defense.epsilon=0.5"
+    more = re.findall(r"\s[+~]*([\w/.-]+)=", value if value[:1] not in "'\"{[" else "")
+    if any("." in each or each in configs.groups() for each in more):
+        return f"{word!r} is several overrides in one text: give each an argument of its own"
     if value.startswith("="):
         return f"{word!r} has one = too many: say {key}{value}"
     return f"{word!r} cannot be read: {in_quotes(key, value)}; values to sweep over are a,b,c with none empty"

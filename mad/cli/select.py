@@ -36,6 +36,7 @@ def main() -> None:
     sys.path.append(os.getcwd())  # plug-ins, as for mad-run
     every = [configs.composed([*common, *words(each), "defense=none"], place) for each in tried]
     from mad.cli.compose import cell_of  # imports torch
+    from mad.cli.task import NOTHING_LEARNED
     from mad.device import choose, use_threads
     from mad.selection import held_out_agreement, spare
     from mad.storage.store import Store
@@ -47,6 +48,7 @@ def main() -> None:
         store, device = Store(configs.outputs_of(config)), choose(config.device)
         found = held_out_agreement(cell, store, device, held)
         text = f"{found.share:6.2%} of {found.images} held-out images: {name or 'as it stands'}"
+        text += "" if found.learned else f" ! {NOTHING_LEARNED.removeprefix('; ')}"
         out.print(text, soft_wrap=True, markup=False)
 
 

@@ -135,9 +135,12 @@ def show(outputs: Path, cells: list[Planned]) -> None:
             running.append(time.time() - detail["since"])
         text = f"{state:<8} {cell.label}{why(state, detail)}"
         out.print("".join(c if c.isprintable() else "?" for c in text), soft_wrap=True, markup=False)
+    rest = left(seconds, running, counts["missing"])
+    if counts["failed"] and not counts["missing"] and not running:
+        rest = "the same command tries again what failed"
     total = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state] or state != "left out")
     out.print(
-        f"{len(cells)} cell{'' if len(cells) == 1 else 's'}: {total}; {left(seconds, running, counts['missing'])}",
+        f"{len(cells)} cell{'' if len(cells) == 1 else 's'}: {total}; {rest}",
         soft_wrap=True,
         markup=False,
     )

@@ -127,7 +127,7 @@ def limit(told: dict[str, str], name: str, usual: Any) -> Any:
 
 def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str], place: Path | None) -> None:
     """Tune, printing a line for each candidate that is settled; then the winner's record and how to serve it."""
-    from mad import tuning  # imports torch
+    from mad import tuning, tuning_checks  # imports torch
     from mad.cli.compose import cell_of
     from mad.cli.figures import finish
     from mad.cli.launchers import jobs
@@ -160,7 +160,8 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
     def say(text: str) -> None:
         err.print(text, soft_wrap=True, markup=False)
 
-    tuning.keep_apart(make([first], 0), say)
+    tuning_checks.keep_apart(make([first], 0), say)
+    tuning_checks.enough(make([first], 0), limits.loss, say)
     with computing(config.threads):
         found, name = None, digest(asked)
         with alone(outputs, name, say):
@@ -170,12 +171,17 @@ def tuned(words: Sequence[str], candidates: Sequence[Any], told: dict[str, str],
         assert found is not None
         best = [found.name, *tuning.strength_words(make, found.name, found.told or {})]
         out.print(f"best within the limits: {shlex.join(best)}", soft_wrap=True, markup=False)
-        paths, stolen = [], {member: [0.0, 0.0] for member in MEMBERS}  # with the defense and without
+        paths, stolen, costs = [], {member: [0.0, 0.0] for member in MEMBERS}, []  # with the defense and without
         for cell, member in ((make([*best, *member], seed), member) for seed in seeds for member in MEMBERS):
             for number, each in enumerate((cell, cell.reference)):
-                stolen[member][number] += run(each, store, device)[0]["stolen_accuracy"] / len(seeds)
+                record = run(each, store, device)[0]
+                stolen[member][number] += record["stolen_accuracy"] / len(seeds)
+                if not number:
+                    costs.append((record["victim_accuracy"] - record["defended_accuracy"], record["l1_mean"]))
             paths.append(cell.path)
     finish(paths, outputs)
+    if told_of := tuning_checks.above(costs, limits.loss, limits.l1):
+        say(told_of)
     left, before = (max(shares) for shares in zip(*stolen.values(), strict=True))
     gain = "" if left < before else ": it leaves a thief no less than no defense does"
     text = f"the strongest of these adversaries steals {left:.1%}, undefended {before:.1%}{gain}"

@@ -78,9 +78,10 @@ class Answering(nn.Module):
         whole = found.shape == (count,) and found.dtype in WHOLE
         labels = found.long() if whole else found  # torch has no minimum of some whole numbers
         if not whole or (count and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes):
+            came = f", from {int(labels.min())} to {int(labels.max())}" if whole and count else ""
             raise MadError(
                 f"{self.who} must answer {count} images with labels ({count},), whole numbers from 0 to "
-                f"{self.classes - 1}; got {plugins.kind(found)}"
+                f"{self.classes - 1}; got {plugins.kind(found)}{came}"
             )
         return torch.nn.functional.one_hot(labels, self.classes).float().log()
 

@@ -44,6 +44,7 @@ def examine(
     said = order(predicted, test.labels, who, names)
     if normalization is not None:
         said |= normalizations(network, test, device, who, normalization)
+        said = said or channels(network, test, device, who)
     if not said and right < 2 / len(names) and right < 0.5:
         say(f"warning: {who} is hardly right more often than chance, {1 / len(names):.1%}: is it the right model?")
 
@@ -115,6 +116,22 @@ def normalizations(network: nn.Module, test: Split, device: torch.device, who: s
     say(
         f"warning: {who}: {found[best]:.1%} of {len(rows)} images right with victim.normalize={' or '.join(alike)}, "
         f"{before:.1%} as it is ({normalization}): which one was it trained with?"
+    )
+    return True
+
+
+def channels(network: nn.Module, test: Split, device: torch.device, who: str) -> bool:
+    """Return whether, and warn if, a network is right more often on images whose channels are in the reverse order."""
+    if test.images.shape[1] != 3:
+        return False
+    rows = torch.randperm(len(test.labels), generator=generator(0, "examine"))[:SAMPLE]
+    images, labels = torch.stack([test.images[int(row)] for row in rows]), test.labels[rows]
+    before, after = (share(logits_of(network, some, device).argmax(dim=1), labels) for some in (images, images.flip(1)))
+    if not better(after, before, len(rows)):
+        return False
+    say(
+        f"warning: {who}: {after:.1%} of {len(rows)} images right with blue first (BGR), {before:.1%} as it is: "
+        "if it was trained so, swap the channels in its forward, or in a victim.function"
     )
     return True
 

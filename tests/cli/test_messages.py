@@ -9,7 +9,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from toys import compose
 
-from mad.cli import configs, data, status, tune
+from mad.cli import configs, data, messages, status, tune
 from mad.cli import figures as figures_command
 from mad.cli import run as run_command
 from mad.errors import MadError, near
@@ -267,3 +267,12 @@ def test_what_is_no_path(value):
 def test_names_are_near_in_any_case_and_below_any_folder():
     assert near("FIG4", ["mnist", "paper/fig4"]) == " (did you mean paper/fig4?)"
     assert near("x", ["mnist"]) == ""
+
+
+def test_several_overrides_in_one_text_are_told_so():
+    told = messages.unreadable("defense=mad defense.epsilon=0.5")
+    assert (
+        told == "'defense=mad defense.epsilon=0.5' is several overrides in one text: give each an argument of its own"
+    )
+    assert "in quotes twice" in messages.unreadable("pool.path=my photographs=new")
+    assert "in quotes twice" in messages.unreadable("defense.name='a b=c")

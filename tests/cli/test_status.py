@@ -127,7 +127,7 @@ def test_a_sweep_lists_its_cells(mad_run, monkeypatch, capfd):
     assert sum("undefended reference" in line for line in lines) == 1
     assert sum("defense.epsilon must be a number in [0, 2], got 9" in line for line in lines) == 1
     assert sum(line.startswith("failed") and "attack.budget=99999 is above" in line for line in lines) == 2
-    assert lines[-1] == "3 cells: 0 done, 0 running, 3 failed, 0 missing; nothing left to do"
+    assert lines[-1] == "3 cells: 0 done, 0 running, 3 failed, 0 missing; the same command tries again what failed"
 
 
 @pytest.mark.parametrize("word", ["outputs='a b'", 'outputs="a b"', "outputs=a b", "+outputs_too=1"])

@@ -17,6 +17,7 @@ from mad.defenses.mad import Mad
 from mad.defenses.surrogates import VictimSurrogate
 from mad.deployment import deploy
 from mad.errors import MadError
+from mad.own.examine import channels
 from mad.own.normalized import layer
 from mad.pipeline import run
 from mad.storage.store import Store
@@ -77,6 +78,26 @@ def test_a_wrong_normalization_is_told(tmp_path, capsys):
         said = capsys.readouterr().err
         assert ("images right with victim.normalize=" in said) is wrong, said
         assert wrong is False or f"as it is (victim.normalize={normalize})" in said
+
+
+def test_blue_first_is_told(capsys):
+    labels = torch.arange(60) % 3
+    images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 2
+    images[torch.arange(60), labels] += 0.5  # the brightest channel is the class
+
+    class Brightest(torch.nn.Module):
+        def forward(self, images):
+            return 9 * images.mean(dim=(2, 3))
+
+    class Reversed(Brightest):
+        def forward(self, images):
+            return super().forward(images.flip(1))
+
+    assert channels(Reversed(), Split(images, labels), CPU, "mine")
+    assert "100.0% of 60 images right with blue first (BGR), 33.3% as it is" in capsys.readouterr().err
+    assert not channels(Brightest(), Split(images, labels), CPU, "mine")
+    assert not channels(Brightest(), Split(images[:, :1], labels), CPU, "mine")
+    assert capsys.readouterr().err == ""
 
 
 def test_chance_is_told(capsys):

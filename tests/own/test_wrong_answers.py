@@ -35,7 +35,7 @@ def fails(images):
         (lambda images: torch.full((1, 4), 0.25), None, "give one row an image"),
         (lambda images: torch.full((2, 4), float("nan")), "logits", "NaN or infinite logits"),
         (predict, "labels", "labels .*whole numbers from 0 to 3"),
-        (lambda images: torch.tensor([1, 4]), "labels", "whole numbers from 0 to 3"),
+        (lambda images: torch.tensor([1, 4]), "labels", "whole numbers from 0 to 3; got .*, from 1 to 4"),
     ],
 )
 def test_what_a_function_may_not_answer_is_one_line(function, answers, said):
