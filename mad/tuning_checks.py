@@ -9,6 +9,7 @@ from mad.datasets.overlap import warning
 from mad.errors import MadError
 from mad.pipeline import pool_images
 
+ROUNDING = 1e-6  # of a mean of many float32 values
 FEW = 2  # images: a limit that is fewer of the validation split's cannot be told
 
 
@@ -56,7 +57,7 @@ def above(costs: Sequence[tuple[float, float]], loss: float, l1: float) -> str:
         l1: the most mean L1.
     """
     lost, moved = (sum(each) / len(costs) for each in zip(*costs, strict=True))
-    if lost <= loss and moved <= l1:
+    if lost <= loss + ROUNDING and moved <= l1 + ROUNDING:
         return ""
     found = f"warning: on the test split it costs {lost:.1%} of accuracy and {moved:.3f} of L1, above the limits"
     return f"{found}, which it keeps on the validation split: take a lower strength, or hold out more images"

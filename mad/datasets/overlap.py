@@ -16,6 +16,7 @@ from mad.datasets.held_out import Part
 from mad.datasets.pictures import Encoded, Source
 
 DECODED = 200  # images of a stream that are compared with images in memory
+PART = 10_000  # images that are turned into an array at once
 FILES = 10_000  # files of a stream that are compared with another stream's
 
 
@@ -65,8 +66,9 @@ def in_both(images: Images, others: Images) -> tuple[int, int]:
 
 
 def pixels(images: Tensor, as_floats: bool) -> list[int]:
-    """Return a hash of each image."""
-    return [hash((to_unit_range(each) if as_floats else each).cpu().contiguous().numpy().tobytes()) for each in images]
+    """Return a hash of each image; at every start, so a tensor is turned into an array in parts and not by image."""
+    parts = (to_unit_range(some) if as_floats else some for some in images.split(PART))
+    return [hash(each.tobytes()) for some in parts for each in some.cpu().contiguous().numpy()]
 
 
 def spaced(count: int, most: int) -> list[int]:
